@@ -1,0 +1,36 @@
+"""Array aliases and the two contracts that the rest of the library is built on.
+
+A *schedule* maps time t in [0, 1] (0 is data, 1 is noise) to the log-SNR in nats.
+A *denoiser* maps a noisy example and its log-SNR to a `Prediction`. Samplers,
+distillation targets and evaluation know nothing else about a network.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+Examples: TypeAlias = Float[Array, " batch *event"]
+PerExample: TypeAlias = Float[Array, " batch"]
+Labels: TypeAlias = Int[Array, " batch"]
+Keys: TypeAlias = Key[Array, " batch"]
+Scalar: TypeAlias = Float[Array, ""]
+Params: TypeAlias = PyTree[Array]
+
+
+class Prediction(NamedTuple):
+    """One estimate of the clean example, in three equivalent forms.
+
+    With z_t = alpha_t x + sigma_t eps and v = alpha_t eps - sigma_t x, each form
+    determines the others. All three are kept because forming one from another
+    divides by sigma_t or alpha_t, which costs digits near t = 0 or t = 1.
+    """
+
+    x: Examples
+    eps: Examples
+    v: Examples
+
+
+Schedule: TypeAlias = Callable[[Float[Array, " ..."]], Float[Array, " ..."]]
+Network: TypeAlias = Callable[[Examples, PerExample], Examples]
+Denoiser: TypeAlias = Callable[[Examples, PerExample], Prediction]
