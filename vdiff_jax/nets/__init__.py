@@ -1,0 +1,1 @@
+"""Networks: maps from (z_t, logsnr_t, label) to a prediction of x, eps, v or both."""

@@ -1,0 +1,177 @@
+"""The U-Net of Salimans & Ho (2022), arXiv:2202.00512, described level by level."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from vdiff_jax.nets.convolution import conv3x3
+from vdiff_jax.nets.layers import (
+    AttnBlock,
+    Images,
+    LogsnrInput,
+    ResnetBlock,
+    depth_to_space,
+    logsnr_input,
+    resample,
+    sinusoid,
+    space_to_depth,
+)
+from vdiff_jax.types import Labels, PerExample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Level:
+    """One resolution of the U-Net.
+
+    Attributes:
+      features: Channels.
+      num_blocks: Residual blocks on the way down; one more on the way up.
+      num_heads: Attention heads after each block; 0 for no attention.
+      resample_in_block: Whether a residual block changes the resolution to and from the
+        next level (BigGAN), or a convolution does (DDPM).
+    """
+
+    features: int
+    num_blocks: int
+    num_heads: int = 0
+    resample_in_block: bool = True
+
+
+class UNet(nn.Module):
+    """A U-Net conditioned on the log-SNR and, optionally, a class.
+
+    At initialisation the output is zero: the last convolution starts at zero.
+
+    Attributes:
+      levels: From the image's resolution to the lowest, each half of the one before.
+      out_channels: Channels of the output: those of the image, or twice as many.
+      emb_features: Width of the embedding of log-SNR and class.
+      mid_heads: Attention heads in the middle.
+      num_classes: 0 for an unconditional network.
+      dropout: Rate in each residual block when training.
+      groups: Groups of each group norm; divides every level's channels.
+      patch: Folds squares of patch x patch pixels into channels at the input, and back
+        at the output.
+      logsnr_input: How the log-SNR is fed to the sinusoid; see `layers.logsnr_input`.
+      dtype: What the network computes in; parameters and output are float32.
+    """
+
+    levels: tuple[Level, ...]
+    out_channels: int
+    emb_features: int
+    mid_heads: int = 1
+    num_classes: int = 0
+    dropout: float = 0.0
+    groups: int = 32
+    patch: int = 1
+    logsnr_input: LogsnrInput = "inv_cos"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        z_t: Images,
+        logsnr_t: PerExample,
+        label: Labels | None = None,
+        *,
+        train: bool = False,
+    ) -> Images:
+        """Predicts, for each pixel, what the loss asks for.
+
+        Args:
+          z_t: Noisy images. Height and width divide by patch * 2^(levels - 1).
+          logsnr_t: Their log-SNR, in nats.
+          label: Their classes, 0 .. num_classes - 1; None if unconditional.
+          train: Turns dropout on; needs a "dropout" key.
+
+        Returns:
+          [batch, height, width, out_channels], float32.
+
+        Raises:
+          ValueError: If the image does not divide, or a label is missing or unwanted.
+        """
+        self._check(z_t, label)
+        emb = self._embed(logsnr_t, label)
+        h = space_to_depth(z_t, self.patch).astype(self.dtype)
+        h = conv3x3(self.levels[0].features, dtype=self.dtype, name="conv_in")(h)
+        skips = [h]
+
+        last = len(self.levels) - 1
+        for l, level in enumerate(self.levels):
+            for b in range(level.num_blocks):
+                h = self._block(level.features, f"down_{l}.block_{b}")(h, emb, train)
+                h = self._attend(level.num_heads, f"down_{l}.attn_{b}", h)
+                skips.append(h)
+            if l != last:
+                h = self._resample(level, "down", f"down_{l}.downsample", h, emb, train)
+                skips.append(h)
+
+        middle = self.levels[-1].features
+        h = self._block(middle, "mid.block_1")(h, emb, train)
+        h = self._attend(self.mid_heads, "mid.attn_1", h)
+        h = self._block(middle, "mid.block_2")(h, emb, train)
+
+        for l, level in reversed(list(enumerate(self.levels))):
+            for b in range(level.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(level.features, f"up_{l}.block_{b}")(h, emb, train)
+                h = self._attend(level.num_heads, f"up_{l}.attn_{b}", h)
+            if l != 0:
+                h = self._resample(level, "up", f"up_{l}.upsample", h, emb, train)
+
+        h = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm_out")(h)
+        h = nn.swish(h).astype(jnp.float32)
+        out_channels = self.patch**2 * self.out_channels
+        h = conv3x3(out_channels, zero_init=True, name="conv_out")(h)
+        return depth_to_space(h, self.patch)
+
+    def _check(self, z_t: Images, label: Labels | None) -> None:
+        smallest = self.patch * 2 ** (len(self.levels) - 1)
+        if z_t.shape[1] % smallest or z_t.shape[2] % smallest:
+            raise ValueError(
+                f"An image of {z_t.shape[1]} x {z_t.shape[2]} does not divide by"
+                f" {smallest}, which {len(self.levels)} levels and patch={self.patch}"
+                " need."
+            )
+        if (label is not None) != (self.num_classes > 0):
+            raise ValueError(
+                f"A network with num_classes={self.num_classes} got label={label}."
+            )
+
+    def _embed(
+        self, logsnr_t: PerExample, label: Labels | None
+    ) -> Float[Array, " batch features"]:
+        time = 1000.0 * logsnr_input(logsnr_t, self.logsnr_input)
+        emb = sinusoid(time, self.levels[0].features)
+        emb = nn.Dense(self.emb_features, name="dense0")(emb)
+        emb = nn.Dense(self.emb_features, name="dense1")(nn.swish(emb))
+        if label is None:
+            return emb
+        one_hot = nn.one_hot(label, self.num_classes)
+        return emb + nn.Dense(self.emb_features, name="class_emb")(one_hot)
+
+    def _block(self, features: int, name: str, how=None) -> ResnetBlock:
+        return ResnetBlock(
+            features,
+            dropout=self.dropout,
+            groups=self.groups,
+            how=how,
+            dtype=self.dtype,
+            name=name,
+        )
+
+    def _attend(self, num_heads: int, name: str, h: Images) -> Images:
+        if num_heads == 0:
+            return h
+        return AttnBlock(num_heads, groups=self.groups, dtype=self.dtype, name=name)(h)
+
+    def _resample(self, level: Level, how, name: str, h: Images, emb, train: bool):
+        if level.resample_in_block:
+            return self._block(level.features, name, how)(h, emb, train)
+        if how == "up":
+            h = resample(h, "up")
+        strides = 2 if how == "down" else 1
+        return conv3x3(level.features, strides=strides, dtype=self.dtype, name=name)(h)
