@@ -1,0 +1,219 @@
+"""The training step: the same for training, distillation and whatever comes later.
+
+What differs between them is the loss, a function (params, batch, draws, *loss_args) ->
+one value per example. Anything that changes from run to run but must not be compiled
+in, such as a teacher's parameters, travels in a `Job`.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias, get_args
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
+
+from vdiff_jax.losses import Draws, draw
+from vdiff_jax.types import Params, PerExample, Scalar
+
+
+class Batch(NamedTuple):
+    """Images as uint8 pixels or as floats in model units, and their classes."""
+
+    image: Num[Array, " *batch height width channels"]
+    label: Int[Array, " *batch"] | None = None
+
+
+class Job(NamedTuple):
+    """What is fixed for the length of a run and is an argument of the compiled step.
+
+    Attributes:
+      key: Root of all randomness; step n uses fold_in(key, n).
+      num_updates: Length of the run, over which the learning rate is laid out.
+      loss_args: Passed on to the loss: nothing, or the teacher and its student's N.
+    """
+
+    key: Key[Array, ""]
+    num_updates: Int[Array, ""]
+    loss_args: tuple = ()
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that an update changes. `step` counts updates, applied or skipped."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: PyTree
+
+
+Loss: TypeAlias = Callable[..., PerExample]
+Metrics: TypeAlias = dict[str, Array]
+TrainStep: TypeAlias = Callable[[TrainState, Batch, Job], tuple[TrainState, Metrics]]
+LearningRate: TypeAlias = Callable[[Int[Array, ""], Int[Array, ""]], Scalar]
+Decay: TypeAlias = Literal["constant", "linear", "cosine"]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state before its first update. The EMA starts at the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def make_optimizer(
+    *, grad_clip: float, weight_decay: float, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay, up to the learning rate.
+
+    Args:
+      grad_clip: Gradients are scaled down to at most this global norm.
+      weight_decay: Relative to the learning rate, on all parameters.
+      b1: Decay of Adam's first moment.
+      b2: Decay of Adam's second moment.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(grad_clip),
+        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.add_decayed_weights(weight_decay),
+    )
+
+
+def make_learning_rate(peak: float, *, warmup_steps: int, decay: Decay) -> LearningRate:
+    """A learning rate from the step and the length of the run, which may be traced.
+
+    It rises linearly over `warmup_steps`, then stays (`constant`) or falls to zero at
+    the end of the run along a line or half a cosine.
+
+    Raises:
+      ValueError: If `decay` is unknown.
+    """
+    if decay not in get_args(Decay):
+        raise ValueError(f"Unknown decay {decay!r}; choose from {get_args(Decay)}.")
+
+    def learning_rate(step: Int[Array, ""], num_updates: Int[Array, ""]) -> Scalar:
+        warmup = jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+        left = num_updates - warmup_steps
+        progress = jnp.clip((step - warmup_steps) / jnp.maximum(left, 1), 0.0, 1.0)
+        if decay == "linear":
+            warmup *= 1.0 - progress
+        if decay == "cosine":
+            warmup *= 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        return peak * warmup
+
+    return learning_rate
+
+
+def update_ema(ema_params: Params, params: Params, decay: float) -> Params:
+    """One step of the exponential moving average; decay 0 is a copy of `params`."""
+    return optax.incremental_update(params, ema_params, step_size=1.0 - decay)
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    learning_rate: LearningRate,
+    *,
+    ema_decay: float,
+    stratified: bool = False,
+    flip: bool = False,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """One update as a pure function (state, batch, job) -> (state, metrics).
+
+    Run it under `jax.jit`, over a mesh if the batch is sharded, or under
+    `jax.pmap(axis_name=...)`. Gradients are averaged over devices, then clipped. An
+    update whose loss or gradient is not finite changes nothing but the step count.
+
+    Args:
+      loss: (params, batch, draws, *loss_args) -> one value per example.
+      optimizer: Everything but the learning rate.
+      learning_rate: (step, num_updates) -> rate.
+      ema_decay: Of the moving average of the parameters.
+      stratified: Whether times are spread evenly over the batch.
+      flip: Whether half of the images are mirrored.
+      axis_name: The mapped axis under `pmap`.
+    """
+
+    def train_step(
+        state: TrainState, batch: Batch, job: Job
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(job.key, state.step)
+        draws = _draw_rows(key, batch, stratified, flip, axis_name)
+
+        def mean_loss(params: Params) -> Scalar:
+            return loss(params, batch, draws, *job.loss_args).mean()
+
+        value, grads = jax.value_and_grad(mean_loss)(state.params)
+        if axis_name is not None:
+            value, grads = lax.pmean((value, grads), axis_name)
+        norm = optax.global_norm(grads)
+        rate = learning_rate(state.step, job.num_updates)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        ema_params = update_ema(state.ema_params, params, ema_decay)
+        step = state.step + 1
+
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            TrainState(step, params, ema_params, opt_state),
+            state.replace(step=step),
+        )
+        return state, {"loss": value, "grad_norm": norm, "learning_rate": rate}
+
+    return train_step
+
+
+def _draw_rows(
+    key: Key[Array, ""],
+    batch: Batch,
+    stratified: bool,
+    flip: bool,
+    axis_name: str | None,
+) -> Draws:
+    """Draws of global shape; under `pmap`, the rows of this device."""
+    rows, *event = batch.image.shape
+    if axis_name is None:
+        return draw(key, (rows, *event), stratified=stratified, flip=flip)
+    device = lax.axis_index(axis_name)
+    everything = (rows * lax.axis_size(axis_name), *event)
+    draws = draw(key, everything, stratified=stratified, flip=flip)
+    u, eps, flips = (
+        lax.dynamic_slice_in_dim(value, device * rows, rows)
+        for value in (draws.u, draws.eps, draws.flip)
+    )
+    return Draws(u, eps, flips, jax.random.fold_in(draws.dropout, device))
+
+
+def many_updates(train_step: TrainStep) -> TrainStep:
+    """Takes a stack of batches [updates, batch, ...] in one call; metrics are stacked.
+
+    One dispatch for many updates keeps small models from waiting for Python.
+    """
+
+    def train_steps(
+        state: TrainState, batches: Batch, job: Job
+    ) -> tuple[TrainState, Metrics]:
+        return lax.scan(
+            lambda state, batch: train_step(state, batch, job), state, batches
+        )
+
+    return train_steps
+
+
+def make_eval_step(loss: Loss) -> Callable[[Params, Batch, Job], Float[Array, " b"]]:
+    """The loss of each example of a batch, with times spread evenly over the batch."""
+
+    def eval_step(params: Params, batch: Batch, job: Job) -> Float[Array, " b"]:
+        draws = draw(job.key, batch.image.shape, stratified=True)
+        return loss(params, batch, draws, *job.loss_args)
+
+    return eval_step
