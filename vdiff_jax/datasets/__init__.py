@@ -1,0 +1,1 @@
+"""Data: sources of pictures, and the loader that turns one into batches."""
