@@ -1,0 +1,1 @@
+"""Evaluation: feature extractors, distances between sets of features, reports."""

@@ -1,0 +1,130 @@
+"""What a run leaves for people: metrics, a progress bar, grids of pictures, JSON."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import tensorboardX
+import tqdm
+from jaxtyping import UInt8
+
+
+class Records:
+    """Metrics of one run, to `metrics.jsonl`, to TensorBoard and to a progress bar."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        name: str,
+        done: int,
+        num_updates: int,
+        batch_size: int,
+    ):
+        """Opens the files in `folder`, dropping what was logged beyond step `done`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = folder / "metrics.jsonl"
+        _drop_later_lines(self._metrics, done)
+        self._board = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=done + 1
+        )
+        self._samples = folder / "samples"
+        self._batch_size = batch_size
+        self._bar = tqdm.tqdm(
+            desc=name,
+            initial=done * batch_size,
+            total=num_updates * batch_size,
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, updates: int) -> None:
+        """Moves the progress bar."""
+        self._bar.update(updates * self._batch_size)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs one line of metrics."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        shown = {name: f"{values[name]:.4g}" for name in ("loss",) if name in values}
+        self._bar.set_postfix(shown, refresh=False)
+
+    def grid(self, step: int, images: UInt8[np.ndarray, " n h w c"]) -> None:
+        """Saves a square of samples as `samples/<step>.png`."""
+        grid = tile(images, columns=int(np.ceil(np.sqrt(len(images)))))
+        save_image(self._samples / f"{step:08d}.png", enlarge(grid))
+        self._board.add_image("samples", grid, step, dataformats="HWC")
+
+    def __enter__(self) -> "Records":
+        """Nothing is opened that was not open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the bar and the TensorBoard file."""
+        self._bar.close()
+        self._board.close()
+
+
+def _drop_later_lines(path: pathlib.Path, step: int) -> None:
+    """A resumed run logs the steps after its checkpoint again."""
+    if path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        write_text(path, "".join(kept))
+
+
+def tile(
+    images: UInt8[np.ndarray, " n h w c"], columns: int, gap: int = 1
+) -> UInt8[np.ndarray, " height width c"]:
+    """Lays images out row by row on a white sheet, `gap` pixels apart."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels),
+        255,
+        np.uint8,
+    )
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def enlarge(
+    image: UInt8[np.ndarray, " h w c"], at_least: int = 512
+) -> UInt8[np.ndarray, " height width c"]:
+    """Repeats pixels by the smallest whole factor that reaches `at_least` in height."""
+    factor = max(1, -(-at_least // image.shape[0]))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def save_image(path: pathlib.Path, image: UInt8[np.ndarray, " h w c"]) -> None:
+    """Writes a PNG: grey for one channel, RGB for three."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Replaces a file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
