@@ -1,0 +1,1 @@
+"""One file for each data set; `get_config(stage)` returns its ConfigDict."""

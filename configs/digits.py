@@ -1,0 +1,65 @@
+r"""Handwritten digits, 8x8."""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+
+
+def get_config(stage: str = "all") -> ConfigDict:
+    """The run described above."""
+    config = paper.get_config(stage)
+    config.data.update(
+        {
+            "source": "digits",
+            "image_size": 8,
+            "channels": 1,
+            "flip": False,
+            "held_out": 180,
+            "workers": 0,
+        }
+    )
+    config.model.update(
+        {
+            "channels": 32,
+            "multipliers": (1,),
+            "num_blocks": 2,
+            "attention_resolutions": (4,),
+            "num_heads": 2,
+            "head_dim": 0,
+            "emb_channels": 128,
+            "groups": 8,
+            "patch": 2,
+        }
+    )
+    training = {
+        "batch_size": 128,
+        "stratified_times": True,
+        "steps_per_call": 50,
+        "log_every_steps": 100,
+        "eval_every_steps": 1000,
+        "sample_every_steps": 1000,
+        "checkpoint_every_steps": 500,
+    }
+    config.train.update(
+        {
+            **training,
+            "steps": 5000,
+            "sample_steps": 64,
+            "learning_rate": 1e-3,
+            "warmup_steps": 200,
+            "decay": "cosine",
+            "ema_decay": 0.998,
+            "dropout": 0.0,
+        }
+    )
+    config.distill.update(
+        {
+            **training,
+            "start_steps": 128,
+            "updates": "1000, 2: 2000, 1: 3000",
+            "learning_rate": 5e-4,
+        }
+    )
+    config.evaluate.update({"reference_steps": 128, "num": 4096})
+    config.sample.update({"batch_size": 512})
+    return config

@@ -1,0 +1,120 @@
+"""What the paper's four data sets share. The other files say where they differ.
+
+Salimans & Ho (2022), arXiv:2202.00512, and, where the text is silent, their published
+code. Two things differ from both, in every config:
+
+- `model.output` is "v". The paper takes x for CIFAR-10 and both for the others; each
+  is one override away: --config.model.output=x
+- Gradients are clipped after they are averaged over devices. The published code clips
+  each device's own, so that its result depends on how many there are.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(stage: str = "all") -> ConfigDict:
+    """The shared settings; `data` and the sizes in `model` are yet to be set."""
+    return ConfigDict(
+        {
+            "stage": stage,
+            "seed": 0,
+            "model": {
+                "net": "unet",  # or your own, "package.module:make_net"
+                "output": "v",  # x, eps, v, both
+                "channels": 256,
+                "multipliers": (1, 1, 1),
+                "num_blocks": 3,
+                "attention_resolutions": (8, 16),
+                "num_heads": 0,  # one of these two
+                "head_dim": 64,
+                "emb_channels": 1024,
+                "groups": 32,
+                "num_classes": 0,  # 0: unconditional
+                "patch": 1,
+                "logsnr_input": "inv_cos",  # inv_cos, linear, sigmoid
+                "resample_in_block": True,
+                "dtype": "float32",  # or bfloat16; targets and losses stay float32
+            },
+            "diffusion": {
+                "schedule": "cosine",  # cosine, linear_beta, scaled_linear_beta
+                "logsnr_min": -20.0,
+                "logsnr_max": 20.0,
+                "beta_first": 1e-4,
+                "beta_last": 0.02,
+                "num_train_steps": 1000,
+            },
+            "data": {
+                "source": "tfds",  # digits, tfds, or your own, "package.module:make"
+                "name": "",
+                "path": "data",
+                "train_split": "train",
+                "test_split": "test",
+                "image_size": 32,
+                "channels": 3,
+                "flip": True,
+                "held_out": 1024,  # pictures for the held-out loss
+                "workers": 4,
+            },
+            "train": {
+                "steps": 800_000,
+                "num_steps": 0,  # 0: continuous time; N: the times i / N
+                "sample_steps": 256,
+                "dropout": 0.1,
+                "batch_size": 2048,
+                "learning_rate": 3e-4,
+                "warmup_steps": 1000,
+                "decay": "constant",  # constant, linear, cosine
+                "weight_decay": 0.0,
+                "grad_clip": 1.0,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",  # constant, snr, snr_plus_one, min_snr:GAMMA
+                "stratified_times": False,
+                "on_nonfinite": "stop",  # stop, skip
+                "steps_per_call": 10,
+                "log_every_steps": 100,
+                "eval_every_steps": 10_000,
+                "sample_every_steps": 10_000,
+                "checkpoint_every_steps": 5000,
+                "keep_checkpoints": 2,
+            },
+            "distill": {
+                "teacher": "",  # "": the train stage of the same workdir
+                "start_steps": 1024,
+                "end_steps": 1,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "warmup_steps": 0,
+                "decay": "linear",
+                "weight_decay": 0.0,
+                "grad_clip": 1.0,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+                "stratified_times": False,
+                "on_nonfinite": "stop",
+                "steps_per_call": 10,
+                "log_every_steps": 100,
+                "eval_every_steps": 10_000,
+                "sample_every_steps": 10_000,
+                "checkpoint_every_steps": 5000,
+                "keep_checkpoints": 2,
+            },
+            "sample": {
+                "model": "auto",  # auto, base, distilled
+                "steps": 4,
+                "num": 64,
+                "seed": 0,
+                "batch_size": 64,
+                "sampler": "ddim",  # ddim, ancestral
+                "eta": 0.0,
+                "variance": "large",  # small, large, medium:F
+                "clip": True,
+            },
+            "evaluate": {
+                "steps": (1, 2, 4, 8, 16),
+                "reference_steps": 1024,
+                "num": 50_000,
+                "seed": 0,
+            },
+        }
+    )

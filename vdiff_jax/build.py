@@ -1,0 +1,379 @@
+"""The composition root: the only module that turns a config into objects.
+
+Everything a user can get wrong in a config is refused here, at construction.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from vdiff_jax import diffusion, losses, samplers, schedules, training
+from vdiff_jax.datasets.source import Source
+from vdiff_jax.distillation import distillation_loss
+from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.types import Denoiser, Params, PerExample, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with all that is needed to use it as a denoiser.
+
+    Attributes:
+      net: flax module, (z_t, logsnr_t, label, train=) -> output.
+      output: What it predicts.
+      schedule: log-SNR of time.
+      image_shape: [height, width, channels] of the data.
+      num_classes: 0 for an unconditional model.
+    """
+
+    net: nn.Module
+    output: diffusion.Output
+    schedule: Schedule
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters."""
+        z_t = jnp.zeros((1, *self.image_shape))
+        label = jnp.zeros(1, jnp.int32) if self.num_classes else None
+        return self.net.init(key, z_t, jnp.zeros(1), label)["params"]
+
+    def abstract_params(self) -> Params:
+        """Shapes of the parameters; nothing is allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def num_parameters(self) -> int:
+        """How many numbers the network has."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
+
+    def denoiser(
+        self,
+        params: Params,
+        label: Array | None,
+        *,
+        dropout: Array | None = None,
+        clip_at: float | None = None,
+    ) -> Denoiser:
+        """The network with these parameters; dropout is on if it gets a key."""
+        label = label if self.num_classes else None
+
+        def net(z_t: Array, logsnr_t: PerExample) -> Array:
+            output = self.net.apply(
+                {"params": params},
+                z_t,
+                logsnr_t,
+                label,
+                train=dropout is not None,
+                rngs=None if dropout is None else {"dropout": dropout},
+            )
+            assert isinstance(output, jax.Array)
+            return output
+
+        return diffusion.denoiser(net, self.output, clip_at)
+
+
+def model(config: ConfigDict) -> Model:
+    """The network, its output kind and its schedule."""
+    size, channels = config.data.image_size, config.data.channels
+    output = _choice("model.output", config.model.output, diffusion.Output)
+    out_channels = channels * (2 if output == "both" else 1)
+    made = Model(
+        net=_net(config, out_channels),
+        output=output,
+        schedule=schedule(config),
+        image_shape=(size, size, channels),
+        num_classes=config.model.num_classes,
+    )
+    made.abstract_params()  # refuses sizes that do not fit together
+    return made
+
+
+def _net(config: ConfigDict, out_channels: int) -> nn.Module:
+    if config.model.net != "unet":
+        make_net = _import("model.net", config.model.net)
+        return make_net(out_channels=out_channels, num_classes=config.model.num_classes)
+    return _unet(config, out_channels)
+
+
+def _unet(config: ConfigDict, out_channels: int) -> UNet:
+    spec = config.model
+    if (spec.num_heads > 0) == (spec.head_dim > 0):
+        raise ValueError(
+            f"Set one of model.num_heads={spec.num_heads} and"
+            f" model.head_dim={spec.head_dim}, and the other to 0."
+        )
+
+    def heads(features: int) -> int:
+        num_heads = spec.num_heads or features // spec.head_dim
+        if num_heads == 0 or features % (spec.head_dim or num_heads):
+            raise ValueError(
+                f"{features} channels do not divide into model.num_heads="
+                f"{spec.num_heads} heads of model.head_dim={spec.head_dim}."
+            )
+        return num_heads
+
+    levels = []
+    for depth, multiplier in enumerate(spec.multipliers):
+        features = spec.channels * multiplier
+        if features % spec.groups:
+            raise ValueError(
+                f"model.groups={spec.groups} does not divide the {features} channels"
+                f" of level {depth}."
+            )
+        resolution = config.data.image_size // spec.patch >> depth
+        attends = resolution in spec.attention_resolutions
+        levels.append(
+            Level(
+                features=features,
+                num_blocks=spec.num_blocks,
+                num_heads=heads(features) if attends else 0,
+                resample_in_block=spec.resample_in_block,
+            )
+        )
+    return UNet(
+        levels=tuple(levels),
+        out_channels=out_channels,
+        emb_features=spec.emb_channels,
+        mid_heads=heads(levels[-1].features),
+        num_classes=spec.num_classes,
+        dropout=config.train.dropout,
+        groups=spec.groups,
+        patch=spec.patch,
+        logsnr_input=spec.logsnr_input,
+        dtype=jnp.dtype(_choice("model.dtype", spec.dtype, DType)),
+    )
+
+
+DType = Literal["float32", "bfloat16"]
+ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
+SamplerName = Literal["ddim", "ancestral"]
+
+
+def schedule(config: ConfigDict) -> Schedule:
+    """The noise schedule."""
+    spec = config.diffusion
+    name = _choice("diffusion.schedule", spec.schedule, ScheduleName)
+    if name == "cosine":
+        return schedules.cosine(spec.logsnr_min, spec.logsnr_max)
+    make = {
+        "linear_beta": schedules.linear_beta,
+        "scaled_linear_beta": schedules.scaled_linear_beta,
+    }[name]
+    return make(spec.beta_first, spec.beta_last, spec.num_train_steps)
+
+
+def weight(name: str) -> losses.Weight:
+    """A loss weight from its name; `min_snr:5` is min-SNR with gamma 5."""
+    plain = {
+        "constant": losses.constant,
+        "snr": losses.snr,
+        "snr_trunc": losses.snr_trunc,
+        "snr_plus_one": losses.snr_plus_one,
+        "v_mse": losses.snr_plus_one,
+    }
+    if name in plain:
+        return plain[name]
+    kind, _, gamma = name.partition(":")
+    if kind == "min_snr" and gamma:
+        return losses.min_snr(_number("loss weight", gamma))
+    raise ValueError(
+        f"Unknown loss weight {name!r}; choose from {(*plain, 'min_snr:GAMMA')}."
+    )
+
+
+def stepper(config: ConfigDict) -> samplers.Stepper:
+    """The sampler's step."""
+    spec = config.sample
+    if _choice("sample.sampler", spec.sampler, SamplerName) == "ddim":
+        if not 0.0 <= spec.eta <= 1.0:
+            raise ValueError(f"sample.eta must be in [0, 1], got {spec.eta}.")
+        return partial(samplers.ddim_step, eta=spec.eta)
+    return partial(
+        samplers.ancestral_step, interpolation=variance_interpolation(spec.variance)
+    )
+
+
+def variance_interpolation(name: str) -> float:
+    """`small` is 0, `large` is 1, `medium:F` is F in [0, 1]."""
+    kind, _, between = name.partition(":")
+    if kind == "medium" and between:
+        value = _number("sample.variance", between)
+        if 0.0 <= value <= 1.0:
+            return value
+    if name in ("small", "large"):
+        return float(name == "large")
+    raise ValueError(
+        f"Unknown sample.variance {name!r}; choose small, large or medium:F with F in"
+        " [0, 1]."
+    )
+
+
+def optimizer(section: ConfigDict) -> Any:
+    """The optimizer of a `train` or `distill` section, up to the learning rate."""
+    return training.make_optimizer(
+        grad_clip=section.grad_clip, weight_decay=section.weight_decay
+    )
+
+
+def train_loss(config: ConfigDict, model: Model, *, train: bool) -> training.Loss:
+    """The loss of the base model; dropout is on where `train` is."""
+    weigh = weight(config.train.weight)
+    num_steps = config.train.num_steps or None
+
+    def loss(
+        params: Params, batch: training.Batch, draws: losses.Draws
+    ) -> PerExample:
+        x = losses.mirror(diffusion.from_pixels(batch.image), draws.flip)
+        dropout = draws.dropout if train and config.train.dropout > 0 else None
+        return losses.denoising_loss(
+            model.denoiser(params, batch.label, dropout=dropout),
+            x,
+            draws,
+            schedule=model.schedule,
+            weight=weigh,
+            num_steps=num_steps,
+        )
+
+    return loss
+
+
+def distill_loss(config: ConfigDict, model: Model) -> training.Loss:
+    """The loss of a student; its teacher and its N are arguments of the step."""
+    weigh = weight(config.distill.weight)
+
+    def loss(
+        params: Params,
+        batch: training.Batch,
+        draws: losses.Draws,
+        teacher_params: Params,
+        num_steps: Int[Array, ""],
+    ) -> PerExample:
+        x = losses.mirror(diffusion.from_pixels(batch.image), draws.flip)
+        return distillation_loss(
+            model.denoiser(params, batch.label),
+            model.denoiser(teacher_params, batch.label),
+            x,
+            draws,
+            schedule=model.schedule,
+            weight=weigh,
+            num_steps=num_steps,
+        )
+
+    return loss
+
+
+def train_step(
+    config: ConfigDict, section: ConfigDict, loss: training.Loss
+) -> training.TrainStep:
+    """The compiled step of a `train` or `distill` section: many updates in a call."""
+    rate = training.make_learning_rate(
+        section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
+    )
+    step = training.make_train_step(
+        loss,
+        optimizer(section),
+        rate,
+        ema_decay=section.ema_decay,
+        stratified=section.stratified_times,
+        flip=config.data.flip,
+    )
+    return jax.jit(training.many_updates(step), donate_argnums=0)
+
+
+Sampler = Callable[..., UInt8[Array, " batch height width channels"]]
+
+
+def sampler(config: ConfigDict, model: Model) -> Sampler:
+    """A compiled function (params, index, num_steps, seed) -> uint8 images.
+
+    Image number i of a seed depends on no other image: its noise comes from
+    fold_in(key(seed), i) and its class is i modulo the number of classes. `num_steps`
+    is traced, so one compilation serves every step count.
+    """
+    take_step = stepper(config)
+    clip_at = 1.0 if config.sample.clip else None
+
+    @jax.jit
+    def sample(
+        params: Params,
+        index: Int[Array, " batch"],
+        num_steps: Int[Array, ""],
+        seed: Int[Array, ""],
+    ) -> UInt8[Array, " batch height width channels"]:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(index)
+        # Steps use fold_in(key, i) with i >= 1.
+        z_1 = jax.vmap(
+            lambda key: jax.random.normal(jax.random.fold_in(key, 0), model.image_shape)
+        )(keys)
+        label = index % model.num_classes if model.num_classes else None
+        x = samplers.sample(
+            model.denoiser(params, label, clip_at=clip_at),
+            z_1,
+            schedule=model.schedule,
+            num_steps=num_steps,
+            stepper=take_step,
+            keys=keys,
+        )
+        return diffusion.to_pixels(x)
+
+    return sample
+
+
+def source(config: ConfigDict, split: Literal["train", "test"]) -> Source:
+    """The pictures of a split, checked against the config's image shape."""
+    spec = config.data
+    name = spec.train_split if split == "train" else spec.test_split
+    if spec.source == "digits":
+        from vdiff_jax.datasets.digits import digits
+
+        pictures: Source = digits(split)
+    elif spec.source == "tfds":
+        from vdiff_jax.datasets.tfds import TfdsImages
+
+        pictures = TfdsImages(spec.name, name, pathlib.Path(spec.path))
+    else:
+        pictures = _import("data.source", spec.source)(split)
+    expected = (spec.image_size, spec.image_size, spec.channels)
+    found = tuple(pictures[0]["image"].shape)
+    if found != expected:
+        raise ValueError(
+            f"data.source={spec.source} has images of shape {found}, but"
+            f" data.image_size={spec.image_size} and data.channels={spec.channels}."
+        )
+    return pictures
+
+
+def _import(field: str, path: str) -> Any:
+    """The user's own function, named "package.module:function"."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{field}={path!r} is neither built in nor a function of yours, written"
+            f" package.module:function ({error})."
+        ) from error
+
+
+def _choice(field: str, value: str, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(
+            f"{field}={value!r} is unknown; choose from {get_args(choices)}."
+        )
+    return value
+
+
+def _number(field: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{field}: {text!r} is not a number.") from None

@@ -1,0 +1,131 @@
+"""The folder of a project: where things lie, and which config made them."""
+
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdiff_jax import checkpoints
+from vdiff_jax.records import write_json
+
+# Fields that change what is written or shown, but not the numbers of a run.
+BOOKKEEPING = frozenset(
+    {
+        "checkpoint_every_steps",
+        "eval_every_steps",
+        "held_out",
+        "keep_checkpoints",
+        "log_every_steps",
+        "on_nonfinite",
+        "path",
+        "sample_every_steps",
+        "steps_per_call",
+        "workers",
+    }
+)
+MODEL_SECTIONS = ("seed", "model", "diffusion", "data")
+
+
+def train_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Where the base model is trained."""
+    return workdir / "train"
+
+
+def student_folder(workdir: pathlib.Path, num_steps: int) -> pathlib.Path:
+    """Where the student of `num_steps` steps is trained."""
+    return workdir / "distill" / f"{num_steps:04d}"
+
+
+def checkpoint_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The checkpoints of a train or student folder."""
+    return folder / "checkpoints"
+
+
+def result(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What a finished run says of itself; None if it is not finished."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def status(folder: pathlib.Path) -> str:
+    """Whether a run is new, finished, or would be resumed, and where."""
+    if result(folder) is not None:
+        return "finished"
+    step = checkpoints.latest_step(checkpoint_folder(folder))
+    return "new" if step is None else f"resume at step {step}"
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict, section: str | None) -> None:
+    """Records the config, and refuses a workdir whose runs were made with another.
+
+    Args:
+      workdir: The project's folder.
+      config: The resolved config.
+      section: "train" or "distill" for a stage that trains, else None.
+
+    Raises:
+      ValueError: Naming every field that differs from the runs already there.
+    """
+    path = workdir / "config.json"
+    ours = json.loads(config.to_json_best_effort())
+    sections = (*MODEL_SECTIONS, *([section] if section else []))
+    recorded = ours
+    if path.exists():
+        recorded = json.loads(path.read_text())["config"]
+        binding = [name for name in sections if _has_runs(workdir, name)]
+        differences = [
+            f"{field}: {theirs!r} there, {mine!r} now"
+            for name in binding
+            for field, theirs, mine in _differences(name, recorded[name], ours[name])
+        ]
+        if differences:
+            raise ValueError(
+                f"{workdir} holds runs of another config ({'; '.join(differences)})."
+                " Use its values or another --workdir."
+            )
+        recorded = {**recorded, **{name: ours[name] for name in sections}}
+    write_json(
+        path, {"config": recorded, "versions": _versions(), "commit": _commit()}
+    )
+
+
+def _has_runs(workdir: pathlib.Path, section: str) -> bool:
+    if section in MODEL_SECTIONS:
+        return any(workdir.glob("*/checkpoints/*")) or _has_runs(workdir, "distill")
+    pattern = "train/checkpoints/*" if section == "train" else "distill/*/checkpoints/*"
+    return any(workdir.glob(pattern))
+
+
+def _differences(name: str, theirs: Any, mine: Any) -> Sequence[tuple[str, Any, Any]]:
+    if not isinstance(theirs, dict) or not isinstance(mine, dict):
+        return [] if theirs == mine else [(name, theirs, mine)]
+    return [
+        difference
+        for key in sorted((theirs.keys() | mine.keys()) - BOOKKEEPING)
+        for difference in _differences(
+            f"{name}.{key}", theirs.get(key, "nothing"), mine.get(key, "nothing")
+        )
+    ]
+
+
+def _versions() -> dict[str, str]:
+    packages = ("vdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _commit() -> str | None:
+    here = pathlib.Path(__file__).parent
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
