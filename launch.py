@@ -12,8 +12,13 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+
+from vdiff_jax import build
+from vdiff_jax.stages import distill, evaluate, sample, train
+from vdiff_jax.stages.fit import NonFiniteError
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
@@ -27,26 +32,20 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was foun
 def main(argv: Sequence[str]) -> int:
     """Runs; returns the exit status: 2 for a mistake of the user's."""
     try:
-        extra = FLAGS(argv)[1:]
-        if extra:
-            raise ValueError(f"Unknown words in the command: {extra}.")
-        if CONFIG.value is None:
-            raise ValueError("Name a config: --config configs/digits.py")
-        return launch(CONFIG.value, _workdir())
-    except (ValueError, AttributeError, KeyError, TypeError, flags.Error) as error:
-        if TRACEBACK.value if FLAGS.is_parsed() else False:
+        config, workdir = _parse(argv)
+        return launch(config, workdir)
+    except (ValueError, NonFiniteError) as error:
+        if FLAGS.is_parsed() and TRACEBACK.value:
             raise
-        print(f"launch.py: {_one_line(error)}", file=sys.stderr)
-        return 2
+        print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("launch.py: interrupted; the same command resumes.", file=sys.stderr)
+        return 130
 
 
 def launch(config: ConfigDict, workdir: pathlib.Path) -> int:
     """Runs the stages of a config in a workdir, or prints what would be run."""
-    import jax
-
-    from vdiff_jax import build
-    from vdiff_jax.stages import distill, evaluate, sample, train
-
     stages = {
         "train": train,
         "distill": distill,
@@ -54,9 +53,8 @@ def launch(config: ConfigDict, workdir: pathlib.Path) -> int:
         "evaluate": evaluate,
     }
     everything = ("train", "distill", "evaluate")
-    chosen = everything if config.stage == "all" else (config.stage,)
-    unknown = set(chosen) - stages.keys()
-    if unknown:
+    chosen = everything if config.stage == "all" else (str(config.stage),)
+    if not stages.keys() >= set(chosen):
         raise ValueError(
             f"Unknown stage {config.stage!r}; choose all or one of {tuple(stages)}."
         )
@@ -75,15 +73,27 @@ def launch(config: ConfigDict, workdir: pathlib.Path) -> int:
     return 0
 
 
-def _workdir() -> pathlib.Path:
-    if WORKDIR.value is not None:
-        return pathlib.Path(WORKDIR.value)
-    file = config_flags.get_config_filename(FLAGS["config"])
-    return pathlib.Path("runs") / pathlib.Path(file.partition(":")[0]).stem
+def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
+    """The config with its overrides, and the workdir.
 
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    Raises:
+      ValueError: For anything in the command that cannot be understood.
+    """
+    try:
+        extra = FLAGS(argv)[1:]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"The config has no field {error.args[0]}") from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    if extra:
+        raise ValueError(f"Unknown words in the command: {extra}.")
+    if CONFIG.value is None:
+        raise ValueError("Name a config: --config configs/digits.py")
+    file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
+    if not pathlib.Path(file).is_file():
+        raise ValueError(f"There is no config file {file}.")
+    default = pathlib.Path("runs") / pathlib.Path(file).stem
+    return CONFIG.value, pathlib.Path(WORKDIR.value or default)
 
 
 if __name__ == "__main__":

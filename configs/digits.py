@@ -8,30 +8,7 @@ from configs import paper
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
     config = paper.get_config(stage)
-    config.data.update(
-        {
-            "source": "digits",
-            "image_size": 8,
-            "channels": 1,
-            "flip": False,
-            "held_out": 180,
-            "workers": 0,
-        }
-    )
-    config.model.update(
-        {
-            "channels": 32,
-            "multipliers": (1,),
-            "num_blocks": 2,
-            "attention_resolutions": (4,),
-            "num_heads": 2,
-            "head_dim": 0,
-            "emb_channels": 128,
-            "groups": 8,
-            "patch": 2,
-        }
-    )
-    training = {
+    optimisation = {
         "batch_size": 128,
         "stratified_times": True,
         "steps_per_call": 50,
@@ -40,26 +17,45 @@ def get_config(stage: str = "all") -> ConfigDict:
         "sample_every_steps": 1000,
         "checkpoint_every_steps": 500,
     }
-    config.train.update(
+    config.update(
         {
-            **training,
-            "steps": 5000,
-            "sample_steps": 64,
-            "learning_rate": 1e-3,
-            "warmup_steps": 200,
-            "decay": "cosine",
-            "ema_decay": 0.998,
-            "dropout": 0.0,
+            "data": {
+                "source": "digits",
+                "image_size": 8,
+                "channels": 1,
+                "flip": False,
+                "held_out": 180,
+                "workers": 0,
+            },
+            "model": {
+                "channels": 32,
+                "multipliers": (1,),
+                "num_blocks": 2,
+                "attention_resolutions": (4,),
+                "num_heads": 2,
+                "head_dim": 0,
+                "emb_channels": 128,
+                "groups": 8,
+                "patch": 2,
+            },
+            "train": {
+                **optimisation,
+                "steps": 4000,
+                "sample_steps": 64,
+                "learning_rate": 1e-3,
+                "warmup_steps": 200,
+                "decay": "cosine",
+                "ema_decay": 0.998,
+                "dropout": 0.0,
+            },
+            "distill": {
+                **optimisation,
+                "start_steps": 128,
+                "updates": "500, 2: 800, 1: 1500",
+                "learning_rate": 5e-4,
+            },
+            "sample": {"batch_size": 512},
+            "evaluate": {"reference_steps": 128, "num": 4096},
         }
     )
-    config.distill.update(
-        {
-            **training,
-            "start_steps": 128,
-            "updates": "1000, 2: 2000, 1: 3000",
-            "learning_rate": 5e-4,
-        }
-    )
-    config.evaluate.update({"reference_steps": 128, "num": 4096})
-    config.sample.update({"batch_size": 512})
     return config

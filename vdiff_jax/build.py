@@ -8,19 +8,22 @@ import importlib
 import pathlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
-from ml_collections import ConfigDict
 
 from vdiff_jax import diffusion, losses, samplers, schedules, training
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.distillation import distillation_loss
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Denoiser, Params, PerExample, Schedule
+
+# An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
+Config: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +61,13 @@ class Model:
     def denoiser(
         self,
         params: Params,
-        label: Array | None,
+        label: Array | np.ndarray | None,
         *,
         dropout: Array | None = None,
         clip_at: float | None = None,
     ) -> Denoiser:
         """The network with these parameters; dropout is on if it gets a key."""
-        label = label if self.num_classes else None
+        label = jnp.asarray(label) if self.num_classes else None
 
         def net(z_t: Array, logsnr_t: PerExample) -> Array:
             output = self.net.apply(
@@ -81,7 +84,7 @@ class Model:
         return diffusion.denoiser(net, self.output, clip_at)
 
 
-def model(config: ConfigDict) -> Model:
+def model(config: Config) -> Model:
     """The network, its output kind and its schedule."""
     size, channels = config.data.image_size, config.data.channels
     output = _choice("model.output", config.model.output, diffusion.Output)
@@ -97,14 +100,14 @@ def model(config: ConfigDict) -> Model:
     return made
 
 
-def _net(config: ConfigDict, out_channels: int) -> nn.Module:
+def _net(config: Config, out_channels: int) -> nn.Module:
     if config.model.net != "unet":
         make_net = _import("model.net", config.model.net)
         return make_net(out_channels=out_channels, num_classes=config.model.num_classes)
     return _unet(config, out_channels)
 
 
-def _unet(config: ConfigDict, out_channels: int) -> UNet:
+def _unet(config: Config, out_channels: int) -> UNet:
     spec = config.model
     if (spec.num_heads > 0) == (spec.head_dim > 0):
         raise ValueError(
@@ -158,7 +161,7 @@ ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
 SamplerName = Literal["ddim", "ancestral"]
 
 
-def schedule(config: ConfigDict) -> Schedule:
+def schedule(config: Config) -> Schedule:
     """The noise schedule."""
     spec = config.diffusion
     name = _choice("diffusion.schedule", spec.schedule, ScheduleName)
@@ -190,7 +193,7 @@ def weight(name: str) -> losses.Weight:
     )
 
 
-def stepper(config: ConfigDict) -> samplers.Stepper:
+def stepper(config: Config) -> samplers.Stepper:
     """The sampler's step."""
     spec = config.sample
     if _choice("sample.sampler", spec.sampler, SamplerName) == "ddim":
@@ -217,21 +220,19 @@ def variance_interpolation(name: str) -> float:
     )
 
 
-def optimizer(section: ConfigDict) -> Any:
+def optimizer(section: Config) -> Any:
     """The optimizer of a `train` or `distill` section, up to the learning rate."""
     return training.make_optimizer(
         grad_clip=section.grad_clip, weight_decay=section.weight_decay
     )
 
 
-def train_loss(config: ConfigDict, model: Model, *, train: bool) -> training.Loss:
+def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     """The loss of the base model; dropout is on where `train` is."""
     weigh = weight(config.train.weight)
     num_steps = config.train.num_steps or None
 
-    def loss(
-        params: Params, batch: training.Batch, draws: losses.Draws
-    ) -> PerExample:
+    def loss(params: Params, batch: training.Batch, draws: losses.Draws) -> PerExample:
         x = losses.mirror(diffusion.from_pixels(batch.image), draws.flip)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         return losses.denoising_loss(
@@ -246,7 +247,7 @@ def train_loss(config: ConfigDict, model: Model, *, train: bool) -> training.Los
     return loss
 
 
-def distill_loss(config: ConfigDict, model: Model) -> training.Loss:
+def distill_loss(config: Config, model: Model) -> training.Loss:
     """The loss of a student; its teacher and its N are arguments of the step."""
     weigh = weight(config.distill.weight)
 
@@ -272,7 +273,7 @@ def distill_loss(config: ConfigDict, model: Model) -> training.Loss:
 
 
 def train_step(
-    config: ConfigDict, section: ConfigDict, loss: training.Loss
+    config: Config, section: Config, loss: training.Loss
 ) -> training.TrainStep:
     """The compiled step of a `train` or `distill` section: many updates in a call."""
     rate = training.make_learning_rate(
@@ -292,7 +293,7 @@ def train_step(
 Sampler = Callable[..., UInt8[Array, " batch height width channels"]]
 
 
-def sampler(config: ConfigDict, model: Model) -> Sampler:
+def sampler(config: Config, model: Model) -> Sampler:
     """A compiled function (params, index, num_steps, seed) -> uint8 images.
 
     Image number i of a seed depends on no other image: its noise comes from
@@ -328,7 +329,7 @@ def sampler(config: ConfigDict, model: Model) -> Sampler:
     return sample
 
 
-def source(config: ConfigDict, split: Literal["train", "test"]) -> Source:
+def source(config: Config, split: Literal["train", "test"]) -> Source:
     """The pictures of a split, checked against the config's image shape."""
     spec = config.data
     name = spec.train_split if split == "train" else spec.test_split

@@ -67,8 +67,8 @@ def restore(
         info=ocp.args.JsonRestore(),
     )
     restored = manager.restore(manager.latest_step(), args=item)
-    state = TrainState(ema_params=restored.ema_params, **restored.state)
-    return state, restored.info
+    state = TrainState(ema_params=restored["ema_params"], **restored["state"])
+    return state, restored["info"]
 
 
 def restore_ema(
@@ -124,6 +124,6 @@ def _check_same_shapes(expected: Params, found: Any, folder: pathlib.Path) -> No
         if ours.get(name) != theirs.get(name):
             raise ValueError(
                 f"The model in {folder} is of another architecture: {name} has shape"
-                f" {theirs.get(name, 'none')} there and {ours.get(name, 'none')} in this"
-                " config. Use the `model` section it was trained with."
+                f" {theirs.get(name, 'none')} there and {ours.get(name, 'none')} in"
+                " this config. Use the `model` section it was trained with."
             )

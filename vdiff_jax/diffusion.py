@@ -26,9 +26,17 @@ from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
-from vdiff_jax.types import Denoiser, Examples, Network, PerExample, Prediction
+from vdiff_jax.types import (
+    Denoiser,
+    Examples,
+    Network,
+    PerExample,
+    Prediction,
+    RawOutput,
+)
 
 Output: TypeAlias = Literal["x", "eps", "v", "both"]
 
@@ -50,7 +58,7 @@ def sin_cos_between(
     return sine, alpha_t * alpha_s + sigma_t * sigma_s
 
 
-def expand_like(per_example: PerExample, examples: Examples) -> Array:
+def expand_like(per_example: Array, examples: Array) -> Array:
     """Appends axes of size one, so a value per example broadcasts over `examples`.
 
     Raises:
@@ -71,13 +79,13 @@ def diffuse(x: Examples, eps: Examples, logsnr_t: PerExample) -> Examples:
 
 
 def velocity(x: Examples, eps: Examples, logsnr_t: PerExample) -> Examples:
-    """v of a clean example and its noise, by (3)."""
+    """V of a clean example and its noise, by (3)."""
     alpha_t, sigma_t = alpha_sigma(expand_like(logsnr_t, x))
     return alpha_t * eps - sigma_t * x
 
 
 def predict(
-    output: Examples, z_t: Examples, logsnr_t: PerExample, kind: Output
+    output: RawOutput, z_t: Examples, logsnr_t: PerExample, kind: Output
 ) -> Prediction:
     """Reads a network's output as an estimate of x, eps and v.
 
@@ -140,11 +148,11 @@ def denoiser(net: Network, kind: Output, clip_at: float | None = None) -> Denois
     return denoise
 
 
-def from_pixels(image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
+def from_pixels(image: Num[Array | np.ndarray, " *shape"]) -> Float[Array, " *shape"]:
     """Model units from pixels: uint8 0..255 to [-1, 1]; floats are model units."""
     if image.dtype == jnp.uint8:
-        return image.astype(jnp.float32) / 127.5 - 1.0
-    return image.astype(jnp.float32)
+        return jnp.asarray(image, jnp.float32) / 127.5 - 1.0
+    return jnp.asarray(image, jnp.float32)
 
 
 def to_pixels(x: Float[Array, " *shape"]) -> UInt8[Array, " *shape"]:

@@ -1,9 +1,9 @@
 """Progressive distillation: one student step learns two teacher steps.
 
 Salimans & Ho (2022), arXiv:2202.00512, Algorithm 2. For a student of N steps,
-t = i / N, the middle is t - 0.5 / N and s = t - 1 / N. The teacher makes two DDIM steps,
-z_t -> z_mid -> z_s; the target is the x for which one DDIM step from z_t lands on that
-z_s. In the rotated frame of `diffusion` (6) a DDIM step by the angle delta is
+t = i / N, the middle is t - 0.5 / N and s = t - 1 / N. The teacher makes two DDIM
+steps, z_t -> z_mid -> z_s; the target is the x for which one DDIM step from z_t lands
+on that z_s. In the rotated frame of `diffusion` (6) a DDIM step by the angle delta is
 
     z_s = cos(delta) z_t - sin(delta) v_hat
 

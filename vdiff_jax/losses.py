@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vdiff_jax.diffusion import alpha_sigma, diffuse, velocity
+from vdiff_jax.diffusion import diffuse, velocity
 from vdiff_jax.types import Denoiser, Examples, PerExample, Schedule
 
 Weight: TypeAlias = Callable[[Float[Array, " batch"]], Float[Array, " batch"]]
@@ -98,7 +98,7 @@ def mirror(x: Examples, flip: Bool[Array, " batch"]) -> Examples:
 
 
 def step_index(u: PerExample, num_steps: int | Int[Array, ""]) -> PerExample:
-    """i uniform in 1 .. N, as floats: i / N takes the value 1 and never 0."""
+    """Draws i uniformly from 1 .. N, as floats: i / N may be 1 and is never 0."""
     # u * N may round up to N.
     return jnp.minimum(jnp.floor(u * num_steps) + 1.0, num_steps)
 

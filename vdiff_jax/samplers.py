@@ -172,9 +172,7 @@ def _advance(
         noise = None
         if keys is not None:
             noise = jax.vmap(
-                lambda key: jax.random.normal(
-                    jax.random.fold_in(key, i), z_t.shape[1:]
-                )
+                lambda key: jax.random.normal(jax.random.fold_in(key, i), z_t.shape[1:])
             )(keys)
         prediction = denoise(z_t, logsnr_t)
         z_s = stepper(prediction, Step(logsnr_t, logsnr_s, noise))

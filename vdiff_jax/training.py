@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num, PyTree
@@ -22,8 +23,8 @@ from vdiff_jax.types import Params, PerExample, Scalar
 class Batch(NamedTuple):
     """Images as uint8 pixels or as floats in model units, and their classes."""
 
-    image: Num[Array, " *batch height width channels"]
-    label: Int[Array, " *batch"] | None = None
+    image: Num[Array | np.ndarray, " *batch height width channels"]
+    label: Int[Array | np.ndarray, " *batch"] | None = None
 
 
 class Job(NamedTuple):
@@ -40,8 +41,7 @@ class Job(NamedTuple):
     loss_args: tuple = ()
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that an update changes. `step` counts updates, applied or skipped."""
 
     step: Int[Array, ""]

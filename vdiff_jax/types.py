@@ -32,5 +32,6 @@ class Prediction(NamedTuple):
 
 
 Schedule: TypeAlias = Callable[[Float[Array, " ..."]], Float[Array, " ..."]]
-Network: TypeAlias = Callable[[Examples, PerExample], Examples]
+RawOutput: TypeAlias = Float[Array, " batch *output"]  # may have twice the channels
+Network: TypeAlias = Callable[[Examples, PerExample], RawOutput]
 Denoiser: TypeAlias = Callable[[Examples, PerExample], Prediction]

@@ -18,16 +18,17 @@ class TfdsImages:
         import tensorflow_datasets as tfds
 
         try:
-            self._source: Source = tfds.data_source(
+            source: Any = tfds.data_source(
                 name, split=split, data_dir=folder, download=False
             )
-        except (AssertionError, FileNotFoundError, ValueError, ImportError) as error:
+        except (AssertionError, ImportError, OSError, NotImplementedError, ValueError) as error:
             raise ValueError(
                 f"{name!r} is not prepared in {folder}. Prepare it once, where"
                 " TensorFlow is installed: tfds build"
                 f" {name} --file_format=array_record --data_dir={folder}"
                 f" ({str(error).splitlines()[0] if str(error) else type(error)})"
             ) from error
+        self._source: Source = source
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -5,8 +5,7 @@ them is called `frechet_classifier`; it is not FID, and compares only with itsel
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -48,7 +47,7 @@ class Classifier(nn.Module):
 class TrainedClassifier(NamedTuple):
     """A classifier after training."""
 
-    extract: Callable[[UInt8[Array, " b h w c"]], Float[Array, " b features"]]
+    extract: Callable[[UInt8[np.ndarray, " b h w c"]], Float[np.ndarray, " b features"]]
     accuracy: float
 
 
@@ -69,7 +68,15 @@ def train_classifier(
 
     Returns:
       The function from pixels to features, and the held-out accuracy.
+
+    Raises:
+      ValueError: If the images are all of one class.
     """
+    if labels.max() == labels.min():
+        raise ValueError(
+            "Classifier features need labelled data of at least two classes; these have"
+            " one. Leave the evaluate stage out."
+        )
     net = Classifier(num_classes=int(labels.max()) + 1)
     params = net.init(jax.random.key(seed), from_pixels(jnp.asarray(images[:1])))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, NUM_UPDATES))
@@ -77,9 +84,13 @@ def train_classifier(
         len(images), size=(NUM_UPDATES, BATCH_SIZE)
     )
 
+    def apply(params: Params, x: Array) -> tuple[Array, Array]:
+        outputs: Any = net.apply(params, x)
+        return outputs
+
     def loss(params: Params, batch: np.ndarray) -> Array:
         x = from_pixels(jnp.asarray(images)[batch])
-        logits = net.apply(params, x)[1]
+        logits = apply(params, x)[1]
         target = jnp.asarray(labels)[batch]
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
@@ -94,11 +105,7 @@ def train_classifier(
         return jax.lax.scan(update, carry, order)[0][0]
 
     params = train(params, jnp.asarray(order))
-    apply = jax.jit(lambda params, image: net.apply(params, from_pixels(image)))
-    logits = apply(params, jnp.asarray(held_out[0]))[1]
-    accuracy = float((np.asarray(logits).argmax(axis=1) == held_out[1]).mean())
-    return TrainedClassifier(partial(_first, apply, params), accuracy)
-
-
-def _first(apply: Callable, params: Params, image: Array) -> Array:
-    return apply(params, jnp.asarray(image))[0]
+    classify = jax.jit(lambda image: apply(params, from_pixels(image)))
+    guesses = np.asarray(classify(held_out[0])[1]).argmax(axis=1)
+    accuracy = float((guesses == held_out[1]).mean())
+    return TrainedClassifier(lambda image: np.asarray(classify(image)[0]), accuracy)

@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Row = dict[str, Any]
 
@@ -33,7 +34,10 @@ def ladder_figure(path: pathlib.Path, rows: Sequence[Row], *, floor: float) -> N
       floor: The distance between two halves of the data.
     """
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    looks = {"base": ("C7", "o--", "base, DDIM"), "distilled": ("C0", "o-", "distilled")}
+    looks = {
+        "base": ("C7", "o--", "base, DDIM"),
+        "distilled": ("C0", "o-", "distilled"),
+    }
     for kind, (color, line, label) in looks.items():
         points = sorted(
             (row["steps"], row["value"]) for row in rows if row["model"] == kind
@@ -69,10 +73,9 @@ def comparison_grid(
         len(rows),
         columns,
         figsize=(0.6 * columns + 1.6, 0.6 * len(rows)),
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0),
         squeeze=False,
     )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, images, label in zip(axes, rows, labels, strict=True):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for ax, image in zip(row, images, strict=True):

@@ -13,6 +13,8 @@ from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.types import PerExample
 
 Images: TypeAlias = Float[Array, " batch height width channels"]
+# Images of another size, or with other channels, than those that came in.
+Resized: TypeAlias = Float[Array, " batch new_height new_width new_channels"]
 Embedding: TypeAlias = Float[Array, " batch features"]
 LogsnrInput: TypeAlias = Literal["inv_cos", "linear", "sigmoid"]
 Resample: TypeAlias = Literal["up", "down"]
@@ -55,18 +57,18 @@ def sinusoid(time: PerExample, features: int) -> Embedding:
         raise ValueError(f"features must be even and at least 4, got {features}.")
     half = features // 2
     frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - 1))
-    angles = time[:, None] * frequencies.astype(np.float32)
+    angles = time[:, None] * frequencies.astype(np.float32)[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
-def resample(x: Images, how: Resample) -> Images:
+def resample(x: Images, how: Resample) -> Resized:
     """Halves an image by 2x2 means, or doubles it by repeating pixels."""
     if how == "down":
         return nn.avg_pool(x, (2, 2), strides=(2, 2))
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
-def space_to_depth(x: Images, patch: int) -> Images:
+def space_to_depth(x: Images, patch: int) -> Resized:
     """Folds each patch x patch square of pixels into channels.
 
     Raises:
@@ -82,7 +84,7 @@ def space_to_depth(x: Images, patch: int) -> Images:
     return x.reshape(batch, height // patch, width // patch, patch**2 * channels)
 
 
-def depth_to_space(x: Images, patch: int) -> Images:
+def depth_to_space(x: Images, patch: int) -> Resized:
     """The inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
@@ -110,7 +112,7 @@ class ResnetBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, emb: Embedding, train: bool = False) -> Images:
+    def __call__(self, x: Images, emb: Embedding, train: bool = False) -> Resized:
         """Returns [batch, height', width', features]."""
         h = nn.swish(_norm(self.groups, self.dtype, "norm1")(x))
         if self.how is not None:

@@ -78,7 +78,7 @@ class UNet(nn.Module):
         label: Labels | None = None,
         *,
         train: bool = False,
-    ) -> Images:
+    ) -> Float[Array, " batch height width out_channels"]:
         """Predicts, for each pixel, what the loss asks for.
 
         Args:
@@ -122,7 +122,9 @@ class UNet(nn.Module):
             if l != 0:
                 h = self._resample(level, "up", f"up_{l}.upsample", h, emb, train)
 
-        h = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm_out")(h)
+        h = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm_out")(
+            h
+        )
         h = nn.swish(h).astype(jnp.float32)
         out_channels = self.patch**2 * self.out_channels
         h = conv3x3(out_channels, zero_init=True, name="conv_out")(h)

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from vdiff_jax import build, checkpoints, schedules, training
+from vdiff_jax.build import Config
 from vdiff_jax.distillation import ladder
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import Run, Tools, fit, make_tools
@@ -15,7 +15,7 @@ from vdiff_jax.stages.models import load_params
 from vdiff_jax.types import Params
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
     _check(config)
     return [
@@ -30,7 +30,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path) -> None:
     """Distills, or resumes in the stage that was under way."""
     _check(config)
     model = build.model(config)
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _halve(
-    config: ConfigDict,
+    config: Config,
     tools: Tools,
     teacher_params: Params,
     teacher: pathlib.Path,
@@ -106,20 +106,20 @@ def updates(table: str, num_steps: int) -> int:
         found = 0
     if found < 1:
         raise ValueError(
-            f'distill.updates={table!r} is not a number above 0, or a table like "50000,'
-            ' 2: 100000, 1: 100000".'
+            f"distill.updates={table!r} is not a number above 0, or a table like"
+            ' "50000, 2: 100000, 1: 100000".'
         )
     return found
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: Config) -> None:
     spec = config.distill
     for num_steps in ladder(spec.start_steps, spec.end_steps):
         updates(spec.updates, num_steps)
     schedules.check_num_steps(build.schedule(config), spec.start_steps)
 
 
-def _first_teacher(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+def _first_teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     named = config.distill.teacher
     folder = pathlib.Path(named) if named else places.train_folder(workdir)
     if places.result(folder) is None:

@@ -4,9 +4,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vdiff_jax import build, schedules
+from vdiff_jax.build import Config
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.evaluation import report
@@ -21,7 +21,7 @@ METRIC = "frechet_classifier"
 GRID_COLUMNS = 12
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
     return [
         {
@@ -35,7 +35,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path) -> None:
     """Measures every candidate from the same noise; writes table, figure and grid."""
     spec = config.evaluate
     candidates = [
@@ -73,7 +73,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     print(f"evaluate: see {out}/ladder.png and {out}/grid.png")
 
 
-def _candidates(config: ConfigDict) -> list[tuple[str, int]]:
+def _candidates(config: Config) -> list[tuple[str, int]]:
     """(model, steps), the reference first, then base and student side by side."""
     spec = config.evaluate
     for steps in (*spec.steps, spec.reference_steps):
@@ -83,7 +83,7 @@ def _candidates(config: ConfigDict) -> list[tuple[str, int]]:
 
 
 def _row(
-    config: ConfigDict, kind: str, steps: int, value: float, made: Pictures
+    config: Config, kind: str, steps: int, value: float, made: Pictures
 ) -> dict[str, Any]:
     return {
         "model": kind,
@@ -100,7 +100,7 @@ def _row(
 class _Reference:
     """The training pictures as seen by a classifier trained on them."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         images, labels = _everything(build.source(config, "train"))
         held_out = _everything(build.source(config, "test"))
         self._classifier: TrainedClassifier = train_classifier(images, labels, held_out)
@@ -124,7 +124,7 @@ class _Reference:
     def _features(self, images: np.ndarray) -> np.ndarray:
         return np.concatenate(
             [
-                np.asarray(self._classifier.extract(part))
+                self._classifier.extract(part)
                 for part in np.array_split(images, -(-len(images) // 1024))
             ]
         )

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vdiff_jax import build, checkpoints, parallel, training
+from vdiff_jax.build import Config
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.records import Records, write_json
@@ -43,7 +43,7 @@ class Tools:
       workers: Processes that read pictures.
     """
 
-    section: ConfigDict
+    section: Config
     train_step: training.TrainStep
     eval_step: Callable[..., Any]
     sampler: build.Sampler
@@ -79,8 +79,8 @@ class Run:
 
 
 def make_tools(
-    config: ConfigDict,
-    section: ConfigDict,
+    config: Config,
+    section: Config,
     model: build.Model,
     loss: training.Loss,
     eval_loss: training.Loss,
@@ -109,7 +109,7 @@ def make_tools(
     )
 
 
-def _held_out(config: ConfigDict, batch_size: int, mesh: Mesh) -> list[training.Batch]:
+def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[training.Batch]:
     """The first pictures of the held-out split, in whole batches of wrapped order."""
     if not config.data.held_out:
         return []
@@ -194,7 +194,7 @@ class _Loop:
         self._throughput = _Throughput(tools.section.batch_size)
 
     def run(self, state: training.TrainState) -> training.TrainState:
-        """Dispatches call after call, reading the metrics of one while the next runs."""
+        """Dispatches call after call; reads the metrics of one while the next runs."""
         section, run = self._tools.section, self._run
         calls = _calls(int(state.step), run.num_updates, section.steps_per_call)
         waiting = None

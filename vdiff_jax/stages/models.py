@@ -18,7 +18,10 @@ def folder_of(workdir: pathlib.Path, kind: str, num_steps: int) -> pathlib.Path:
     Raises:
       ValueError: If there is no such model.
     """
-    base, student = places.train_folder(workdir), places.student_folder(workdir, num_steps)
+    base, student = (
+        places.train_folder(workdir),
+        places.student_folder(workdir, num_steps),
+    )
     if kind == "auto":
         kind = "base" if places.result(student) is None else "distilled"
     if kind not in ("base", "distilled"):

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 
 from vdiff_jax import build, parallel, schedules
+from vdiff_jax.build import Config
 from vdiff_jax.records import enlarge, save_image, tile
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import folder_of, load_params
@@ -20,7 +20,7 @@ from vdiff_jax.types import Params
 GRID = 64
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
     _check(config)
     return [
@@ -33,7 +33,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `sample.num` pictures of the model for `sample.steps` steps."""
     _check(config)
     spec = config.sample
@@ -101,6 +101,6 @@ def pictures(
     )
 
 
-def _check(config: ConfigDict) -> None:
+def _check(config: Config) -> None:
     build.stepper(config)
     schedules.check_num_steps(build.schedule(config), config.sample.steps)

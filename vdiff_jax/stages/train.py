@@ -5,14 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from vdiff_jax import build, training
+from vdiff_jax.build import Config
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import Run, fit, make_tools
 
 
-def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
     folder = places.train_folder(workdir)
     return [
@@ -25,7 +25,7 @@ def plan(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path) -> None:
     """Trains, or resumes, or finds that it is done."""
     places.claim(workdir, config, "train")
     folder = places.train_folder(workdir)

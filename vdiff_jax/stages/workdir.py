@@ -7,9 +7,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from vdiff_jax import checkpoints
+from vdiff_jax.build import Config
 from vdiff_jax.records import write_json
 
 # Fields that change what is written or shown, but not the numbers of a run.
@@ -59,7 +58,7 @@ def status(folder: pathlib.Path) -> str:
     return "new" if step is None else f"resume at step {step}"
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict, section: str | None) -> None:
+def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
     """Records the config, and refuses a workdir whose runs were made with another.
 
     Args:
@@ -88,9 +87,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, section: str | None) -> Non
                 " Use its values or another --workdir."
             )
         recorded = {**recorded, **{name: ours[name] for name in sections}}
-    write_json(
-        path, {"config": recorded, "versions": _versions(), "commit": _commit()}
-    )
+    write_json(path, {"config": recorded, "versions": _versions(), "commit": _commit()})
 
 
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:

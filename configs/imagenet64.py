@@ -1,0 +1,49 @@
+r"""ImageNet, 64x64, class-conditional.
+
+    python launch.py --config configs/imagenet64.py --workdir runs/imagenet64
+
+or stage by stage: --config configs/imagenet64.py:train, then :distill, :evaluate,
+:sample. The data set is read with TensorFlow Datasets from data/; see data/README.md.
+
+Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except:
+
+- model.output is v; theirs is both (--config.model.output=both, 295,905,222
+  parameters).
+- The pictures are those of `imagenet_resized/64x64` (box-resized, the ones of
+  Chrabaszcz et al., 2017); theirs were cropped and area-resized from the originals.
+- The number of base updates is not in their code; 550,000 is the number usually quoted.
+- Evaluation is on features of a classifier trained on the data: it is not FID.
+
+Result: not yet run at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+
+
+def get_config(stage: str = "all") -> ConfigDict:
+    """The run described above."""
+    config = paper.get_config(stage)
+    config.update(
+        {
+            "data": {
+                "name": "imagenet_resized/64x64",
+                "test_split": "validation",
+                "image_size": 64,
+                "workers": 8,
+            },
+            "model": {
+                "channels": 192,
+                "multipliers": (1, 2, 3, 4),
+                "num_blocks": 3,
+                "attention_resolutions": (8, 16, 32),
+                "num_heads": 0,
+                "head_dim": 64,
+                "emb_channels": 768,
+                "num_classes": 1000,
+            },
+            "train": {"steps": 550_000},
+        }
+    )
+    return config

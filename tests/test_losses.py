@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oracles import GaussianData
+from vdiff_jax import diffusion, losses, schedules
+
+LOGSNR = jnp.array([-8.0, -2.0, -0.1, 0.3, 1.7, 8.0])
+
+
+def _mse(a, b):
+    return np.asarray(jnp.square(a - b).mean(axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["x", "eps", "v", "both"])
+def test_weights_mean_what_they_say_for_every_output(kind):
+    x, eps, out = jax.random.normal(jax.random.key(0), (3, len(LOGSNR), 4, 4, 2))
+    if kind == "both":
+        out = jnp.concatenate([out, out[..., ::-1]], axis=-1)
+    z_t = diffusion.diffuse(x, eps, LOGSNR)
+    found = diffusion.predict(out, z_t, LOGSNR, kind)
+    v = diffusion.velocity(x, eps, LOGSNR)
+    x_mse, eps_mse = _mse(found.x, x), _mse(found.eps, eps)
+
+    stated = {
+        losses.constant: x_mse,
+        losses.snr: eps_mse,
+        losses.snr_trunc: np.maximum(x_mse, eps_mse),
+        losses.snr_plus_one: x_mse + eps_mse,
+        losses.min_snr(3.0): np.minimum(eps_mse, 3.0 * x_mse),
+    }
+    for weight, expected in stated.items():
+        error = losses.weighted_v_error(found.v, v, LOGSNR, weight)
+        np.testing.assert_allclose(error, expected, rtol=2e-3)
+
+
+def test_weights_stay_bounded_where_the_snr_does_not():
+    ends = jnp.array([-20.0, 20.0])
+    for weight in (losses.constant, losses.snr, losses.snr_trunc, losses.snr_plus_one):
+        assert jnp.all((weight(ends) >= 0) & (weight(ends) <= 1))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 1000])
+def test_step_indices_are_uniform_from_1_to_n(num_steps):
+    u = jnp.append((jnp.arange(6000) + 0.5) / 6000, jnp.float32(1 - 2**-24))
+    i = np.asarray(losses.step_index(u, num_steps))
+    assert i.min() == 1
+    assert i.max() == num_steps
+    counts = np.bincount(i.astype(int))[1:]
+    assert counts.max() - counts.min() <= 2
+
+
+def test_stratified_times_are_spread_and_uniform():
+    draws = losses.draw(jax.random.key(3), (64, 1, 1, 1), stratified=True)
+    assert len(np.unique(np.floor(np.asarray(draws.u) * 64))) == 64
+    first = [
+        float(losses.draw(jax.random.key(k), (4, 1, 1, 1), stratified=True).u[0])
+        for k in range(200)
+    ]
+    assert np.mean(first) == pytest.approx(0.5, abs=0.06)
+
+
+def test_draws_of_one_step_are_independent():
+    draws = losses.draw(jax.random.key(0), (2000, 1, 1, 1), flip=True)
+    u, eps = np.asarray(draws.u), np.asarray(draws.eps[:, 0, 0, 0])
+    flip = np.asarray(draws.flip)
+    assert abs(np.corrcoef(u, eps)[0, 1]) < 0.08
+    assert abs(np.corrcoef(u, flip)[0, 1]) < 0.08
+    assert flip.mean() == pytest.approx(0.5, abs=0.05)
+    assert not losses.draw(jax.random.key(0), (50, 1, 1, 1)).flip.any()
+
+
+def test_mirror_flips_the_width_of_the_chosen():
+    x = jnp.arange(12.0).reshape(2, 2, 3, 1)
+    found = losses.mirror(x, jnp.array([True, False]))
+    np.testing.assert_array_equal(found[0], np.fliplr(x[0]))
+    np.testing.assert_array_equal(found[1], x[1])
+
+
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_the_exact_denoiser_has_the_least_loss(num_steps):
+    data = GaussianData(mean=0.2, std=0.6)
+    draws = losses.draw(jax.random.key(0), (32_768, 2, 2, 1), stratified=True)
+    x = 0.2 + 0.6 * jax.random.normal(jax.random.key(1), draws.eps.shape)
+
+    def loss(shift):
+        def denoise(z_t, logsnr_t):
+            v = data.denoise(z_t, logsnr_t).v + shift
+            return diffusion.predict(v, z_t, logsnr_t, "v")
+
+        return losses.denoising_loss(
+            denoise,
+            x,
+            draws,
+            schedule=schedules.cosine(),
+            weight=losses.snr_plus_one,
+            num_steps=num_steps,
+        ).mean()
+
+    assert loss(0.0) < loss(0.05)
+    assert loss(0.0) < loss(-0.05)
+    assert float(jax.grad(loss)(0.0)) == pytest.approx(0.0, abs=0.02)

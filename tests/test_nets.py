@@ -1,0 +1,226 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vdiff_jax.nets import layers
+from vdiff_jax.nets.convolution import as_matrix_product
+from vdiff_jax.nets.unet import Level, UNet
+
+LEVELS = (
+    Level(features=8, num_blocks=1),
+    Level(features=16, num_blocks=1, num_heads=2),
+)
+
+
+def _unet(**options):
+    options = {"levels": LEVELS, "out_channels": 3, "emb_features": 16} | options
+    return UNet(**options, groups=4)
+
+
+def _inputs(size=8, num_classes=0):
+    z_t = jax.random.normal(jax.random.key(1), (2, size, size, 3))
+    label = jnp.array([0, num_classes - 1]) if num_classes else None
+    return z_t, jnp.array([-3.0, 5.0]), label
+
+
+def _perturbed(net, *inputs, seed=0):
+    """Parameters away from the zeros that hide mistakes."""
+    params = net.init(jax.random.key(seed), *inputs)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [
+        p + 0.2 * jax.random.normal(k, p.shape)
+        for p, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.mark.parametrize(
+    ("mode", "golden"),
+    [
+        ("inv_cos", [0.99997110, 0.74998555, 0.5, 0.25001445, 0.00002890]),
+        ("linear", [0.0, 0.45593452, 0.5, 0.54406548, 1.0]),
+        ("sigmoid", [2.0611537e-9, 0.1464616, 0.5, 0.8535384, 1.0]),
+    ],
+)
+def test_logsnr_inputs_have_their_golden_values(mode, golden):
+    logsnr = jnp.array([-20.0, -1.762619, 0.0, 1.762619, 20.0])
+    np.testing.assert_allclose(
+        layers.logsnr_input(logsnr, mode), golden, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_the_sinusoid_has_its_golden_values():
+    found = layers.sinusoid(jnp.array([500.0]), 256)[0]
+    np.testing.assert_allclose(
+        found[:3], [-0.467772, 0.066711, -0.866419], atol=1e-4
+    )
+    np.testing.assert_allclose(
+        found[128:131], [-0.883849, 0.997772, 0.499317], atol=1e-4
+    )
+    assert found[127] == pytest.approx(0.0499792, abs=1e-6)
+    assert found[255] == pytest.approx(0.9987503, abs=1e-6)
+
+
+def test_the_small_reference_network_has_its_published_size():
+    net = UNet(
+        levels=(
+            Level(features=32, num_blocks=1),
+            Level(features=64, num_blocks=1, num_heads=1),
+        ),
+        out_channels=3,
+        emb_features=128,
+    )
+    params = jax.eval_shape(
+        net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 827_491
+
+
+def test_parts_are_named_as_in_released_checkpoints():
+    params = _unet(num_classes=2).init(jax.random.key(0), *_inputs(num_classes=2))
+    names = set(params["params"])
+    assert {
+        "conv_in",
+        "dense0",
+        "dense1",
+        "class_emb",
+        "down_0.block_0",
+        "down_0.downsample",
+        "down_1.attn_0",
+        "mid.block_1",
+        "mid.attn_1",
+        "mid.block_2",
+        "up_1.block_1",
+        "up_1.upsample",
+        "up_0.block_0",
+        "norm_out",
+        "conv_out",
+    } <= names
+    assert set(params["params"]["up_0.block_0"]) == {
+        "norm1",
+        "conv1",
+        "temb_proj",
+        "norm2",
+        "conv2",
+        "nin_shortcut",
+    }
+    attention = params["params"]["down_1.attn_0"]
+    assert set(attention) == {"norm", "q", "k", "v", "proj_out"}
+    assert attention["q"]["kernel"].shape == (16, 2, 8)
+
+
+def test_the_output_is_zero_at_initialisation():
+    inputs = _inputs()
+    output, _ = _unet().init_with_output(jax.random.key(0), *inputs)
+    np.testing.assert_array_equal(output, jnp.zeros_like(inputs[0]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_classes": 3},
+        {"patch": 2},
+        {"out_channels": 6},
+        {"levels": tuple(Level(features=8, num_blocks=1, resample_in_block=False)
+                         for _ in range(2))},
+    ],
+)  # fmt: skip
+def test_a_gradient_reaches_every_parameter(options):
+    net = _unet(**options)
+    inputs = _inputs(num_classes=net.num_classes)
+    params = _perturbed(net, *inputs)
+
+    def loss(params):
+        return jnp.square(net.apply({"params": params}, *inputs)).mean()
+
+    for path, grad in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+        # A constant added to all keys changes no softmax.
+        if "['k']['bias']" not in jax.tree_util.keystr(path):
+            assert jnp.abs(grad).max() > 1e-9, path
+
+
+def test_log_snr_and_class_matter():
+    net = _unet(num_classes=3)
+    z_t, logsnr, label = _inputs(num_classes=3)
+    params = {"params": _perturbed(net, z_t, logsnr, label)}
+    plain = net.apply(params, z_t, logsnr, label)
+    assert jnp.abs(net.apply(params, z_t, logsnr + 1.0, label) - plain).max() > 1e-3
+    assert jnp.abs(net.apply(params, z_t, logsnr, 2 - label) - plain).max() > 1e-3
+
+
+def test_an_example_does_not_depend_on_its_batch():
+    net = _unet()
+    z_t, logsnr, _ = _inputs()
+    params = {"params": _perturbed(net, z_t, logsnr)}
+    both = net.apply(params, z_t, logsnr)
+    one = net.apply(params, z_t[1:], logsnr[1:])
+    np.testing.assert_allclose(both[1:], one, atol=1e-4)
+
+
+def test_dropout_is_on_only_in_training():
+    net = _unet(dropout=0.5)
+    z_t, logsnr, _ = _inputs()
+    params = {"params": _perturbed(net, z_t, logsnr)}
+
+    def run(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return net.apply(params, z_t, logsnr, train=True, rngs=rngs)
+
+    still = net.apply(params, z_t, logsnr)
+    np.testing.assert_array_equal(still, net.apply(params, z_t, logsnr))
+    assert jnp.abs(run(0) - run(1)).max() > 1e-3
+
+
+def test_bfloat16_changes_only_the_rounding():
+    z_t, logsnr, _ = _inputs()
+    params = {"params": _perturbed(_unet(), z_t, logsnr)}
+    full = _unet().apply(params, z_t, logsnr)
+    half = _unet(dtype=jnp.bfloat16).apply(params, z_t, logsnr)
+    assert half.dtype == jnp.float32
+    assert 0 < jnp.abs(half - full).max() < 0.1 * jnp.abs(full).max()
+    fresh = _unet(dtype=jnp.bfloat16).init(jax.random.key(0), z_t, logsnr)
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+
+def test_the_matrix_product_is_the_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+
+    def convolve(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    np.testing.assert_allclose(
+        as_matrix_product(x, kernel), convolve(x, kernel), atol=1e-5
+    )
+    found, expected = (
+        jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), argnums=(0, 1))(x, kernel)
+        for f in (as_matrix_product, convolve)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected
+    )
+
+
+def test_folding_pixels_into_channels_is_undone_and_keeps_neighbours():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    folded = layers.space_to_depth(x, 2)
+    np.testing.assert_array_equal(folded[0, 1, 2].reshape(2, 2, 3), x[0, 2:4, 4:6])
+    np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="does not divide by 2"):
+        _unet().init(jax.random.key(0), *_inputs(size=7))
+    with pytest.raises(ValueError, match="patch=3 does not divide"):
+        layers.space_to_depth(jnp.zeros((1, 4, 4, 1)), 3)
+    with pytest.raises(ValueError, match="num_classes=3 got label=None"):
+        _unet(num_classes=3).init(jax.random.key(0), *_inputs())
+    with pytest.raises(ValueError, match="even"):
+        layers.sinusoid(jnp.zeros(1), 7)

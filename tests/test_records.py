@@ -1,0 +1,53 @@
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from vdiff_jax import records
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def _open(folder, done=0):
+    return records.Records(
+        folder, name="test", done=done, num_updates=10, batch_size=2
+    )
+
+
+def test_a_resumed_run_does_not_log_a_step_twice(tmp_path):
+    with _open(tmp_path) as log:
+        for step in (2, 4, 6):
+            log.advance(2)
+            log.scalars(step, {"loss": 1.0 / step})
+    with _open(tmp_path, done=4) as log:
+        log.scalars(6, {"loss": 9.0})
+    assert [line["step"] for line in _lines(tmp_path)] == [2, 4, 6]
+    assert _lines(tmp_path)[-1]["loss"] == 9.0
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_holds_every_image_in_its_place(tmp_path, channels):
+    images = np.stack(
+        [np.full((4, 4, channels), 10 * i, np.uint8) for i in range(5)]
+    )
+    sheet = records.tile(images, columns=3)
+    assert sheet.shape == (9, 14, channels)
+    assert (sheet[5:9, 5:9] == 40).all()
+    assert (sheet[5:9, 10:] == 255).all()
+
+    path = tmp_path / "folder" / "grid.png"
+    records.save_image(path, records.enlarge(sheet, at_least=18))
+    read = np.asarray(PIL.Image.open(path)).reshape(18, 28, channels)
+    np.testing.assert_array_equal(read[::2, ::2], sheet)
+
+
+def test_json_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.json"
+    records.write_json(path, {"x": 1})
+    with pytest.raises(TypeError):
+        records.write_json(path, {"x": object()})
+    assert json.loads(path.read_text()) == {"x": 1}

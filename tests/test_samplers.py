@@ -1,0 +1,193 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from oracles import GaussianData
+from vdiff_jax import samplers, schedules
+from vdiff_jax.diffusion import alpha_sigma, predict
+
+COSINE = schedules.cosine()
+
+
+def _noise(shape=(64, 2, 2, 1), seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _keys(batch, seed=1):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+def test_ddim_is_first_order_accurate():
+    data, z_1 = GaussianData(), _noise()
+    logsnr = jnp.full(64, -20.0)[:, None, None, None]
+    exact = data.flow(z_1, logsnr, jnp.full_like(logsnr, jnp.inf))
+    steps = np.array([16, 32, 64, 128, 256])
+    errors = [
+        jnp.abs(
+            samplers.sample(data.denoise, z_1, schedule=COSINE, num_steps=int(n))
+            - exact
+        ).mean()
+        for n in steps
+    ]
+    order = -np.polyfit(np.log(steps), np.log(np.array(errors)), deg=1)[0]
+    assert order == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "stepper",
+    [
+        samplers.ddim_step,
+        partial(samplers.ddim_step, eta=0.7),
+        partial(samplers.ancestral_step, interpolation=0.0),
+        partial(samplers.ancestral_step, interpolation=1.0),
+    ],
+)
+def test_a_known_picture_is_reached_in_any_number_of_steps(stepper, num_steps):
+    data = GaussianData(mean=0.4, std=0.0)
+    x = samplers.sample(
+        data.denoise,
+        _noise(),
+        schedule=COSINE,
+        num_steps=num_steps,
+        stepper=stepper,
+        keys=_keys(64),
+    )
+    np.testing.assert_allclose(x, 0.4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 9])
+def test_n_steps_are_n_evaluations_from_pure_noise_on(num_steps):
+    def denoise(z_t, logsnr_t):
+        spy = jnp.broadcast_to(logsnr_t[:, None], z_t.shape)
+        return predict(spy, z_t, logsnr_t, "x")
+
+    found = samplers.sample_trajectory(
+        denoise, _noise((1, 1)), schedule=COSINE, num_steps=num_steps
+    ).x_hat
+    times = jnp.arange(num_steps, 0, -1) / num_steps
+    np.testing.assert_allclose(found[:, 0, 0], COSINE(times), rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_step_returns_x_hat_and_the_trajectory_ends_in_the_sample():
+    data, z_1 = GaussianData(), _noise()
+    path = samplers.sample_trajectory(data.denoise, z_1, schedule=COSINE, num_steps=5)
+    sample = samplers.sample(data.denoise, z_1, schedule=COSINE, num_steps=5)
+    np.testing.assert_array_equal(path.z_s[-1], path.x_hat[-1])
+    np.testing.assert_allclose(path.z_s[-1], sample, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "interpolation"),
+    [
+        (GaussianData(mean=0.5, std=0.0), 0.0),  # "small" is exact for one picture
+        (GaussianData(mean=0.0, std=1.0), 1.0),  # "large" is exact for white noise
+    ],
+)
+def test_ancestral_marginals_are_exact_where_the_variance_is_right(data, interpolation):
+    # Ho et al. (2020), arXiv:2006.11239, Sec. 3.2, name these two extremes.
+    z_1 = _noise((1, 20_000))
+    path = samplers.sample_trajectory(
+        data.denoise,
+        z_1 + alpha_sigma(COSINE(jnp.float32(1.0)))[0] * data.mean,
+        schedule=COSINE,
+        num_steps=6,
+        stepper=partial(samplers.ancestral_step, interpolation=interpolation),
+        keys=_keys(1),
+    )
+    for z_s, s in zip(path.z_s[:-1], np.arange(5, 0, -1) / 6, strict=True):
+        logsnr_s = COSINE(jnp.float32(s))
+        mean = alpha_sigma(logsnr_s)[0] * data.mean
+        assert float(z_s.mean()) == pytest.approx(float(mean), abs=0.03)
+        assert float(z_s.std()) == pytest.approx(float(data.spread(logsnr_s)), rel=0.03)
+
+
+@pytest.mark.parametrize("interpolation", [0.0, 0.3, 1.0])
+def test_ancestral_samples_approach_the_data(interpolation):
+    data = GaussianData(mean=0.3, std=0.5)
+    x = samplers.sample(
+        data.denoise,
+        _noise((1, 20_000)),
+        schedule=COSINE,
+        num_steps=400,
+        stepper=partial(samplers.ancestral_step, interpolation=interpolation),
+        keys=_keys(1),
+    )
+    assert float(x.mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.5, rel=0.03)
+
+
+def test_ddim_with_eta_one_is_ancestral_with_small_variance():
+    prediction = GaussianData().denoise(_noise(), jnp.full(64, -1.0))
+    step = samplers.Step(jnp.full(64, -1.0), jnp.full(64, 0.5), _noise(seed=3))
+    np.testing.assert_allclose(
+        samplers.ddim_step(prediction, step, eta=1.0),
+        samplers.ancestral_step(prediction, step, interpolation=0.0),
+        atol=1e-6,
+    )
+
+
+def test_medium_variance_lies_between_on_a_log_scale():
+    zero = jnp.zeros((1, 1))
+    prediction = predict(zero, zero, jnp.zeros(1), "x")
+    step = samplers.Step(jnp.zeros(1), jnp.ones(1), jnp.ones((1, 1)))
+    small, medium, large = (
+        float(samplers.ancestral_step(prediction, step, interpolation=f)[0, 0])
+        for f in (0.0, 0.25, 1.0)
+    )
+    assert np.log(medium) == pytest.approx(0.75 * np.log(small) + 0.25 * np.log(large))
+    assert small < medium < large
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_a_traced_step_count_gives_the_same_samples_from_one_compilation(num_steps):
+    data, z_1, keys = GaussianData(), _noise(), _keys(64)
+    compiled = jax.jit(
+        lambda n: samplers.sample(
+            data.denoise,
+            z_1,
+            schedule=COSINE,
+            num_steps=n,
+            stepper=samplers.ancestral_step,
+            keys=keys,
+        )
+    )
+    static = samplers.sample(
+        data.denoise,
+        z_1,
+        schedule=COSINE,
+        num_steps=num_steps,
+        stepper=samplers.ancestral_step,
+        keys=keys,
+    )
+    np.testing.assert_allclose(compiled(num_steps), static, atol=1e-5)
+    compiled(num_steps + 1)
+    assert compiled._cache_size() == 1
+
+
+def test_noise_of_an_example_does_not_depend_on_its_batch():
+    data, keys = GaussianData(), _keys(64)
+    run = partial(
+        samplers.sample,
+        data.denoise,
+        schedule=COSINE,
+        num_steps=3,
+        stepper=samplers.ancestral_step,
+    )
+    whole = run(z_1=_noise(), keys=keys)
+    part = run(z_1=_noise()[40:], keys=keys[40:])
+    np.testing.assert_allclose(whole[40:], part, atol=1e-6)
+
+
+def test_a_step_that_needs_noise_says_so():
+    with pytest.raises(ValueError, match="pass `keys`"):
+        samplers.sample(
+            GaussianData().denoise,
+            _noise(),
+            schedule=COSINE,
+            num_steps=2,
+            stepper=samplers.ancestral_step,
+        )

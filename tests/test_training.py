@@ -1,0 +1,216 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vdiff_jax import parallel, training
+from vdiff_jax.losses import Draws
+from vdiff_jax.training import Batch, Job
+
+
+def _job(num_updates=100, seed=0, loss_args=()):
+    return Job(jax.random.key(seed), jnp.int32(num_updates), loss_args)
+
+
+def _batch(size=8, seed=0):
+    image = jax.random.normal(jax.random.key(seed), (size, 2, 2, 1))
+    return Batch(image, jnp.zeros(size, jnp.int32))
+
+
+def _linear_loss(params, batch, draws: Draws):
+    """Predicts noisy pixels from pixels: its optimum is w = 1, b = 0."""
+    target = batch.image + 0.1 * draws.eps
+    error = params["w"] * batch.image + params["b"] - target
+    return jnp.square(error).mean(axis=(1, 2, 3))
+
+
+def _params():
+    return {"w": jnp.array(0.0), "b": jnp.array(2.0)}
+
+
+def _optimizer(**options):
+    return training.make_optimizer(**{"grad_clip": 1.0, "weight_decay": 0.0} | options)
+
+
+def _rate(peak=0.05):
+    return training.make_learning_rate(peak, warmup_steps=0, decay="constant")
+
+
+def _step(loss=_linear_loss, optimizer=None, rate=None, **options):
+    return training.make_train_step(
+        loss, optimizer or _optimizer(), rate or _rate(), **{"ema_decay": 0.9} | options
+    )
+
+
+def _state(optimizer=None):
+    return training.init_state(_params(), optimizer or _optimizer())
+
+
+def test_training_finds_the_optimum():
+    state, _ = jax.jit(training.many_updates(_step()))(
+        _state(),
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *[_batch(seed=i) for i in range(300)]),
+        _job(),
+    )
+    assert float(state.params["w"]) == pytest.approx(1.0, abs=0.1)
+    assert float(state.params["b"]) == pytest.approx(0.0, abs=0.1)
+    assert int(state.step) == 300
+
+
+def test_the_ema_starts_at_the_parameters_and_forgets_geometrically():
+    state = _state()
+    np.testing.assert_array_equal(state.ema_params["b"], state.params["b"])
+    ema = {"w": jnp.array(0.0)}
+    for _ in range(10):
+        ema = training.update_ema(ema, {"w": jnp.array(1.0)}, 0.9)
+    assert float(ema["w"]) == pytest.approx(1 - 0.9**10)
+    copy = training.update_ema({"w": jnp.array(3.0)}, {"w": jnp.array(0.1)}, 0.0)
+    assert float(copy["w"]) == np.float32(0.1)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_the_learning_rate_warms_up_and_anneals(decay):
+    rate = training.make_learning_rate(0.5, warmup_steps=10, decay=decay)
+    at = [float(rate(jnp.int32(i), jnp.int32(110))) for i in range(110)]
+    assert 0 < at[0] < 0.06
+    assert np.all(np.diff(at[:11]) > 0)
+    assert at[10] == pytest.approx(0.5)
+    middle, end = {
+        "constant": (0.5, 0.5), "linear": (0.25, 0.005), "cosine": (0.25, 0.0002)
+    }[decay]  # fmt: skip
+    assert at[60] == pytest.approx(middle, rel=1e-3)
+    assert at[-1] == pytest.approx(end, rel=0.3)
+
+
+def test_linear_decay_without_warm_up_is_the_one_of_optax():
+    ours = training.make_learning_rate(1e-3, warmup_steps=0, decay="linear")
+    theirs = optax.linear_schedule(1e-3, 0.0, 50)
+    for step in (0, 1, 25, 49):
+        assert float(ours(jnp.int32(step), jnp.int32(50))) == pytest.approx(
+            float(theirs(step))
+        )
+    with pytest.raises(ValueError, match="Unknown decay"):
+        training.make_learning_rate.__wrapped__(1e-3, warmup_steps=0, decay="exp")
+
+
+def test_the_optimizer_is_adamw_on_clipped_gradients():
+    optimizer = _optimizer(weight_decay=0.3)
+    reference = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(0.05, weight_decay=0.3)
+    )
+    step = jax.jit(_step(optimizer=optimizer))
+    state = training.init_state(_params(), optimizer)
+    params, opt_state = _params(), reference.init(_params())
+    for i in range(5):
+        grads = jax.grad(
+            lambda p, i=i: _linear_loss(
+                p, _batch(seed=i), training._draw_rows(
+                    jax.random.fold_in(_job().key, i), _batch(), False, False, None)
+            ).mean()
+        )(params)  # fmt: skip
+        updates, opt_state = reference.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        state, metrics = step(state, _batch(seed=i), _job())
+        assert float(metrics["grad_norm"]) == pytest.approx(
+            float(optax.global_norm(grads)), rel=1e-5
+        )
+    assert float(state.params["w"]) == pytest.approx(float(params["w"]), rel=1e-5)
+    assert float(state.params["b"]) == pytest.approx(float(params["b"]), rel=1e-5)
+
+
+def test_many_updates_in_one_call_are_the_same_updates():
+    batches = [_batch(seed=i) for i in range(4)]
+    one_by_one = _state()
+    for batch in batches:
+        one_by_one, _ = jax.jit(_step())(one_by_one, batch, _job())
+    together, metrics = jax.jit(training.many_updates(_step()))(
+        _state(), jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches), _job()
+    )
+    assert metrics["loss"].shape == (4,)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one_by_one, together
+    )
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step(bad):
+    state, batch = _state(), _batch()
+    broken = batch._replace(image=batch.image.at[3, 0, 0, 0].set(bad))
+    after, metrics = jax.jit(_step())(state, broken, _job())
+    assert not np.isfinite(float(metrics["loss"]))
+    assert int(after.step) == 1
+    jax.tree.map(
+        np.testing.assert_array_equal, after.replace(step=0), state.replace(step=0)
+    )
+
+
+def test_devices_do_not_change_the_result():
+    """One device, two under jit, and two under pmap: gradients averaged, then clipped.
+
+    The gradient is larger than the clip, and differs between the two halves.
+    """
+    batch = _batch()
+    batch = batch._replace(image=batch.image * jnp.arange(8.0)[:, None, None, None])
+    options = {"stratified": True, "flip": True, "ema_decay": 0.5}
+    loss_of = lambda params, batch, draws: _linear_loss(  # noqa: E731
+        params, batch, draws
+    ) * (0.5 + draws.u)
+    alone, _ = jax.jit(_step(loss_of, **options))(_state(), batch, _job())
+
+    mesh = parallel.data_mesh()
+    assert mesh.size == 2
+    everywhere = parallel.put(_state(), parallel.replicated(mesh))
+    halves = parallel.put(batch, parallel.split(mesh))
+    under_jit, _ = jax.jit(_step(loss_of, **options))(everywhere, halves, _job())
+
+    mapped = jax.pmap(
+        _step(loss_of, axis_name="device", **options),
+        axis_name="device",
+        in_axes=(None, 0, None),
+    )
+    stacked = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
+    under_pmap, _ = mapped(_state(), stacked, _job())
+
+    for found in (under_jit, jax.tree.map(lambda leaf: leaf[0], under_pmap)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, alone
+        )
+
+
+def test_a_step_depends_on_seed_and_step_alone():
+    step = jax.jit(_step())
+    first, _ = step(_state(), _batch(), _job())
+    again, _ = step(_state(), _batch(), _job())
+    other, _ = step(_state(), _batch(), _job(seed=1))
+    later, _ = step(_state().replace(step=jnp.int32(7)), _batch(), _job())
+    loss = lambda state: float(state.opt_state[1].mu["b"])  # noqa: E731
+    assert loss(first) == loss(again)
+    assert len({loss(first), loss(other), loss(later)}) == 3
+
+
+def test_a_job_can_change_without_compiling_again():
+    def loss(params, batch, draws, teacher, num_steps):
+        del draws
+        return jnp.square(params["w"] - teacher["w"] / num_steps) * jnp.ones(
+            batch.image.shape[0]
+        )
+
+    step = jax.jit(_step(loss))
+    for num_steps in (8, 4, 2, 1):
+        teacher = {"w": jnp.array(float(num_steps))}
+        job = _job(num_updates=num_steps * 10, loss_args=(teacher, jnp.int32(num_steps)))
+        step(_state(), _batch(), job)
+    assert step._cache_size() == 1
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="batch_size=7 does not divide over 2"):
+        parallel.check_batch_size(7, parallel.data_mesh())
+
+
+def test_held_out_loss_uses_the_same_draws_every_time():
+    eval_step = jax.jit(training.make_eval_step(_linear_loss))
+    first = eval_step(_params(), _batch(), _job())
+    np.testing.assert_array_equal(first, eval_step(_params(), _batch(), _job()))
+    assert first.shape == (8,)
