@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs; returns the exit status: 2 for a mistake of the user's."""
     try:
         config, workdir = _parse(argv)
-        return launch(config, workdir)
+        launch(config, workdir, dry_run=DRY_RUN.value)
+        return 0
     except (ValueError, NonFiniteError) as error:
         if FLAGS.is_parsed() and TRACEBACK.value:
             raise
@@ -44,8 +45,12 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def launch(config: ConfigDict, workdir: pathlib.Path) -> int:
-    """Runs the stages of a config in a workdir, or prints what would be run."""
+def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
+    """Runs the stages of a config in a workdir, or prints what would be run.
+
+    Raises:
+      ValueError: For anything in the config or the workdir that does not fit.
+    """
     stages = {
         "train": train,
         "distill": distill,
@@ -59,7 +64,7 @@ def launch(config: ConfigDict, workdir: pathlib.Path) -> int:
             f"Unknown stage {config.stage!r}; choose all or one of {tuple(stages)}."
         )
     plan = [entry for name in chosen for entry in stages[name].plan(config, workdir)]
-    if DRY_RUN.value:
+    if dry_run:
         description = {
             "config": json.loads(config.to_json_best_effort()),
             "parameters": build.model(config).num_parameters(),
@@ -67,10 +72,9 @@ def launch(config: ConfigDict, workdir: pathlib.Path) -> int:
             "run": plan,
         }
         print(json.dumps(description, indent=2))
-        return 0
+        return
     for name in chosen:
         stages[name].run(config, workdir)
-    return 0
 
 
 def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:

@@ -9,9 +9,9 @@ def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
     config = paper.get_config(stage)
     optimisation = {
-        "batch_size": 128,
+        "batch_size": 64,
         "stratified_times": True,
-        "steps_per_call": 50,
+        "steps_per_call": 10,
         "log_every_steps": 100,
         "eval_every_steps": 1000,
         "sample_every_steps": 1000,
@@ -31,7 +31,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "channels": 32,
                 "multipliers": (1,),
                 "num_blocks": 2,
-                "attention_resolutions": (4,),
+                "attention_resolutions": (),
                 "num_heads": 2,
                 "head_dim": 0,
                 "emb_channels": 128,
@@ -51,8 +51,9 @@ def get_config(stage: str = "all") -> ConfigDict:
             "distill": {
                 **optimisation,
                 "start_steps": 128,
-                "updates": "500, 2: 800, 1: 1500",
+                "updates": "300, 16: 400, 8: 700, 4: 1000, 2: 1300, 1: 2000",
                 "learning_rate": 5e-4,
+                "warmup_steps": 50,
             },
             "sample": {"batch_size": 512},
             "evaluate": {"reference_steps": 128, "num": 4096},

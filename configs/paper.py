@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The shared settings; `data` and the sizes in `model` are yet to be set."""
-    return ConfigDict(
+    config = ConfigDict(
         {
             "stage": stage,
             "seed": 0,
@@ -118,3 +118,4 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
         }
     )
+    return config.lock()  # a misspelt field is an error

@@ -23,7 +23,7 @@ def _saved(folder, state, info):
 
 
 def test_what_is_saved_comes_back_bit_for_bit_on_the_devices_at_hand(tmp_path):
-    state = training.init_state(_params(), OPTIMIZER).replace(
+    state = training.init_state(_params(), OPTIMIZER)._replace(
         step=jnp.int32(12), ema_params=_params(1)
     )
     _saved(tmp_path, state, {"seconds": 1.5})
@@ -39,7 +39,7 @@ def test_what_is_saved_comes_back_bit_for_bit_on_the_devices_at_hand(tmp_path):
 
 
 def test_a_teacher_is_read_without_its_optimizer(tmp_path):
-    state = training.init_state(_params(), OPTIMIZER).replace(ema_params=_params(1))
+    state = training.init_state(_params(), OPTIMIZER)._replace(ema_params=_params(1))
     _saved(tmp_path, state, {})
     found = checkpoints.restore_ema(
         tmp_path, jax.eval_shape(lambda: _params()), _everywhere()
@@ -53,7 +53,7 @@ def test_a_teacher_of_another_architecture_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"one.*\(3, 2\) there and \(5, 2\)"):
         checkpoints.restore_ema(tmp_path, wide, _everywhere())
     more = jax.eval_shape(lambda: {**_params(), "three": jnp.zeros(1)})
-    with pytest.raises(ValueError, match="three.*none there"):
+    with pytest.raises(ValueError, match=r"three.*none there"):
         checkpoints.restore_ema(tmp_path, more, _everywhere())
     with pytest.raises(ValueError, match="No checkpoint"):
         checkpoints.restore_ema(tmp_path / "empty", wide, _everywhere())

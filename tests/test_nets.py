@@ -2,10 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from vdiff_jax.nets import layers
-from vdiff_jax.nets.convolution import as_matrix_product
 from vdiff_jax.nets.unet import Level, UNet
 
 LEVELS = (
@@ -54,9 +52,7 @@ def test_logsnr_inputs_have_their_golden_values(mode, golden):
 
 def test_the_sinusoid_has_its_golden_values():
     found = layers.sinusoid(jnp.array([500.0]), 256)[0]
-    np.testing.assert_allclose(
-        found[:3], [-0.467772, 0.066711, -0.866419], atol=1e-4
-    )
+    np.testing.assert_allclose(found[:3], [-0.467772, 0.066711, -0.866419], atol=1e-4)
     np.testing.assert_allclose(
         found[128:131], [-0.883849, 0.997772, 0.499317], atol=1e-4
     )
@@ -184,28 +180,6 @@ def test_bfloat16_changes_only_the_rounding():
     assert 0 < jnp.abs(half - full).max() < 0.1 * jnp.abs(full).max()
     fresh = _unet(dtype=jnp.bfloat16).init(jax.random.key(0), z_t, logsnr)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
-
-
-def test_the_matrix_product_is_the_convolution():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
-
-    def convolve(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
-        )
-
-    np.testing.assert_allclose(
-        as_matrix_product(x, kernel), convolve(x, kernel), atol=1e-5
-    )
-    found, expected = (
-        jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), argnums=(0, 1))(x, kernel)
-        for f in (as_matrix_product, convolve)
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected
-    )
 
 
 def test_folding_pixels_into_channels_is_undone_and_keeps_neighbours():

@@ -8,13 +8,12 @@ from vdiff_jax import records
 
 
 def _lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _open(folder, done=0):
-    return records.Records(
-        folder, name="test", done=done, num_updates=10, batch_size=2
-    )
+    return records.Records(folder, name="test", done=done, num_updates=10, batch_size=2)
 
 
 def test_a_resumed_run_does_not_log_a_step_twice(tmp_path):
@@ -31,9 +30,7 @@ def test_a_resumed_run_does_not_log_a_step_twice(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_holds_every_image_in_its_place(tmp_path, channels):
-    images = np.stack(
-        [np.full((4, 4, channels), 10 * i, np.uint8) for i in range(5)]
-    )
+    images = np.stack([np.full((4, 4, channels), 10 * i, np.uint8) for i in range(5)])
     sheet = records.tile(images, columns=3)
     assert sheet.shape == (9, 14, channels)
     assert (sheet[5:9, 5:9] == 40).all()

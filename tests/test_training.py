@@ -50,7 +50,9 @@ def _state(optimizer=None):
 def test_training_finds_the_optimum():
     state, _ = jax.jit(training.many_updates(_step()))(
         _state(),
-        jax.tree.map(lambda *leaves: jnp.stack(leaves), *[_batch(seed=i) for i in range(300)]),
+        jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *[_batch(seed=i) for i in range(300)]
+        ),
         _job(),
     )
     assert float(state.params["w"]) == pytest.approx(1.0, abs=0.1)
@@ -77,7 +79,7 @@ def test_the_learning_rate_warms_up_and_anneals(decay):
     assert np.all(np.diff(at[:11]) > 0)
     assert at[10] == pytest.approx(0.5)
     middle, end = {
-        "constant": (0.5, 0.5), "linear": (0.25, 0.005), "cosine": (0.25, 0.0002)
+        "constant": (0.5, 0.5), "linear": (0.25, 0.005), "cosine": (0.25, 0.00012)
     }[decay]  # fmt: skip
     assert at[60] == pytest.approx(middle, rel=1e-3)
     assert at[-1] == pytest.approx(end, rel=0.3)
@@ -113,7 +115,7 @@ def test_the_optimizer_is_adamw_on_clipped_gradients():
         params = optax.apply_updates(params, updates)
         state, metrics = step(state, _batch(seed=i), _job())
         assert float(metrics["grad_norm"]) == pytest.approx(
-            float(optax.global_norm(grads)), rel=1e-5
+            float(optax.tree.norm(grads)), rel=1e-5
         )
     assert float(state.params["w"]) == pytest.approx(float(params["w"]), rel=1e-5)
     assert float(state.params["b"]) == pytest.approx(float(params["b"]), rel=1e-5)
@@ -141,7 +143,7 @@ def test_an_update_that_is_not_finite_changes_nothing_but_the_step(bad):
     assert not np.isfinite(float(metrics["loss"]))
     assert int(after.step) == 1
     jax.tree.map(
-        np.testing.assert_array_equal, after.replace(step=0), state.replace(step=0)
+        np.testing.assert_array_equal, after._replace(step=0), state._replace(step=0)
     )
 
 
@@ -153,9 +155,10 @@ def test_devices_do_not_change_the_result():
     batch = _batch()
     batch = batch._replace(image=batch.image * jnp.arange(8.0)[:, None, None, None])
     options = {"stratified": True, "flip": True, "ema_decay": 0.5}
-    loss_of = lambda params, batch, draws: _linear_loss(  # noqa: E731
-        params, batch, draws
-    ) * (0.5 + draws.u)
+
+    def loss_of(params, batch, draws):
+        return _linear_loss(params, batch, draws) * (0.5 + draws.u)
+
     alone, _ = jax.jit(_step(loss_of, **options))(_state(), batch, _job())
 
     mesh = parallel.data_mesh()
@@ -183,10 +186,10 @@ def test_a_step_depends_on_seed_and_step_alone():
     first, _ = step(_state(), _batch(), _job())
     again, _ = step(_state(), _batch(), _job())
     other, _ = step(_state(), _batch(), _job(seed=1))
-    later, _ = step(_state().replace(step=jnp.int32(7)), _batch(), _job())
-    loss = lambda state: float(state.opt_state[1].mu["b"])  # noqa: E731
-    assert loss(first) == loss(again)
-    assert len({loss(first), loss(other), loss(later)}) == 3
+    later, _ = step(_state()._replace(step=jnp.int32(7)), _batch(), _job())
+    moments = [float(s.opt_state[1].mu["b"]) for s in (first, again, other, later)]
+    assert moments[0] == moments[1]
+    assert len(set(moments)) == 3
 
 
 def test_a_job_can_change_without_compiling_again():
@@ -199,7 +202,9 @@ def test_a_job_can_change_without_compiling_again():
     step = jax.jit(_step(loss))
     for num_steps in (8, 4, 2, 1):
         teacher = {"w": jnp.array(float(num_steps))}
-        job = _job(num_updates=num_steps * 10, loss_args=(teacher, jnp.int32(num_steps)))
+        job = _job(
+            num_updates=num_steps * 10, loss_args=(teacher, jnp.int32(num_steps))
+        )
         step(_state(), _batch(), job)
     assert step._cache_size() == 1
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from vdiff_jax import diffusion, losses, samplers, schedules, training
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.distillation import distillation_loss
+from vdiff_jax.nets.layers import LogsnrInput
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Denoiser, Params, PerExample, Schedule
 
@@ -151,7 +152,7 @@ def _unet(config: Config, out_channels: int) -> UNet:
         dropout=config.train.dropout,
         groups=spec.groups,
         patch=spec.patch,
-        logsnr_input=spec.logsnr_input,
+        logsnr_input=_choice("model.logsnr_input", spec.logsnr_input, LogsnrInput),
         dtype=jnp.dtype(_choice("model.dtype", spec.dtype, DType)),
     )
 

@@ -8,7 +8,6 @@ in, such as a teacher's parameters, travels in a `Job`.
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,10 +40,10 @@ class Job(NamedTuple):
     loss_args: tuple = ()
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(NamedTuple):
     """All that an update changes. `step` counts updates, applied or skipped."""
 
-    step: Int[Array, ""]
+    step: Array
     params: Params
     ema_params: Params
     opt_state: PyTree
@@ -153,7 +152,7 @@ def make_train_step(
         value, grads = jax.value_and_grad(mean_loss)(state.params)
         if axis_name is not None:
             value, grads = lax.pmean((value, grads), axis_name)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         rate = learning_rate(state.step, job.num_updates)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -165,7 +164,7 @@ def make_train_step(
         state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             TrainState(step, params, ema_params, opt_state),
-            state.replace(step=step),
+            state._replace(step=step),
         )
         return state, {"loss": value, "grad_norm": norm, "learning_rate": rate}
 

@@ -15,7 +15,7 @@ PerExample: TypeAlias = Float[Array, " batch"]
 Labels: TypeAlias = Int[Array, " batch"]
 Keys: TypeAlias = Key[Array, " batch"]
 Scalar: TypeAlias = Float[Array, ""]
-Params: TypeAlias = PyTree[Array]
+Params: TypeAlias = PyTree  # of arrays, or of their shapes
 
 
 class Prediction(NamedTuple):

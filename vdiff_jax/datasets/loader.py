@@ -82,6 +82,8 @@ def load(
         batch_sampler=order,
         collate_fn=_stack,
         num_workers=num_workers,
+        # A fork would copy the locks of JAX's threads, and could hang.
+        multiprocessing_context="spawn" if num_workers else None,
     )
     for examples in loader:
         yield {

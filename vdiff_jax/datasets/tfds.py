@@ -21,7 +21,13 @@ class TfdsImages:
             source: Any = tfds.data_source(
                 name, split=split, data_dir=folder, download=False
             )
-        except (AssertionError, ImportError, OSError, NotImplementedError, ValueError) as error:
+        except (
+            AssertionError,
+            ImportError,
+            OSError,
+            NotImplementedError,
+            ValueError,
+        ) as error:
             raise ValueError(
                 f"{name!r} is not prepared in {folder}. Prepare it once, where"
                 " TensorFlow is installed: tfds build"

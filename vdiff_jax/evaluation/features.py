@@ -88,23 +88,22 @@ def train_classifier(
         outputs: Any = net.apply(params, x)
         return outputs
 
-    def loss(params: Params, batch: np.ndarray) -> Array:
+    def loss(params: Params, batch: Array) -> Array:
         x = from_pixels(jnp.asarray(images)[batch])
         logits = apply(params, x)[1]
         target = jnp.asarray(labels)[batch]
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
-    def update(carry: tuple, batch: Array) -> tuple[tuple, None]:
-        params, opt_state = carry
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state)
-        return (optax.apply_updates(params, updates), opt_state), None
-
     @jax.jit
-    def train(params: Params, order: Array) -> Params:
-        carry = (params, optimizer.init(params))
-        return jax.lax.scan(update, carry, order)[0][0]
+    def update(
+        params: Params, opt_state: optax.OptState, batch: Array
+    ) -> tuple[Params, optax.OptState]:
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state)
+        return optax.apply_updates(params, updates), opt_state
 
-    params = train(params, jnp.asarray(order))
+    opt_state = optimizer.init(params)
+    for batch in order:
+        params, opt_state = update(params, opt_state, batch)
     classify = jax.jit(lambda image: apply(params, from_pixels(image)))
     guesses = np.asarray(classify(held_out[0])[1]).argmax(axis=1)
     accuracy = float((guesses == held_out[1]).mean())

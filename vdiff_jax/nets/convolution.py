@@ -1,16 +1,11 @@
-"""The 3x3 convolution, in the form that the device at hand computes fastest.
-
-On a CPU, XLA runs the gradient of a convolution inside `lax.scan` 20 times slower than
-outside (jaxlib 0.10.2: 190 against 9 ms for two convolutions of 128 x 8 x 8 x 32), and
-training scans over updates. As a matrix product of shifted copies it is as fast inside
-as outside. GPUs and TPUs have a convolution that needs no copies.
-"""
+"""The 3x3 convolution, with a gradient that is fast on every device."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 
 def conv3x3(
@@ -21,7 +16,7 @@ def conv3x3(
     zero_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> nn.Conv:
-    """A flax convolution over 3x3 pixels, padded to the size of its input."""
+    """A flax convolution over 3x3 pixels, zero-padded to the size of its input."""
     init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
     return nn.Conv(
         features,
@@ -36,21 +31,43 @@ def conv3x3(
 
 def _by_platform(lhs: Array, rhs: Array, strides, padding, **options) -> Array:
     """`lax.conv_general_dilated`, restricted to what `conv3x3` asks of it."""
-
-    def convolve(lhs: Array, rhs: Array) -> Array:
-        return lax.conv_general_dilated(lhs, rhs, strides, padding, **options)
-
-    return lax.platform_dependent(lhs, rhs, cpu=as_matrix_product, default=convolve)
+    del strides, padding, options
+    return lax.platform_dependent(lhs, rhs, cpu=convolve_on_cpu, default=_convolve)
 
 
-def as_matrix_product(
-    x: Float[Array, " batch height width channels"],
-    kernel: Float[Array, " 3 3 channels features"],
-) -> Float[Array, " batch height width features"]:
-    """A 3x3 convolution of stride 1, zero-padded, as one matrix product."""
+def _convolve(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_vjp
+def convolve_on_cpu(x: Array, kernel: Array) -> Array:
+    """A convolution whose gradient is a convolution and a matrix product.
+
+    XLA's own gradient with respect to the kernel is a convolution whose window is the
+    image. On a CPU (jaxlib 0.10.2) it falls, in many programs, to a path that is 20
+    times slower.
+    """
+    return _convolve(x, kernel)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     _, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    neighbours = [
-        padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)
-    ]
-    return jnp.concatenate(neighbours, axis=-1) @ kernel.reshape(9 * channels, -1)
+    neighbours = jnp.concatenate(
+        [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)],
+        axis=-1,
+    )
+    features = dy.shape[-1]
+    dk = neighbours.reshape(-1, 9 * channels).T @ dy.reshape(-1, features)
+    return dx, dk.reshape(kernel.shape)
+
+
+convolve_on_cpu.defvjp(_forward, _backward)

@@ -261,12 +261,12 @@ class _Loop:
         if _crosses(first, done, self._tools.section.log_every_steps):
             losses = np.concatenate(self._losses)
             self._losses.clear()
-            self._last["loss"] = float(losses[np.isfinite(losses)].mean())
+            self._last |= _mean_of_finite("loss", losses)
             self._records.scalars(
                 done,
                 {
-                    "loss": self._last["loss"],
-                    "grad_norm": float(np.nanmean(values["grad_norm"])),
+                    **_mean_of_finite("loss", losses),
+                    **_mean_of_finite("grad_norm", values["grad_norm"]),
                     "learning_rate": float(values["learning_rate"][-1]),
                     "images_per_second": self._throughput.images_per_second(),
                     "skipped": self._skipped,
@@ -331,11 +331,13 @@ class _Throughput:
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._images, self._seconds = 0, 0.0
+        self._all_images, self._began = 0, time.monotonic()
         self._since: float | None = None
 
     def add(self, updates: int) -> None:
         """Counts updates that have just ended; the first after a pause do not count."""
         now = time.monotonic()
+        self._all_images += updates * self._batch_size
         if self._since is not None:
             self._images += updates * self._batch_size
             self._seconds += now - self._since
@@ -346,8 +348,16 @@ class _Throughput:
         self._since = None
 
     def images_per_second(self) -> float:
-        """Zero before anything was counted."""
-        return self._images / self._seconds if self._seconds else 0.0
+        """The mean so far; of a run too short to count, with all that it waited for."""
+        if self._seconds:
+            return self._images / self._seconds
+        return self._all_images / (time.monotonic() - self._began)
+
+
+def _mean_of_finite(name: str, values: np.ndarray) -> dict[str, float]:
+    """The metric, or nothing where no value is finite."""
+    finite = values[np.isfinite(values)]
+    return {name: float(finite.mean())} if len(finite) else {}
 
 
 def _calls(first: int, last: int, steps_per_call: int) -> list[tuple[int, int]]:

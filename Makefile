@@ -1,0 +1,26 @@
+# The two commands of the README, and what CI runs. Both work on a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test quick lint
+
+demo: .venv/ready
+	$(BIN)/python launch.py --config configs/digits.py
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+# Without the tests that train: for while you write.
+quick: .venv/ready
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

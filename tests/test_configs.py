@@ -1,0 +1,136 @@
+"""What holds for every file in configs/."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+import launch
+from vdiff_jax import build
+
+CONFIGS = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
+    if path.stem not in ("__init__", "paper")
+)
+
+
+def _config(name, stage="all"):
+    return importlib.import_module(f"configs.{name}").get_config(stage)
+
+
+def test_the_five_data_sets_are_there():
+    assert {
+        "cifar10",
+        "digits",
+        "imagenet64",
+        "lsun_bedroom128",
+        "lsun_church128",
+    } <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_dry_runs_every_stage(name, capsys, tmp_path):
+    stages = ("all",)
+    if name == "digits":
+        stages = ("all", "train", "distill", "sample", "evaluate")
+    for stage in stages:
+        launch.launch(_config(name, stage), tmp_path / "new", dry_run=True)
+        said = json.loads(capsys.readouterr().out)
+        assert set(said) == {"config", "parameters", "devices", "run"}
+        assert said["config"]["model"]["output"] == "v"
+        planned = {entry["stage"] for entry in said["run"]}
+        expected = {"train", "distill", "evaluate"} if stage == "all" else {stage}
+        assert planned == expected
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_says_its_command_and_its_result(name):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"--config configs/{name}.py" in text
+    assert "Result" in text
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_refuses_a_field_it_does_not_have(name):
+    config = _config(name)
+    with pytest.raises(KeyError, match="stepz"):
+        config.update({"train": {"stepz": 1}})
+    with pytest.raises(ValueError, match="Unknown stage 'trian'"):
+        launch.launch(_config(name, "trian"), pathlib.Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "parameters"),
+    [
+        ("cifar10", "x", 60_004_099),
+        ("cifar10", "v", 60_004_099),
+        ("imagenet64", "both", 295_905_222),
+        ("lsun_bedroom128", "both", 139_578_502),
+        ("lsun_church128", "both", 139_578_502),
+    ],
+)
+def test_the_papers_networks_have_the_papers_sizes(name, output, parameters):
+    config = _config(name)
+    config.model.output = output
+    assert build.model(config).num_parameters() == parameters
+
+
+def test_ladders_have_the_papers_stages():
+    from vdiff_jax.stages import distill
+
+    plan = distill.plan(_config("cifar10"), pathlib.Path("nowhere"))
+    assert [entry["num_steps"] for entry in plan] == [2**k for k in range(12, -1, -1)]
+    assert sum(entry["updates"] for entry in plan) == 750_000
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("model", "output", "noise", "model.output='noise' is unknown"),
+        ("model", "dtype", "float16", "model.dtype='float16' is unknown"),
+        ("model", "groups", 5, "model.groups=5 does not divide the 32 channels"),
+        ("model", "head_dim", 16, "Set one of model.num_heads=2 and model.head_dim=16"),
+        ("model", "logsnr_input", "t", "model.logsnr_input='t' is unknown"),
+        ("model", "patch", 3, "patch=3 does not divide|does not divide by 3"),
+        ("model", "net", "no.such:net", "model.net='no.such:net' is neither"),
+        ("diffusion", "schedule", "cubic", "diffusion.schedule='cubic' is unknown"),
+        ("data", "source", "pics", "data.source='pics' is neither"),
+        ("data", "image_size", 16, "data.image_size=16"),
+        ("train", "weight", "min_snr", "Unknown loss weight 'min_snr'"),
+        ("train", "decay", "exp", "Unknown decay 'exp'"),
+        ("train", "on_nonfinite", "cry", "on_nonfinite='cry' is unknown"),
+        ("train", "batch_size", 7, "batch_size=7 does not divide over 2 devices"),
+        ("distill", "start_steps", 100, "start_steps=100 does not arrive"),
+        ("distill", "updates", "many", "distill.updates='many'"),
+        ("sample", "sampler", "euler", "sample.sampler='euler' is unknown"),
+        ("sample", "steps", 0, "num_steps must be at least 1"),
+        ("sample", "model", "best", "sample.model='best' is unknown"),
+    ],
+)
+def test_mistakes_are_refused_with_their_value(
+    section, field, value, message, tmp_path, monkeypatch
+):
+    from vdiff_jax import training
+
+    # Under the hook, jaxtyping would refuse these before our own checks do.
+    for module, name in ((training, "make_learning_rate"),):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, getattr(function, "__wrapped__", function))
+    stage = section if section in ("train", "distill", "sample") else "train"
+    config = _config("digits", stage)
+    config.update({section: {field: value}})
+    with pytest.raises(ValueError, match=message):
+        launch.launch(config, tmp_path)
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+def test_an_ancestral_sampler_reads_its_variance():
+    assert build.variance_interpolation("small") == 0.0
+    assert build.variance_interpolation("medium:0.3") == 0.3
+    assert build.variance_interpolation("large") == 1.0
+    for wrong in ("medium", "medium:2", "medium:x", "big"):
+        with pytest.raises(ValueError, match=r"sample\.variance|not a number"):
+            build.variance_interpolation(wrong)

@@ -1,0 +1,316 @@
+"""The path of the digits, shrunk: train, distill, evaluate, sample, and trouble."""
+
+import json
+import subprocess
+import sys
+
+import flax.linen as nn
+import numpy as np
+import PIL.Image
+import pytest
+
+import launch
+from configs import digits
+from vdiff_jax import build, checkpoints
+from vdiff_jax.evaluation import features
+from vdiff_jax.stages.fit import NonFiniteError
+
+TINY = {
+    "model": {
+        "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4, "num_heads": 1
+    },
+    "train": {
+        "steps": 6, "batch_size": 8, "warmup_steps": 0, "sample_steps": 2,
+        "steps_per_call": 2, "checkpoint_every_steps": 2, "log_every_steps": 2,
+        "eval_every_steps": 4, "sample_every_steps": 4,
+    },
+    "distill": {
+        "start_steps": 8, "updates": "4, 1: 6", "batch_size": 8, "steps_per_call": 2,
+        "checkpoint_every_steps": 2, "log_every_steps": 2,
+        "eval_every_steps": 4, "sample_every_steps": 4,
+    },
+    "data": {"held_out": 16},
+    "sample": {"batch_size": 16, "num": 5, "steps": 2},
+    "evaluate": {"num": 24, "steps": (1, 2), "reference_steps": 8},
+}  # fmt: skip
+
+
+def _config(stage, **changes):
+    config = digits.get_config(stage)
+    config.update(TINY)
+    config.update(changes)
+    return config
+
+
+def _result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def _metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+class _StopAt:
+    """Makes the compiled step fail at one of its calls, as a lost machine would."""
+
+    def __init__(self, monkeypatch, call):
+        make = build.train_step
+        self.calls, self.steps = 0, []
+
+        def made(*args):
+            step = make(*args)
+            self.steps.append(step)
+
+            def counted(*args):
+                self.calls += 1
+                if self.calls == call:
+                    raise KeyboardInterrupt
+                return step(*args)
+
+            return counted
+
+        monkeypatch.setattr(build, "train_step", made)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A workdir with a base model and its students of 4, 2 and 1 steps."""
+    workdir = tmp_path_factory.mktemp("project")
+    launch.launch(_config("train"), workdir)
+    launch.launch(_config("distill"), workdir)
+    return workdir
+
+
+def test_training_leaves_what_the_design_says(project):
+    folder = project / "train"
+    result = _result(folder)
+    assert result["step"] == 6
+    assert result["images_per_second"] > 0
+    assert result["skipped"] == 0
+    assert np.isfinite(result["held_out_loss"])
+    assert len(result["params_sha256"]) == 64
+    assert (folder / "checkpoints" / "6").is_dir()
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        "00000004.png",
+        "00000006.png",
+    ]
+    losses = [line["loss"] for line in _metrics(folder) if "loss" in line]
+    assert len(losses) == 3
+    assert json.loads((project / "config.json").read_text())["config"]["seed"] == 0
+
+
+def test_each_student_starts_from_the_one_before(project):
+    teacher = _result(project / "train")
+    for num_steps, updates in ((4, 4), (2, 4), (1, 6)):
+        student = _result(project / "distill" / f"{num_steps:04d}")
+        assert student["num_steps"] == num_steps
+        assert student["step"] == updates
+        assert student["teacher_sha256"] == teacher["params_sha256"]
+        assert student["params_sha256"] != teacher["params_sha256"]
+        teacher = student
+
+
+def test_a_finished_project_does_nothing_again(project, monkeypatch):
+    _StopAt(monkeypatch, 1)
+    before = _result(project / "distill" / "0001")
+    launch.launch(_config("train"), project)
+    launch.launch(_config("distill"), project)
+    assert _result(project / "distill" / "0001") == before
+
+
+def test_an_interrupted_project_ends_as_one_never_stopped(
+    project, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        _StopAt(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(_config("train"), tmp_path)
+    assert checkpoints.latest_step(tmp_path / "train" / "checkpoints") in (2, 4)
+    launch.launch(_config("train"), tmp_path)
+    with monkeypatch.context() as patch:
+        _StopAt(patch, 4)  # the second call of the second student
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(_config("distill"), tmp_path)
+    assert checkpoints.latest_step(tmp_path / "distill" / "0002" / "checkpoints") == 2
+    launch.launch(_config("distill"), tmp_path)
+
+    for folder in ("train", "distill/0004", "distill/0002", "distill/0001"):
+        found, expected = _result(tmp_path / folder), _result(project / folder)
+        assert found["params_sha256"] == expected["params_sha256"]
+        assert found["held_out_loss"] == expected["held_out_loss"]
+        steps = [line["step"] for line in _metrics(tmp_path / folder)]
+        assert steps == [line["step"] for line in _metrics(project / folder)]
+
+
+def test_the_whole_ladder_compiles_its_step_once(project, tmp_path, monkeypatch):
+    spy = _StopAt(monkeypatch, -1)
+    config = _config("distill", distill={"teacher": str(project / "train")})
+    launch.launch(config, tmp_path)
+    (step,) = spy.steps
+    assert spy.calls == 7
+    assert step._cache_size() == 1
+
+
+def test_evaluation_measures_base_and_students_from_the_same_noise(
+    project, monkeypatch, capsys
+):
+    monkeypatch.setattr(features, "NUM_UPDATES", 5)
+    launch.launch(_config("evaluate"), project)
+    rows = json.loads((project / "evaluate" / "ladder.json").read_text())
+    assert [(row["model"], row["steps"]) for row in rows] == [
+        ("distilled", 1), ("base", 1), ("distilled", 2), ("base", 2), ("base", 8)
+    ]  # fmt: skip
+    for row in rows:
+        assert set(row) == {
+            "model", "steps", "sampler", "metric", "value", "num_images", "seed",
+            "seconds_per_image",
+        }  # fmt: skip
+        assert row["metric"] == "frechet_classifier"
+        assert row["num_images"] == 24
+        assert row["value"] > 0
+    reference = json.loads((project / "evaluate" / "reference.json").read_text())
+    assert reference["num_images"] == 1617
+    assert reference["floor"] > 0
+    assert "floor" in capsys.readouterr().out
+    for name in ("ladder.png", "grid.png"):
+        assert PIL.Image.open(project / "evaluate" / name).size[0] > 300
+
+
+def test_pictures_are_the_same_whatever_the_batch(project):
+    def drawn(batch_size):
+        sample = {"batch_size": batch_size, "steps": 2}
+        launch.launch(_config("sample", sample=sample), project)
+        paths = sorted((project / "sample").glob("[0-9]*.png"))
+        return np.stack([np.asarray(PIL.Image.open(path)) for path in paths])
+
+    large, small = drawn(16), drawn(2)
+    assert large.shape == (5, 8, 8)
+    assert np.abs(large.astype(int) - small).max() <= 1
+    assert (project / "sample" / "grid.png").exists()
+
+
+def test_a_class_conditional_model_goes_the_same_way(tmp_path):
+    config = _config("train", model={"num_classes": 10}, train={"steps": 2})
+    launch.launch(config, tmp_path)
+    config = _config(
+        "distill",
+        model={"num_classes": 10},
+        distill={"start_steps": 2, "updates": "2", "weight": "min_snr:5"},
+    )
+    launch.launch(config, tmp_path)
+    assert _result(tmp_path / "distill" / "0001")["step"] == 2
+
+
+class _OwnNet(nn.Module):
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, z_t, logsnr_t, label=None, *, train=False):
+        del label, train
+        return nn.Dense(self.out_channels)(z_t * logsnr_t[:, None, None, None])
+
+
+def make_own_net(out_channels, num_classes):
+    assert num_classes == 0
+    return _OwnNet(out_channels)
+
+
+def test_a_network_of_the_users_own_trains(tmp_path):
+    config = _config("train", model={"net": "test_stages:make_own_net"})
+    launch.launch(config, tmp_path)
+    assert _result(tmp_path / "train")["parameters"] == 2
+
+
+def test_a_workdir_of_another_config_is_refused_by_field(project):
+    before = (project / "config.json").read_text()
+    other = _config("train", seed=3, train={"learning_rate": 0.5, "log_every_steps": 1})
+    with pytest.raises(ValueError, match=r"seed: 0 there, 3 now") as error:
+        launch.launch(other, project)
+    assert "train.learning_rate: 0.001 there, 0.5 now" in str(error.value)
+    assert "log_every_steps" not in str(error.value)
+    assert (project / "config.json").read_text() == before
+
+
+def test_a_missing_teacher_is_never_replaced(tmp_path):
+    with pytest.raises(ValueError, match="No finished teacher"):
+        launch.launch(_config("distill"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_of_another_architecture_is_refused(project, tmp_path):
+    config = _config(
+        "distill", model={"channels": 16}, distill={"teacher": str(project / "train")}
+    )
+    with pytest.raises(ValueError, match="of another architecture"):
+        launch.launch(config, tmp_path)
+
+
+def test_a_student_that_was_not_trained_cannot_be_sampled(project):
+    with pytest.raises(ValueError, match="No finished distilled model"):
+        launch.launch(
+            _config("sample", sample={"model": "distilled", "steps": 64}), project
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
+    config = _config("train", train={"learning_rate": 1e30})
+    with pytest.raises(NonFiniteError, match=r"train: loss is (nan|inf) at step 2"):
+        launch.launch(config, tmp_path)
+    assert not (tmp_path / "train" / "result.json").exists()
+
+
+def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):
+    config = _config("train", train={"learning_rate": 1e30, "on_nonfinite": "skip"})
+    launch.launch(config, tmp_path)
+    result = _result(tmp_path / "train")
+    assert result["step"] == 6
+    assert result["skipped"] == 5
+    assert _metrics(tmp_path / "train")[0]["skipped"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/digits.py:trian"], "Unknown stage 'trian'"),
+        (["--config=configs/digits.py", "--config.train.stepz=1"], "stepz"),
+        (["--config=configs/digits.py", "--config.train.steps=x"], "train.steps"),
+        (["--config=configs/none.py"], "no config file configs/none.py"),
+        (["--config=configs/digits.py", "--workdri=x"], "workdri"),
+        ([], "Name a config"),
+    ],
+)
+def test_the_command_turns_a_mistake_into_one_line_and_status_2(arguments, message):
+    done = subprocess.run(
+        [sys.executable, "launch.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_command_dry_runs_with_overrides(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, "launch.py", "--config=configs/cifar10.py:train",
+            "--config.model.output=x", "--config.train.batch_size=64", "--dry_run",
+            f"--workdir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    said = json.loads(done.stdout)
+    assert said["parameters"] == 60_004_099
+    assert said["config"]["train"]["batch_size"] == 64
+    assert said["run"] == [
+        {
+            "stage": "train",
+            "folder": f"{tmp_path}/train",
+            "updates": 800_000,
+            "status": "new",
+        }
+    ]
