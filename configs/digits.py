@@ -40,7 +40,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "train": {
                 **optimisation,
-                "steps": 4000,
+                "steps": 3500,
                 "sample_steps": 64,
                 "learning_rate": 1e-3,
                 "warmup_steps": 200,
@@ -51,7 +51,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             "distill": {
                 **optimisation,
                 "start_steps": 128,
-                "updates": "300, 16: 400, 8: 700, 4: 1000, 2: 1300, 1: 2000",
+                "updates": "300, 16: 500, 8: 1000, 4: 1500, 2: 1500, 1: 2000",
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,
             },

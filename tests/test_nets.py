@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from vdiff_jax.nets import layers
+from vdiff_jax.nets.convolution import convolve_on_cpu
 from vdiff_jax.nets.unet import Level, UNet
 
 LEVELS = (
@@ -180,6 +182,25 @@ def test_bfloat16_changes_only_the_rounding():
     assert 0 < jnp.abs(half - full).max() < 0.1 * jnp.abs(full).max()
     fresh = _unet(dtype=jnp.bfloat16).init(jax.random.key(0), z_t, logsnr)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+
+
+def test_the_convolution_and_its_gradient_are_those_of_xla():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+
+    def reference(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    (ours, pull), (theirs, pull_theirs) = (
+        jax.vjp(convolve, x, kernel) for convolve in (convolve_on_cpu, reference)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    dy = jnp.sin(theirs)
+    for found, expected in zip(pull(dy), pull_theirs(dy), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_folding_pixels_into_channels_is_undone_and_keeps_neighbours():

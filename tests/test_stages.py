@@ -17,7 +17,8 @@ from vdiff_jax.stages.fit import NonFiniteError
 
 TINY = {
     "model": {
-        "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4, "num_heads": 1
+        "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4, "num_heads": 1,
+        "num_classes": 0,
     },
     "train": {
         "steps": 6, "batch_size": 8, "warmup_steps": 0, "sample_steps": 2,
@@ -174,7 +175,8 @@ def test_evaluation_measures_base_and_students_from_the_same_noise(
     assert reference["floor"] > 0
     assert "floor" in capsys.readouterr().out
     for name in ("ladder.png", "grid.png"):
-        assert PIL.Image.open(project / "evaluate" / name).size[0] > 300
+        with PIL.Image.open(project / "evaluate" / name) as picture:
+            assert picture.size[0] > 300
 
 
 def test_pictures_are_the_same_whatever_the_batch(project):

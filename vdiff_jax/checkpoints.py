@@ -82,11 +82,18 @@ def restore_ema(
     step = latest_step(folder)
     if step is None:
         raise ValueError(f"No checkpoint in {folder}.")
-    with ocp.StandardCheckpointer() as checkpointer:
-        path = folder.resolve() / str(step) / "ema_params"
+    path = folder.resolve() / str(step)
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(),
+        ema_params=ocp.StandardCheckpointHandler(),
+        info=ocp.JsonCheckpointHandler(),
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
         metadata = checkpointer.metadata(path).item_metadata
-        _check_same_shapes(abstract_params, metadata, folder)
-        return checkpointer.restore(path, _placed(abstract_params, sharding))
+        _check_same_shapes(abstract_params, metadata["ema_params"].tree, folder)
+        item = ocp.args.StandardRestore(_placed(abstract_params, sharding))
+        args = ocp.args.Composite(ema_params=item)
+        return checkpointer.restore(path, args=args)["ema_params"]
 
 
 def params_sha256(params: Params) -> str:
