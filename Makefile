@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test quick lint
 
+# Two devices, because most operations of so small a network use one core.
 demo: .venv/ready
-	$(BIN)/python launch.py --config configs/digits.py
+	JAX_NUM_CPU_DEVICES=2 $(BIN)/python launch.py --config configs/digits.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest

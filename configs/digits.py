@@ -51,7 +51,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             "distill": {
                 **optimisation,
                 "start_steps": 128,
-                "updates": "300, 16: 500, 8: 1000, 4: 1500, 2: 1500, 1: 2000",
+                "updates": "400, 16: 600, 8: 1200, 4: 1500, 2: 1300, 1: 1600",
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,
             },

@@ -15,6 +15,8 @@ from vdiff_jax import build, checkpoints
 from vdiff_jax.evaluation import features
 from vdiff_jax.stages.fit import NonFiniteError
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "model": {
         "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4, "num_heads": 1,
@@ -271,7 +273,6 @@ def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):
     assert _metrics(tmp_path / "train")[0]["skipped"] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -293,7 +294,6 @@ def test_the_command_turns_a_mistake_into_one_line_and_status_2(arguments, messa
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_the_command_dry_runs_with_overrides(tmp_path):
     done = subprocess.run(
         [
