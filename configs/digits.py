@@ -1,4 +1,28 @@
-r"""Handwritten digits, 8x8."""
+r"""Handwritten digits, 8x8: the whole path on a CPU, without a download.
+
+    python launch.py --config configs/digits.py
+
+or stage by stage: --config configs/digits.py:train, then :distill, :evaluate, :sample.
+The 1,797 scans come with scikit-learn; 180 of them are held out. For a model that is
+told the class add --config.model.num_classes=10 and another --workdir.
+
+Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), which has no data so small:
+
+- A network of 0.25 M parameters on 2x2 patches, attention in its middle only.
+- Times are stratified over the batch, for less noisy gradients.
+- Training decays the learning rate and has a shorter EMA, for so few updates.
+- Each stage of distillation begins with 50 steps of warm-up: Adam's first steps at the
+  full rate would take the student away from a teacher it already is.
+
+Result: on 2 cores, 4,096 samples of seed 0, `frechet_classifier` (not FID) to the
+training pictures, where one half of these is at 2.83 from the other half:
+
+    steps        1      2      4     8     16    128
+    distilled    11.7   9.9    8.4   7.7   7.4
+    base, DDIM   874    150    39.7  17.3  10.8  7.1
+
+in 6 minutes (JAX_NUM_CPU_DEVICES=2, as `make demo` sets it).
+"""
 
 from ml_collections import ConfigDict
 

@@ -14,6 +14,17 @@ from ml_collections import ConfigDict
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The shared settings; `data` and the sizes in `model` are yet to be set."""
+    loop = {
+        "grad_clip": 1.0,
+        "stratified_times": False,
+        "on_nonfinite": "stop",  # stop, skip
+        "steps_per_call": 10,
+        "log_every_steps": 100,
+        "eval_every_steps": 10_000,
+        "sample_every_steps": 10_000,
+        "checkpoint_every_steps": 5000,
+        "keep_checkpoints": 2,
+    }
     config = ConfigDict(
         {
             "stage": stage,
@@ -65,17 +76,9 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "warmup_steps": 1000,
                 "decay": "constant",  # constant, linear, cosine
                 "weight_decay": 0.0,
-                "grad_clip": 1.0,
                 "ema_decay": 0.9999,
                 "weight": "snr_trunc",  # constant, snr, snr_plus_one, min_snr:GAMMA
-                "stratified_times": False,
-                "on_nonfinite": "stop",  # stop, skip
-                "steps_per_call": 10,
-                "log_every_steps": 100,
-                "eval_every_steps": 10_000,
-                "sample_every_steps": 10_000,
-                "checkpoint_every_steps": 5000,
-                "keep_checkpoints": 2,
+                **loop,
             },
             "distill": {
                 "teacher": "",  # "": the train stage of the same workdir
@@ -87,17 +90,9 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "warmup_steps": 0,
                 "decay": "linear",
                 "weight_decay": 0.0,
-                "grad_clip": 1.0,
                 "ema_decay": 0.0,
                 "weight": "snr_trunc",
-                "stratified_times": False,
-                "on_nonfinite": "stop",
-                "steps_per_call": 10,
-                "log_every_steps": 100,
-                "eval_every_steps": 10_000,
-                "sample_every_steps": 10_000,
-                "checkpoint_every_steps": 5000,
-                "keep_checkpoints": 2,
+                **loop,
             },
             "sample": {
                 "model": "auto",  # auto, base, distilled

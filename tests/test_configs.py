@@ -99,6 +99,7 @@ def test_ladders_have_the_papers_stages():
         ("diffusion", "schedule", "cubic", "diffusion.schedule='cubic' is unknown"),
         ("data", "source", "pics", "data.source='pics' is neither"),
         ("data", "image_size", 16, "data.image_size=16"),
+        ("train", "num_steps", -1, "num_steps must be at least 1, got -1"),
         ("train", "weight", "min_snr", "Unknown loss weight 'min_snr'"),
         ("train", "decay", "exp", "Unknown decay 'exp'"),
         ("train", "on_nonfinite", "cry", "on_nonfinite='cry' is unknown"),

@@ -232,6 +232,8 @@ def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     """The loss of the base model; dropout is on where `train` is."""
     weigh = weight(config.train.weight)
     num_steps = config.train.num_steps or None
+    if num_steps is not None:
+        schedules.check_num_steps(model.schedule, num_steps)
 
     def loss(params: Params, batch: training.Batch, draws: losses.Draws) -> PerExample:
         x = losses.mirror(diffusion.from_pixels(batch.image), draws.flip)

@@ -73,7 +73,7 @@ def comparison_grid(
         len(rows),
         columns,
         figsize=(0.6 * columns + 1.6, 0.6 * len(rows)),
-        layout=ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0),
+        layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.01, wspace=0, hspace=0),
         squeeze=False,
     )
     for row, images, label in zip(axes, rows, labels, strict=True):

@@ -10,8 +10,11 @@ from jaxtyping import Array, Float
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.nets.layers import (
     AttnBlock,
+    Embedding,
     Images,
     LogsnrInput,
+    Resample,
+    Resized,
     ResnetBlock,
     depth_to_space,
     logsnr_input,
@@ -143,9 +146,7 @@ class UNet(nn.Module):
                 f"A network with num_classes={self.num_classes} got label={label}."
             )
 
-    def _embed(
-        self, logsnr_t: PerExample, label: Labels | None
-    ) -> Float[Array, " batch features"]:
+    def _embed(self, logsnr_t: PerExample, label: Labels | None) -> Embedding:
         time = 1000.0 * logsnr_input(logsnr_t, self.logsnr_input)
         emb = sinusoid(time, self.levels[0].features)
         emb = nn.Dense(self.emb_features, name="dense0")(emb)
@@ -155,7 +156,9 @@ class UNet(nn.Module):
         one_hot = nn.one_hot(label, self.num_classes)
         return emb + nn.Dense(self.emb_features, name="class_emb")(one_hot)
 
-    def _block(self, features: int, name: str, how=None) -> ResnetBlock:
+    def _block(
+        self, features: int, name: str, how: Resample | None = None
+    ) -> ResnetBlock:
         return ResnetBlock(
             features,
             dropout=self.dropout,
@@ -170,7 +173,15 @@ class UNet(nn.Module):
             return h
         return AttnBlock(num_heads, groups=self.groups, dtype=self.dtype, name=name)(h)
 
-    def _resample(self, level: Level, how, name: str, h: Images, emb, train: bool):
+    def _resample(
+        self,
+        level: Level,
+        how: Resample,
+        name: str,
+        h: Images,
+        emb: Embedding,
+        train: bool,
+    ) -> Resized:
         if level.resample_in_block:
             return self._block(level.features, name, how)(h, emb, train)
         if how == "up":
