@@ -71,7 +71,10 @@ def test_both_trusts_eps_in_the_light_and_x_in_the_dark():
 def test_clipping_moves_x_and_the_noise_with_it():
     x, eps = _example()
     z_t = diffusion.diffuse(3.0 * x, eps, LOGSNR)
-    net = lambda z_t, logsnr_t: 3.0 * x  # noqa: E731
+
+    def net(z_t, logsnr_t):
+        return 3.0 * x
+
     free = diffusion.denoiser(net, "x")(z_t, LOGSNR)
     clipped = diffusion.denoiser(net, "x", clip_at=0.8)(z_t, LOGSNR)
     assert jnp.abs(free.x).max() > 2.9

@@ -274,19 +274,22 @@ class _Loop:
             )
 
     def _check_finite(self, first: int, values: dict[str, np.ndarray]) -> None:
-        for name in ("loss", "grad_norm"):
-            bad = np.flatnonzero(~np.isfinite(values[name]))
-            if len(bad) and self._tools.section.on_nonfinite == "stop":
-                saved = self._manager.latest_step()
-                raise NonFiniteError(
-                    f"{self._run.name}: {name} is {values[name][bad[0]]} at step"
-                    f" {first + int(bad[0]) + 1}; stopped. The last good checkpoint is"
-                    f" {'none' if saved is None else f'that of step {saved}'} in"
-                    f" {self._run.folder}. Lower the learning rate, or set"
-                    " on_nonfinite=skip to leave such updates out."
-                )
-        bad = ~(np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"]))
-        self._skipped += int(bad.sum())
+        """Counts the updates that were left out, or stops at the first of them."""
+        finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+        if finite.all():
+            return
+        if self._tools.section.on_nonfinite == "stop":
+            at = int(np.argmin(finite))
+            name = "grad_norm" if np.isfinite(values["loss"][at]) else "loss"
+            saved = self._manager.latest_step()
+            raise NonFiniteError(
+                f"{self._run.name}: {name} is {values[name][at]} at step"
+                f" {first + at + 1}; stopped. The last good checkpoint is"
+                f" {'none' if saved is None else f'that of step {saved}'} in"
+                f" {self._run.folder}. Lower the learning rate, or set"
+                " on_nonfinite=skip to leave such updates out."
+            )
+        self._skipped += int((~finite).sum())
 
     def _look(
         self, state: training.TrainState, evaluate: bool, draw: bool, save: bool
