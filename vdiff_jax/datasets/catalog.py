@@ -1,0 +1,94 @@
+"""The sources by name, and where each looks for a split."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from vdiff_jax.datasets.pictures import Fit, Pictures
+from vdiff_jax.datasets.source import Source
+
+Split = Literal["train", "test"]
+NAMES = ("folder", "lmdb", "npz", "tfds", "cifar10", "digits")
+
+
+def open_source(
+    kind: str,
+    *,
+    path: pathlib.Path,
+    name: str,
+    split_name: str,
+    split: Split,
+    image_shape: tuple[int, int, int],
+    resize: Any,
+) -> Source:
+    """One of `NAMES`.
+
+    Args:
+      kind: Which.
+      path: Where the data lie.
+      name: Of the data set, for tfds.
+      split_name: What the split is called there: a sub-folder, a file, a TFDS split. An
+        empty name is the path itself.
+      split: Which split it is, where the source has its own names for them.
+      image_shape: Pictures that are decoded are brought to it.
+      resize: How; see `Fit`.
+
+    Raises:
+      ValueError: If the data are not there or not of that kind.
+    """
+
+    def fit() -> Fit:
+        return Fit(image_shape[0], image_shape[2], resize)
+
+    def folder() -> Source:
+        from vdiff_jax.datasets.folder import Folder
+
+        return Pictures(Folder(path / split_name), fit())
+
+    def lmdb() -> Source:
+        from vdiff_jax.datasets.lmdb import Lmdb
+
+        return Pictures(Lmdb(path / split_name, image_shape[0]), fit())
+
+    def npz() -> Source:
+        from vdiff_jax.datasets.npz import Npz
+
+        return Npz(_array_file(path / split_name, image_shape[0]))
+
+    def tfds() -> Source:
+        from vdiff_jax.datasets.tfds import TfdsFiles
+
+        return Pictures(TfdsFiles(name, split_name, path), fit())
+
+    def cifar10() -> Source:
+        from vdiff_jax.datasets.cifar10 import cifar10
+
+        return cifar10(path, split)
+
+    def digits() -> Source:
+        from vdiff_jax.datasets.digits import digits
+
+        return digits(split)
+
+    makers: dict[str, Callable[[], Source]] = {
+        "folder": folder,
+        "lmdb": lmdb,
+        "npz": npz,
+        "tfds": tfds,
+        "cifar10": cifar10,
+        "digits": digits,
+    }
+    return makers[kind]()
+
+
+def _array_file(path: pathlib.Path, size: int) -> pathlib.Path:
+    """`path` itself, or <size>.npz in it as `prepare` writes, or with .npz or .npy."""
+    by_suffix = [path.with_name(path.name + suffix) for suffix in (".npz", ".npy")]
+    candidates = [path, path / f"{size}.npz", *by_suffix]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"There is none of {', '.join(map(str, candidates))}: set data.path and the"
+        " names of the splits."
+    )

@@ -1,0 +1,129 @@
+"""A folder of pictures, flat or with one sub-folder for each class."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from vdiff_jax.datasets.pictures import SUFFIXES
+
+
+class Folder:
+    """The pictures under a folder, in the order of their names.
+
+    Attributes:
+      classes: Names of the sub-folders, sorted; empty for a flat folder.
+      labels: int32, the number of each picture's class; None for a flat folder.
+    """
+
+    def __init__(self, root: pathlib.Path):
+        """Lists the folder; nothing is opened.
+
+        Raises:
+          ValueError: If there is no such folder, if there are no pictures in it, or if
+            some lie in sub-folders and some do not.
+        """
+        if not root.is_dir():
+            raise ValueError(
+                f"There is no folder {root}: data.path and the names of the splits say"
+                " where the pictures are; data.held_out_fraction splits one folder."
+            )
+        names = list_pictures(root)
+        self._root = str(root)
+        # Bytes of one width: a list of a million strings would be copied page by page
+        # into every worker.
+        self._names = np.array([os.fsencode(name) for name in names])
+        self.classes, self.labels = classify(names, str(root))
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._names)
+
+    def read(self, index: int) -> tuple[bytes, int | None]:
+        """A file and its label."""
+        label = None if self.labels is None else int(self.labels[index])
+        # A third of the time of `Path.read_bytes`, which small files would notice.
+        with open(
+            os.path.join(self._root, self.name(index)), "rb", buffering=0
+        ) as file:
+            return file.read(), label
+
+    def name(self, index: int) -> str:
+        """The path below the folder, with forward slashes."""
+        return os.fsdecode(bytes(self._names[index]))
+
+
+def list_pictures(root: pathlib.Path) -> list[str]:
+    """Paths of the pictures below a folder, by code point, with forward slashes.
+
+    Hidden files and folders are left out. Links are followed, but not to a folder that
+    they lie in.
+
+    Raises:
+      ValueError: If there are none, with the suffixes that are there.
+    """
+    files = [path.relative_to(root).as_posix() for path in _walk(root, ())]
+    return pictures_of(files, str(root))
+
+
+def _walk(
+    folder: pathlib.Path, above: tuple[pathlib.Path, ...]
+) -> Iterator[pathlib.Path]:
+    here = folder.resolve()
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            if is_shown(path.name):
+                yield from _walk(path, (*above, here))
+        else:
+            yield path
+
+
+def is_shown(name: str) -> bool:
+    """Whether a file or folder is neither hidden nor what macOS adds to archives."""
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def pictures_of(files: Sequence[str], where: str) -> list[str]:
+    """The names that are pictures, by their suffixes, sorted by code point.
+
+    Raises:
+      ValueError: If there are none.
+    """
+    shown = [name for name in files if all(is_shown(part) for part in name.split("/"))]
+    pictures = [name for name in shown if name.lower().endswith(SUFFIXES)]
+    if not pictures:
+        found = sorted({pathlib.PurePosixPath(name).suffix for name in shown})
+        raise ValueError(
+            f"There are no pictures ({', '.join(SUFFIXES)}) in {where}; "
+            + (
+                f"it has {len(shown)} files ({', '.join(found)})."
+                if shown
+                else "it is empty."
+            )
+        )
+    return sorted(pictures)
+
+
+def classify(
+    names: Sequence[str], where: str
+) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Classes and labels from the first folder of each name.
+
+    Raises:
+      ValueError: If only some of the pictures lie in a folder.
+    """
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = tuple(sorted(set(folders)))
+    if classes == ("",):
+        return (), None
+    if "" in classes:
+        loose = names[folders.index("")]
+        raise ValueError(
+            f"{where} has pictures in folders, which are classes, and others that lie"
+            f" beside these folders, such as {loose}: sort them into classes too."
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([number[folder] for folder in folders], np.int32)
