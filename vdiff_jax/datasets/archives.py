@@ -1,0 +1,169 @@
+"""Where `prepare` reads from: a folder, a zip or a tar. Nothing is unpacked by name."""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import pathlib
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from vdiff_jax.datasets.folder import list_pictures, pictures_of
+
+# More than any picture; a member that claims to be larger is not read into memory.
+MAX_FILE_BYTES = 2**30
+
+
+@runtime_checkable
+class Input(Protocol):
+    """Pictures by name.
+
+    Attributes:
+      names: Of the pictures, with forward slashes, by code point.
+    """
+
+    names: list[str]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a picture.
+
+        Raises:
+          OSError: If it cannot be read.
+          ValueError: The same.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes the archive."""
+        ...
+
+
+def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
+    """Lists what is in a folder, a .zip or a .tar (also compressed).
+
+    Args:
+      path: The folder or archive.
+      scratch: A folder for the time of the work; a compressed tar, which can only be
+        read from its start, is decompressed there.
+
+    Raises:
+      ValueError: If it is none of these, has no pictures, or has a member with an
+        unsafe name.
+    """
+    if path.is_dir():
+        return _FolderInput(path)
+    if zipfile.is_zipfile(path):
+        return _ZipInput(path)
+    if path.is_file() and tarfile.is_tarfile(path):
+        return _TarInput(path, scratch)
+    raise ValueError(f"{path} is not a folder, a zip or a tar that can be read.")
+
+
+class _FolderInput:
+    def __init__(self, path: pathlib.Path):
+        self.names = list_pictures(path)
+        self._path = path
+
+    def read(self, name: str) -> bytes:
+        return (self._path / name).read_bytes()
+
+    def close(self) -> None:
+        pass
+
+
+class _ZipInput:
+    def __init__(self, path: pathlib.Path):
+        self._zip = zipfile.ZipFile(path)
+        self._members = {
+            member.filename: member
+            for member in self._zip.infolist()
+            if not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16)
+        }
+        with _closed_on_error(self):
+            self.names = _safe(path, list(self._members))
+
+    def read(self, name: str) -> bytes:
+        _check_size(self._members[name].file_size)
+        try:
+            return self._zip.read(name)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise ValueError(str(error)) from error  # damaged, unknown, encrypted
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class _TarInput:
+    def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
+        self._tar = tarfile.open(_plain_tar(path, scratch), "r:")  # noqa: SIM115
+        self._members = {m.name: m for m in self._tar.getmembers() if m.isfile()}
+        with _closed_on_error(self):
+            self.names = _safe(path, list(self._members))
+
+    def read(self, name: str) -> bytes:
+        _check_size(self._members[name].size)
+        file = self._tar.extractfile(self._members[name])
+        assert file is not None  # only directories and devices have none
+        data = file.read()
+        if len(data) != self._members[name].size:
+            raise ValueError("the archive ends within it")
+        return data
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
+    """The path itself or, if it is compressed, a decompressed copy of it."""
+    try:
+        with tarfile.open(path, "r:"):
+            return path
+    except tarfile.ReadError:
+        pass
+    plain = scratch / "decompressed.tar"
+    if not plain.exists():
+        scratch.mkdir(parents=True, exist_ok=True)
+        half = plain.with_suffix(".half")
+        with _decompressed(path) as source, half.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+        half.replace(plain)
+    return plain
+
+
+def _decompressed(path: pathlib.Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(6)
+    for magic, module in ((b"\x1f\x8b", gzip), (b"BZh", bz2), (b"\xfd7zXZ\0", lzma)):
+        if start.startswith(magic):
+            return module.open(path)
+    raise ValueError(f"{path} is compressed in a way that is not known here.")
+
+
+@contextlib.contextmanager
+def _closed_on_error(archive: Any) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _safe(path: pathlib.Path, names: list[str]) -> list[str]:
+    """The pictures among the members, none of which may point out of the archive."""
+    for name in names:
+        parts = pathlib.PurePosixPath(name).parts
+        if ".." in parts or name.startswith("/") or "\\" in name:
+            raise ValueError(
+                f"{path} has a member with the unsafe name {name!r}: such an archive is"
+                " damaged or hostile, and is not read."
+            )
+    return pictures_of(names, str(path))
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ValueError(f"it has {size:,} bytes, more than {MAX_FILE_BYTES:,}")

@@ -1,0 +1,405 @@
+r"""Prepares pictures once: turned, cropped, resized, checked, in files that read fast.
+
+    python -m vdiff_jax.datasets.prepare photos/ --out data/cars64 --size 64
+
+PATH is a folder, a zip or a tar of JPEG, PNG and WebP files, flat or with one folder
+for each class. The largest square in the centre of each is resized. Files that cannot
+be read are left out and listed. The output appears under its name when it is whole; the
+same command goes on where an interrupted one stopped.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+import lmdb
+import numpy as np
+import tqdm
+
+from vdiff_jax.datasets.archives import Input, open_input
+from vdiff_jax.datasets.folder import classify
+from vdiff_jax.datasets.pictures import Fit, Resize
+from vdiff_jax.datasets.writers import FORMATS, Writer, convert, make_writer
+
+CHUNK = 32
+SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is to be prepared, and how.
+
+    Attributes:
+      path: Folder, zip or tar.
+      out: The folder to be made.
+      sizes: Heights and widths; every picture is decoded once for all of them.
+      format: One of `FORMATS`.
+      splits: Folders in `path`, each prepared into a folder of that name; by default
+        all of `path` goes straight into `out`.
+      resize: See `Fit`.
+      channels: 1 or 3.
+      workers: Processes that decode; 0 decodes in this one.
+      strict: Whether a file that cannot be read ends the work.
+    """
+
+    path: pathlib.Path
+    out: pathlib.Path
+    sizes: tuple[int, ...]
+    format: str
+    splits: tuple[str, ...] = ("",)
+    resize: Resize = "area"
+    channels: int = 3
+    workers: int = 0
+    strict: bool = False
+
+    def fits(self) -> list[Fit]:
+        """How a picture comes to each size.
+
+        Raises:
+          ValueError: If a size, the channels or the resize cannot be.
+        """
+        return [Fit(size, self.channels, self.resize) for size in self.sizes]
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a split has come.
+
+    Attributes:
+      inputs: Files dealt with, in order.
+      unreadable: Those of them that cannot be read, and why.
+      finished: Whether the output of the split is whole.
+    """
+
+    inputs: int = 0
+    unreadable: dict[str, str] = dataclasses.field(default_factory=dict)
+    finished: bool = False
+
+
+def prepare(task: Task) -> dict[str, Any]:
+    """Does a task, goes on with it, or finds that it is done.
+
+    Returns:
+      What `prepared.json` says: the task, and for each split "pictures", "classes" and
+      the "unreadable" files with the reasons.
+
+    Raises:
+      ValueError: If `out` or what was begun there is of another task, if there are no
+        pictures, or, with `strict`, naming a file that cannot be read.
+      OSError: If the output cannot be written.
+    """
+    task.fits()
+    partial = task.out.with_name(f"{task.out.name}.partial")
+    with contextlib.closing(open_input(task.path, partial)) as found:
+        names = {split: _names_of(found, task.path, split) for split in task.splits}
+        about = _describe(task, names)
+        if task.out.exists():
+            return _already_there(task.out, about)
+        _claim(partial, about)
+        about["splits"] = {
+            split: _prepare_split(task, found, names[split], partial / split)
+            for split in task.splits
+        }
+    _write_json(partial / "prepared.json", about)
+    _tidy(partial)
+    os.replace(partial, task.out)
+    return about
+
+
+def _names_of(found: Input, path: pathlib.Path, split: str) -> dict[str, str]:
+    """The pictures of a split: name in the split -> name in the input."""
+    names = found.names
+    if not path.is_dir():
+        # An archive often has one folder of its own name around everything.
+        around = {name.partition("/")[0] if "/" in name else "" for name in names}
+        if len(around) == 1 and not around & {"", split}:
+            names = [name.partition("/")[2] for name in names]
+    prefix = f"{split}/" if split else ""
+    chosen = {
+        name.removeprefix(prefix): original
+        for name, original in zip(names, found.names, strict=True)
+        if name.startswith(prefix)
+    }
+    if not chosen:
+        raise ValueError(f"There are no pictures in a folder {split!r} of {path}.")
+    return chosen
+
+
+def _describe(task: Task, names: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """What must be the same for one run to go on with the work of another."""
+    classes = {
+        split: classify(list(of), str(task.path))[0] for split, of in names.items()
+    }
+    if len(set(classes.values())) > 1:
+        raise ValueError(
+            f"The splits of {task.path} have different classes: {classes}."
+        )
+    listing = json.dumps([list(of.values()) for of in names.values()])
+    return {
+        "path": str(task.path.resolve()),
+        "sizes": list(task.sizes),
+        "format": task.format,
+        "resize": task.resize,
+        "channels": task.channels,
+        "splits": list(task.splits),
+        "listing_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+
+
+def _already_there(out: pathlib.Path, about: dict[str, Any]) -> dict[str, Any]:
+    there = _read_json(out / "prepared.json")
+    if there is None or {**there, "splits": list(there["splits"])} != about:
+        raise ValueError(
+            f"{out} is there already, and was not made from these files in this way."
+            " Remove it, or choose another --out."
+        )
+    return there
+
+
+def _claim(partial: pathlib.Path, about: dict[str, Any]) -> None:
+    begun = _read_json(partial / "task.json")
+    if begun is not None and begun != about:
+        raise ValueError(
+            f"{partial} was begun from other files or in another way. Remove it to"
+            " start again, or choose another --out."
+        )
+    partial.mkdir(parents=True, exist_ok=True)
+    _write_json(partial / "task.json", about)
+
+
+def _tidy(partial: pathlib.Path) -> None:
+    """Removes what only an unfinished preparation needs."""
+    for pattern in ("task.json", "decompressed.*", "progress.json", "*.raw", "*.half"):
+        for path in list(partial.rglob(pattern)):
+            path.unlink()
+
+
+def _prepare_split(
+    task: Task, found: Input, names: dict[str, str], folder: pathlib.Path
+) -> dict[str, Any]:
+    """Writes one split, from where an earlier run stopped; what it holds."""
+    progress = Progress(**(_read_json(folder / "progress.json") or {}))
+    _refuse(progress.unreadable, task)
+    if not progress.finished:
+        make = make_writer(task.format, folder, task.sizes, task.channels)
+        with contextlib.closing(make) as writer:
+            _write(task, found, names, folder, progress, writer)
+            _finish(task, names, progress, writer)
+        progress.finished = True
+        _save(folder, progress)
+    return {
+        "pictures": len(names) - len(progress.unreadable),
+        "classes": list(classify(list(names), str(task.path))[0]),
+        "unreadable": progress.unreadable,
+    }
+
+
+def _write(
+    task: Task,
+    found: Input,
+    names: dict[str, str],
+    folder: pathlib.Path,
+    progress: Progress,
+    writer: Writer,
+) -> None:
+    left = list(names.items())[progress.inputs :]
+    chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+    with tqdm.tqdm(
+        desc=f"prepare {folder.name.removesuffix('.partial')}",
+        initial=progress.inputs,
+        total=len(names),
+        unit=" files",
+        dynamic_ncols=True,
+    ) as bar:
+        for chunk, results in _converted(task, found, chunks):
+            pictures, unreadable = _sort_out(chunk, results)
+            _refuse(unreadable, task)
+            writer.write(progress.inputs - len(progress.unreadable), pictures)
+            # After the pictures: a chunk that is written twice is the same.
+            progress.inputs += len(chunk)
+            progress.unreadable |= unreadable
+            _save(folder, progress)
+            bar.update(len(chunk))
+
+
+def _finish(
+    task: Task, names: dict[str, str], progress: Progress, writer: Writer
+) -> None:
+    readable = np.array([name not in progress.unreadable for name in names])
+    if not readable.any():
+        raise ValueError(
+            f"None of the {len(names)} files of {task.path} can be read; the first,"
+            f" {next(iter(names))}: {next(iter(progress.unreadable.values()))}."
+        )
+    # Of all files, so that a class keeps its number if none of its files is left.
+    classes, labels = classify(list(names), str(task.path))
+    writer.finish(
+        list(itertools.compress(names, readable)),
+        None if labels is None else labels[readable],
+        classes,
+    )
+
+
+def _sort_out(
+    chunk: Sequence[tuple[str, str]], results: Sequence[tuple[bytes, ...] | str]
+) -> tuple[list[tuple[bytes, ...]], dict[str, str]]:
+    pictures, unreadable = [], {}
+    for (name, _), result in zip(chunk, results, strict=True):
+        if isinstance(result, str):
+            unreadable[name] = result
+        else:
+            pictures.append(result)
+    return pictures, unreadable
+
+
+def _refuse(unreadable: dict[str, str], task: Task) -> None:
+    if unreadable and task.strict:
+        name, reason = next(iter(unreadable.items()))
+        raise ValueError(
+            f"{name} in {task.path} {reason}. Without --strict it is left out."
+        )
+
+
+Chunk = list[tuple[str, str]]
+
+
+def _converted(
+    task: Task, found: Input, chunks: Sequence[Chunk]
+) -> Iterator[tuple[Chunk, list[tuple[bytes, ...] | str]]]:
+    """Chunks in their order with what has become of their files.
+
+    This process reads, since an archive has one reader; the workers decode.
+    """
+    fits = task.fits()
+    as_png = task.format == "lmdb"
+    if not task.workers:
+        for chunk in chunks:
+            yield chunk, convert(_read(found, chunk), fits, as_png)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([convert.__module__])
+    with concurrent.futures.ProcessPoolExecutor(task.workers, context) as pool:
+        waiting: collections.deque[tuple[Chunk, Any]] = collections.deque()
+        for chunk in chunks:
+            files = _read(found, chunk)
+            waiting.append((chunk, pool.submit(convert, files, fits, as_png)))
+            if len(waiting) > 2 * task.workers:
+                chunk, future = waiting.popleft()
+                yield chunk, future.result()
+        for chunk, future in waiting:
+            yield chunk, future.result()
+
+
+def _read(found: Input, chunk: Chunk) -> list[bytes | Exception]:
+    files: list[bytes | Exception] = []
+    for _, original in chunk:
+        try:
+            files.append(found.read(original))
+        except (OSError, ValueError) as error:
+            files.append(error)
+    return files
+
+
+def _save(folder: pathlib.Path, progress: Progress) -> None:
+    _write_json(folder / "progress.json", dataclasses.asdict(progress))
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    half = path.with_name(f"{path.name}.half")
+    half.write_text(json.dumps(value, indent=1))
+    os.replace(half, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status: 2 for a mistake of the user's."""
+    try:
+        task = _parse(arguments)
+        about = prepare(task)
+    except ValueError as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return 2
+    except (OSError, lmdb.Error, concurrent.futures.BrokenExecutor) as error:
+        print(
+            f"prepare: {error}; the same command goes on when that is mended.",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("prepare: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    for split, facts in about["splits"].items():
+        print(_summary(task.out / split, task.sizes, facts))
+    return 0
+
+
+def _summary(folder: pathlib.Path, sizes: Sequence[int], facts: dict[str, Any]) -> str:
+    unreadable = facts["unreadable"]
+    lines = [
+        f"{folder}: {facts['pictures']:,} pictures at {', '.join(map(str, sizes))},"
+        f" {len(facts['classes'])} classes, {len(unreadable)} unreadable files left out"
+    ]
+    lines += [f"  {name} {reason}" for name, reason in list(unreadable.items())[:SHOWN]]
+    if len(unreadable) > SHOWN:
+        lines.append(f"  ... and {len(unreadable) - SHOWN} more, in prepared.json")
+    return "\n".join(lines)
+
+
+def _parse(arguments: Sequence[str] | None) -> Task:
+    parser = argparse.ArgumentParser(
+        prog="python -m vdiff_jax.datasets.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=pathlib.Path, help="a folder, a zip or a tar")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="to be made")
+    parser.add_argument(
+        "--size", type=int, nargs="+", required=True, help="one or several, in one pass"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="lmdb")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        default=[""],
+        metavar="NAME",
+        help="folders in PATH, such as train and test, to be prepared side by side",
+    )
+    resizes = [how for how in get_args(Resize) if how != "pad"]
+    parser.add_argument("--resize", choices=resizes, default="area")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that decode"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="end at a file that cannot be read"
+    )
+    given = parser.parse_args(arguments)
+    return Task(
+        path=given.path,
+        out=given.out,
+        sizes=tuple(dict.fromkeys(given.size)),
+        format=given.format,
+        splits=tuple(given.splits),
+        resize=given.resize,
+        channels=given.channels,
+        workers=given.workers,
+        strict=given.strict,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""What `prepare` writes: an LMDB, or one .npz for each size. See lmdb.py and npz.py."""
+
+import io
+import json
+import os
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import lmdb
+import numpy as np
+import PIL.Image
+
+from vdiff_jax.datasets.lmdb import picture_key
+from vdiff_jax.datasets.pictures import Fit, decode
+
+FORMATS = ("lmdb", "npz")
+
+
+def convert(
+    files: Sequence[bytes | Exception], fits: Sequence[Fit], as_png: bool
+) -> list[tuple[bytes, ...] | str]:
+    """Decodes each file and encodes it at each size, in a worker process.
+
+    Args:
+      files: The bytes of each file, or why there are none.
+      fits: One for each size.
+      as_png: Whether the results are PNG files, else bare pixels.
+
+    Returns:
+      For each file its pictures, or what is wrong with it.
+    """
+    return [_convert(data, fits, as_png) for data in files]
+
+
+def _convert(
+    data: bytes | Exception, fits: Sequence[Fit], as_png: bool
+) -> tuple[bytes, ...] | str:
+    if isinstance(data, Exception):
+        return str(data) or type(data).__name__
+    try:
+        picture = decode(data)
+        arrays = [fit(picture) for fit in fits]
+    except ValueError as error:
+        return str(error)
+    return tuple(_png(array) if as_png else array.tobytes() for array in arrays)
+
+
+def _png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(
+        file, "PNG"
+    )
+    return file.getvalue()
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Writes pictures by number; the same number again replaces it."""
+
+    def write(self, first: int, pictures: Sequence[tuple[bytes, ...]]) -> None:
+        """Writes pictures number `first` and on, each at all sizes."""
+        ...
+
+    def finish(
+        self, names: Sequence[str], labels: np.ndarray | None, classes: Sequence[str]
+    ) -> None:
+        """Completes the output, of as many pictures as there are names."""
+        ...
+
+    def close(self) -> None:
+        """Closes the files."""
+        ...
+
+
+def make_writer(
+    format: str, folder: pathlib.Path, sizes: Sequence[int], channels: int
+) -> Writer:
+    """A writer of one of `FORMATS`, or another go at what one began.
+
+    Raises:
+      ValueError: If the format is unknown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if format == "lmdb":
+        return LmdbWriter(folder, sizes)
+    if format == "npz":
+        return NpzWriter(folder, sizes, channels)
+    raise ValueError(f"Unknown format {format!r}; choose from {FORMATS}.")
+
+
+class LmdbWriter:
+    """Writes the layout of lmdb.py."""
+
+    def __init__(
+        self, folder: pathlib.Path, sizes: Sequence[int], map_size: int = 2**30
+    ):
+        """Opens the LMDB in `folder`; its map doubles as often as it is full."""
+        self._folder, self._sizes = folder, sizes
+        # Synchronised once, at the end: what a killed process wrote is not lost.
+        self._env = lmdb.open(str(folder), map_size=map_size, sync=False)
+
+    def write(self, first: int, pictures: Sequence[tuple[bytes, ...]]) -> None:
+        """Writes pictures number `first` and on, each at all sizes."""
+        self._put(
+            {
+                picture_key(size, first + i).encode(): data
+                for i, of_sizes in enumerate(pictures)
+                for size, data in zip(self._sizes, of_sizes, strict=True)
+            }
+        )
+
+    def finish(
+        self, names: Sequence[str], labels: np.ndarray | None, classes: Sequence[str]
+    ) -> None:
+        """Writes what is known only now."""
+        meta = {"sizes": list(self._sizes), "classes": list(classes)}
+        values = {
+            b"length": str(len(names)).encode(),
+            b"meta": json.dumps({**meta, "names": list(names)}).encode(),
+        }
+        if labels is not None:
+            values[b"labels"] = labels.astype("<i4").tobytes()
+        self._put(values)
+        self._env.sync(True)
+
+    def close(self) -> None:
+        """Closes the LMDB."""
+        self._env.close()
+        (self._folder / "lock.mdb").unlink(missing_ok=True)
+
+    def _put(self, values: dict[bytes, bytes]) -> None:
+        while True:
+            try:
+                with self._env.begin(write=True) as transaction:
+                    for key, value in values.items():
+                        transaction.put(key, value)
+                return
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+
+
+class NpzWriter:
+    """Writes the layout of npz.py, uncompressed so that it can be mapped."""
+
+    def __init__(self, folder: pathlib.Path, sizes: Sequence[int], channels: int):
+        """Opens a file of bare pixels for each size, until their number is known."""
+        self._folder, self._sizes = folder, sizes
+        self._shapes = [(size, size, channels) for size in sizes]
+        self._files = []
+        for size in sizes:
+            path = folder / f"{size}.raw"
+            path.touch()
+            self._files.append(path.open("r+b"))
+
+    def write(self, first: int, pictures: Sequence[tuple[bytes, ...]]) -> None:
+        """Writes pictures number `first` and on, each at all sizes."""
+        for k, (file, shape) in enumerate(zip(self._files, self._shapes, strict=True)):
+            file.seek(first * int(np.prod(shape)))
+            file.write(b"".join(of_sizes[k] for of_sizes in pictures))
+            file.flush()
+
+    def finish(
+        self, names: Sequence[str], labels: np.ndarray | None, classes: Sequence[str]
+    ) -> None:
+        """Makes the archives."""
+        arrays = {
+            "names": np.array([os.fsencode(name) for name in names]),
+            "classes": np.array([os.fsencode(name) for name in classes], "S"),
+        }
+        if labels is not None:
+            arrays["labels"] = labels.astype(np.int32)
+        for file, size, shape in zip(
+            self._files, self._sizes, self._shapes, strict=True
+        ):
+            half = self._folder / f"{size}.half"
+            with zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive:
+                _add_pixels(archive, file, (len(names), *shape))
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+            os.replace(half, self._folder / f"{size}.npz")
+
+    def close(self) -> None:
+        """Closes the files of bare pixels; `prepare` removes them in the end."""
+        for file in self._files:
+            file.close()
+
+
+def _add_pixels(archive: zipfile.ZipFile, file: Any, shape: tuple[int, ...]) -> None:
+    """Copies bare pixels into an archive as the array `images`."""
+    file.truncate(int(np.prod(shape)))
+    file.seek(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with archive.open("images.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        shutil.copyfileobj(file, member, 2**20)
