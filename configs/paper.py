@@ -55,15 +55,21 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "num_train_steps": 1000,
             },
             "data": {
-                "source": "tfds",  # digits, tfds, or your own, "package.module:make"
-                "name": "",
+                # folder, lmdb, npz, tfds, cifar10, digits; or your own,
+                # "package.module:make_source". docs/data.md tells them apart.
+                "source": "tfds",
+                "name": "",  # of a TFDS data set
                 "path": "data",
                 "train_split": "train",
                 "test_split": "test",
+                "held_out_fraction": 0.0,  # > 0: test is this part of the train split
                 "image_size": 32,
                 "channels": 3,
+                "resize": "area",  # area, bilinear, lanczos: of a centre crop; pad
+                "latent_scale": 0.0,  # > 0: the data are latents; x = this * latent
                 "flip": True,
                 "held_out": 1024,  # pictures for the held-out loss
+                "on_device": "auto",  # auto: up to 1 GiB; always, never
                 "workers": 4,
             },
             "train": {

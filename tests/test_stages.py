@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import launch
-from configs import digits
+from configs import digits, folder
 from vdiff_jax import build, checkpoints
 from vdiff_jax.evaluation import features
 from vdiff_jax.stages.fit import NonFiniteError
@@ -138,12 +138,26 @@ def test_an_interrupted_project_ends_as_one_never_stopped(
     assert checkpoints.latest_step(tmp_path / "distill" / "0002" / "checkpoints") == 2
     launch.launch(_config("distill"), tmp_path)
 
-    for folder in ("train", "distill/0004", "distill/0002", "distill/0001"):
-        found, expected = _result(tmp_path / folder), _result(project / folder)
+    for place in ("train", "distill/0004", "distill/0002", "distill/0001"):
+        found, expected = _result(tmp_path / place), _result(project / place)
         assert found["params_sha256"] == expected["params_sha256"]
         assert found["held_out_loss"] == expected["held_out_loss"]
-        steps = [line["step"] for line in _metrics(tmp_path / folder)]
-        assert steps == [line["step"] for line in _metrics(project / folder)]
+        steps = [line["step"] for line in _metrics(tmp_path / place)]
+        assert steps == [line["step"] for line in _metrics(project / place)]
+
+
+def test_a_run_fed_from_the_host_ends_as_one_whose_data_are_on_the_device(
+    project, tmp_path, monkeypatch
+):
+    config = _config("train", data={"on_device": "never", "held_out": 16, "workers": 1})
+    with monkeypatch.context() as patch:
+        _StopAt(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(config, tmp_path)
+    launch.launch(config, tmp_path)
+    found, expected = _result(tmp_path / "train"), _result(project / "train")
+    assert found["params_sha256"] == expected["params_sha256"]
+    assert found["held_out_loss"] == expected["held_out_loss"]
 
 
 def test_the_whole_ladder_compiles_its_step_once(project, tmp_path, monkeypatch):
@@ -204,6 +218,64 @@ def test_a_class_conditional_model_goes_the_same_way(tmp_path):
     )
     launch.launch(config, tmp_path)
     assert _result(tmp_path / "distill" / "0001")["step"] == 2
+
+
+def test_the_template_for_a_folder_needs_its_three_fields_only(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        path = tmp_path / "pictures" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(path)
+    config = folder.get_config("train")
+    config.update(
+        {
+            "data": {"path": str(tmp_path / "pictures"), "image_size": 8},
+            "model": {"num_classes": 2},
+        }
+    )
+    config.update(  # and less of everything
+        {
+            "model": TINY["model"]
+            | {"num_classes": 2, "head_dim": 0, "multipliers": (1,)},
+            "train": {"steps": 2, "batch_size": 8, "sample_steps": 2},
+            "data": {"held_out": 8, "workers": 1},
+        }
+    )
+    launch.launch(config, tmp_path / "workdir")
+    result = _result(tmp_path / "workdir" / "train")
+    assert result["step"] == 2
+    assert np.isfinite(result["held_out_loss"])
+    picture = tmp_path / "pictures" / "a" / "0.jpg"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"a/0\.jpg: cannot be read .*prepare"):
+        launch.launch(config, tmp_path / "other")
+
+
+def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
+    # Latents of standard deviation 5 in five channels; the model sees 0.2 times them.
+    rng = np.random.default_rng(0)
+    latents = rng.normal(0.0, 5.0, (200, 8, 8, 5)).astype(np.float32)
+    np.savez(tmp_path / "all.npz", latents=latents)
+    data = {
+        "source": "npz", "path": str(tmp_path / "all.npz"), "train_split": "",
+        "held_out_fraction": 0.1, "latent_scale": 0.2, "channels": 5, "held_out": 8,
+    }  # fmt: skip
+    sample = {"clip": False, "num": 30, "batch_size": 30, "steps": 2}
+    workdir = tmp_path / "workdir"
+    for stage in ("train", "sample"):
+        launch.launch(_config(stage, data=data, sample=sample), workdir)
+    # An untrained network predicts v = 0, so that x_hat = alpha z: of two DDIM steps
+    # remains cos(pi / 4)^2 of the noise, here 5 * 0.5.
+    drawn = np.load(workdir / "sample" / "latents.npz")["latents"]
+    assert drawn.shape == (30, 8, 8, 5)
+    assert 1.5 < drawn.std() < 3.5
+    with PIL.Image.open(workdir / "sample" / "grid.png") as grid:
+        assert grid.mode == "RGB"
+    with pytest.raises(ValueError, match="compares pictures, and these data are lat"):
+        launch.launch(_config("evaluate", data=data, sample=sample), workdir)
+    with pytest.raises(ValueError, match=r"set sample\.clip=False"):
+        launch.launch(_config("train", data=data), tmp_path / "other")
 
 
 class _OwnNet(nn.Module):

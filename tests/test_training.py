@@ -47,12 +47,14 @@ def _state(optimizer=None):
     return training.init_state(_params(), optimizer or _optimizer())
 
 
+def _feed(batches):
+    return training.Feed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
+
+
 def test_training_finds_the_optimum():
     state, _ = jax.jit(training.many_updates(_step()))(
         _state(),
-        jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *[_batch(seed=i) for i in range(300)]
-        ),
+        _feed([_batch(seed=i) for i in range(300)]),
         _job(),
     )
     assert float(state.params["w"]) == pytest.approx(1.0, abs=0.1)
@@ -127,7 +129,7 @@ def test_many_updates_in_one_call_are_the_same_updates():
     for batch in batches:
         one_by_one, _ = jax.jit(_step())(one_by_one, batch, _job())
     together, metrics = jax.jit(training.many_updates(_step()))(
-        _state(), jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches), _job()
+        _state(), _feed(batches), _job()
     )
     assert metrics["loss"].shape == (4,)
     jax.tree.map(

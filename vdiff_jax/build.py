@@ -14,10 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, Num
 
 from vdiff_jax import diffusion, losses, samplers, schedules, training
-from vdiff_jax.datasets.source import Source
+from vdiff_jax.datasets import catalog, feeds
+from vdiff_jax.datasets.checked import Checked
+from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.distillation import distillation_loss
 from vdiff_jax.nets.layers import LogsnrInput
 from vdiff_jax.nets.unet import Level, UNet
@@ -37,6 +41,8 @@ class Model:
       schedule: log-SNR of time.
       image_shape: [height, width, channels] of the data.
       num_classes: 0 for an unconditional model.
+      latent_scale: 0 if the data are pictures; else they are latents, and x is this
+        times them.
     """
 
     net: nn.Module
@@ -44,6 +50,17 @@ class Model:
     schedule: Schedule
     image_shape: tuple[int, int, int]
     num_classes: int
+    latent_scale: float
+
+    def to_x(self, image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
+        """What the model sees of the data, in model units."""
+        if self.latent_scale:
+            return self.latent_scale * image
+        return diffusion.from_pixels(image)
+
+    def from_x(self, x: Float[Array, " *shape"]) -> Num[Array, " *shape"]:
+        """The data that the model means: uint8 pixels, or latents before scaling."""
+        return x / self.latent_scale if self.latent_scale else diffusion.to_pixels(x)
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
@@ -90,12 +107,21 @@ def model(config: Config) -> Model:
     size, channels = config.data.image_size, config.data.channels
     output = _choice("model.output", config.model.output, diffusion.Output)
     out_channels = channels * (2 if output == "both" else 1)
+    latent_scale = config.data.latent_scale
+    if latent_scale < 0:
+        raise ValueError(f"data.latent_scale must not be negative, got {latent_scale}.")
+    if latent_scale and config.sample.clip:
+        raise ValueError(
+            f"sample.clip=True keeps x in [-1, 1], but latents (data.latent_scale="
+            f"{latent_scale}) have no bounds: set sample.clip=False."
+        )
     made = Model(
         net=_net(config, out_channels),
         output=output,
         schedule=schedule(config),
         image_shape=(size, size, channels),
         num_classes=config.model.num_classes,
+        latent_scale=latent_scale,
     )
     made.abstract_params()  # refuses sizes that do not fit together
     return made
@@ -160,6 +186,7 @@ def _unet(config: Config, out_channels: int) -> UNet:
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
 SamplerName = Literal["ddim", "ancestral"]
+OnDevice = Literal["auto", "always", "never"]
 
 
 def schedule(config: Config) -> Schedule:
@@ -236,7 +263,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
         schedules.check_num_steps(model.schedule, num_steps)
 
     def loss(params: Params, batch: training.Batch, draws: losses.Draws) -> PerExample:
-        x = losses.mirror(diffusion.from_pixels(batch.image), draws.flip)
+        x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         return losses.denoising_loss(
             model.denoiser(params, batch.label, dropout=dropout),
@@ -261,7 +288,7 @@ def distill_loss(config: Config, model: Model) -> training.Loss:
         teacher_params: Params,
         num_steps: Int[Array, ""],
     ) -> PerExample:
-        x = losses.mirror(diffusion.from_pixels(batch.image), draws.flip)
+        x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
         return distillation_loss(
             model.denoiser(params, batch.label),
             model.denoiser(teacher_params, batch.label),
@@ -276,8 +303,8 @@ def distill_loss(config: Config, model: Model) -> training.Loss:
 
 
 def train_step(
-    config: Config, section: Config, loss: training.Loss
-) -> training.TrainStep:
+    config: Config, section: Config, loss: training.Loss, feeder: Feeder
+) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
     """The compiled step of a `train` or `distill` section: many updates in a call."""
     rate = training.make_learning_rate(
         section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
@@ -290,14 +317,14 @@ def train_step(
         stratified=section.stratified_times,
         flip=config.data.flip,
     )
-    return jax.jit(training.many_updates(step), donate_argnums=0)
+    return jax.jit(training.many_updates(step, feeder.read), donate_argnums=0)
 
 
-Sampler = Callable[..., UInt8[Array, " batch height width channels"]]
+Sampler = Callable[..., Num[Array, " batch height width channels"]]
 
 
 def sampler(config: Config, model: Model) -> Sampler:
-    """A compiled function (params, index, num_steps, seed) -> uint8 images.
+    """A compiled function (params, index, num_steps, seed) -> images, as in the data.
 
     Image number i of a seed depends on no other image: its noise comes from
     fold_in(key(seed), i) and its class is i modulo the number of classes. `num_steps`
@@ -312,7 +339,7 @@ def sampler(config: Config, model: Model) -> Sampler:
         index: Int[Array, " batch"],
         num_steps: Int[Array, ""],
         seed: Int[Array, ""],
-    ) -> UInt8[Array, " batch height width channels"]:
+    ) -> Num[Array, " batch height width channels"]:
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(index)
         # Steps use fold_in(key, i) with i >= 1.
         z_1 = jax.vmap(
@@ -327,33 +354,56 @@ def sampler(config: Config, model: Model) -> Sampler:
             stepper=take_step,
             keys=keys,
         )
-        return diffusion.to_pixels(x)
+        return model.from_x(x)
 
     return sample
 
 
-def source(config: Config, split: Literal["train", "test"]) -> Source:
-    """The pictures of a split, checked against the config's image shape."""
+def source(config: Config, split: catalog.Split) -> Source:
+    """The examples of a split, each checked against the config as it is read."""
     spec = config.data
-    name = spec.train_split if split == "train" else spec.test_split
-    if spec.source == "digits":
-        from vdiff_jax.datasets.digits import digits
+    found = _source(config, split)
+    if spec.held_out_fraction:
+        found = held_out_part(found, spec.held_out_fraction, split)
+    return Checked(
+        found,
+        image_shape=(spec.image_size, spec.image_size, spec.channels),
+        num_classes=config.model.num_classes,
+        latents=spec.latent_scale > 0,
+    )
 
-        pictures: Source = digits(split)
-    elif spec.source == "tfds":
-        from vdiff_jax.datasets.tfds import TfdsImages
 
-        pictures = TfdsImages(spec.name, name, pathlib.Path(spec.path))
-    else:
-        pictures = _import("data.source", spec.source)(split)
-    expected = (spec.image_size, spec.image_size, spec.channels)
-    found = tuple(pictures[0]["image"].shape)
-    if found != expected:
-        raise ValueError(
-            f"data.source={spec.source} has images of shape {found}, but"
-            f" data.image_size={spec.image_size} and data.channels={spec.channels}."
+def _source(config: Config, split: catalog.Split) -> Source:
+    spec = config.data
+    if spec.held_out_fraction:  # both splits are parts of one
+        split = "train"
+    if spec.source not in catalog.NAMES:
+        return _import("data.source", spec.source)(split)
+    return catalog.open_source(
+        spec.source,
+        path=pathlib.Path(spec.path),
+        name=spec.name,
+        split_name=spec.train_split if split == "train" else spec.test_split,
+        split=split,
+        image_shape=(spec.image_size, spec.image_size, spec.channels),
+        resize=spec.resize,
+    )
+
+
+def feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
+    """Brings the training split to the step: from the host, or held on devices."""
+    spec = config.data
+    choice = _choice("data.on_device", spec.on_device, OnDevice)
+    pictures = source(config, "train")
+    size = feeds.size_in_bytes(pictures)
+    if choice == "always" or (choice == "auto" and size <= feeds.LIMIT_BYTES):
+        return feeds.resident(
+            pictures,
+            batch_size=section.batch_size,
+            mesh=mesh,
+            num_workers=spec.workers,
         )
-    return pictures
+    return feeds.Streamed(pictures, section.batch_size, mesh, spec.workers)
 
 
 def _import(field: str, path: str) -> Any:

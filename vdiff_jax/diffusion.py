@@ -26,8 +26,7 @@ from typing import Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from vdiff_jax.types import (
     Denoiser,
@@ -148,11 +147,9 @@ def denoiser(net: Network, kind: Output, clip_at: float | None = None) -> Denois
     return denoise
 
 
-def from_pixels(image: Num[Array | np.ndarray, " *shape"]) -> Float[Array, " *shape"]:
-    """Model units from pixels: uint8 0..255 to [-1, 1]; floats are model units."""
-    if image.dtype == jnp.uint8:
-        return jnp.asarray(image, jnp.float32) / 127.5 - 1.0
-    return jnp.asarray(image, jnp.float32)
+def from_pixels(image: UInt8[Array, " *shape"]) -> Float[Array, " *shape"]:
+    """Model units from pixels: 0..255 to [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_pixels(x: Float[Array, " *shape"]) -> UInt8[Array, " *shape"]:

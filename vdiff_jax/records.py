@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import tensorboardX
 import tqdm
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
 
 class Records:
@@ -84,6 +84,19 @@ def _drop_later_lines(path: pathlib.Path, step: int) -> None:
         lines = path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         write_text(path, "".join(kept))
+
+
+def to_show(
+    images: Num[np.ndarray, " n h w channels"],
+) -> UInt8[np.ndarray, " n h w c"]:
+    """Pictures as they are; of latents up to three channels, in false colours."""
+    if images.dtype == np.uint8:
+        return images
+    images = images[..., : 3 if images.shape[-1] >= 3 else 1]
+    low, high = images.min(axis=(0, 1, 2)), images.max(axis=(0, 1, 2))
+    return np.round(255 * (images - low) / np.maximum(high - low, 1e-6)).astype(
+        np.uint8
+    )
 
 
 def tile(

@@ -6,7 +6,7 @@ in, such as a teacher's parameters, travels in a `Job`.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,18 @@ class Batch(NamedTuple):
 
     image: Num[Array | np.ndarray, " *batch height width channels"]
     label: Int[Array | np.ndarray, " *batch"] | None = None
+
+
+class Feed(NamedTuple):
+    """What one call of `many_updates` takes its batches from.
+
+    Attributes:
+      items: One for each update, along the first axis: batches, or where they are.
+      data: What all updates share: nothing, or the whole data set.
+    """
+
+    items: PyTree
+    data: PyTree = None
 
 
 class Job(NamedTuple):
@@ -192,18 +204,26 @@ def _draw_rows(
     return Draws(u, eps, flips, jax.random.fold_in(draws.dropout, device))
 
 
-def many_updates(train_step: TrainStep) -> TrainStep:
-    """Takes a stack of batches [updates, batch, ...] in one call; metrics are stacked.
+def many_updates(
+    train_step: TrainStep, read: Callable[[Any, Any], Batch] | None = None
+) -> Callable[[TrainState, Feed, Job], tuple[TrainState, Metrics]]:
+    """Takes several updates in one call; metrics are stacked.
 
     One dispatch for many updates keeps small models from waiting for Python.
+
+    Args:
+      train_step: One update.
+      read: (feed.data, item) -> batch; by default the items are the batches.
     """
 
     def train_steps(
-        state: TrainState, batches: Batch, job: Job
+        state: TrainState, feed: Feed, job: Job
     ) -> tuple[TrainState, Metrics]:
-        return lax.scan(
-            lambda state, batch: train_step(state, batch, job), state, batches
-        )
+        def update(state: TrainState, item: Any) -> tuple[TrainState, Metrics]:
+            batch = read(feed.data, item) if read else item
+            return train_step(state, batch, job)
+
+        return lax.scan(update, state, feed.items)
 
     return train_steps
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from vdiff_jax import build, schedules
 from vdiff_jax.build import Config
-from vdiff_jax.datasets.loader import load
-from vdiff_jax.datasets.source import Source
+from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.datasets.loader import read_all
 from vdiff_jax.evaluation import report
 from vdiff_jax.evaluation.features import TrainedClassifier, train_classifier
 from vdiff_jax.evaluation.frechet import Moments, frechet_distance, moments
@@ -80,6 +80,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 def _candidates(config: Config) -> list[tuple[str, int]]:
     """(model, steps), the reference first, then base and student side by side."""
     spec = config.evaluate
+    if config.data.latent_scale:
+        raise ValueError(
+            "The evaluate stage compares pictures, and these data are latents"
+            f" (data.latent_scale={config.data.latent_scale}): use the other stages."
+        )
     for steps in (*spec.steps, spec.reference_steps):
         schedules.check_num_steps(build.schedule(config), steps)
     pairs = [(kind, n) for n in sorted(spec.steps) for kind in ("distilled", "base")]
@@ -105,8 +110,8 @@ class _Reference:
     """The training pictures as seen by a classifier trained on them."""
 
     def __init__(self, config: Config):
-        images, labels = _everything(build.source(config, "train"))
-        held_out = _everything(build.source(config, "test"))
+        images, labels = _everything(config, "train")
+        held_out = _everything(config, "test")
         self._classifier: TrainedClassifier = train_classifier(images, labels, held_out)
         features = self._features(images)
         self._moments: Moments = moments(features)
@@ -134,6 +139,6 @@ class _Reference:
         )
 
 
-def _everything(pictures: Source) -> tuple[np.ndarray, np.ndarray]:
-    (stack,) = load(pictures, batch_size=len(pictures), seed=(0,), calls=[(0, 1)])
-    return stack["image"][0], stack["label"][0]
+def _everything(config: Config, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    everything = read_all(build.source(config, split), config.data.workers)
+    return everything["image"], everything["label"]

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -15,9 +16,9 @@ from jax.sharding import Mesh
 
 from vdiff_jax import build, checkpoints, parallel, training
 from vdiff_jax.build import Config
+from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.loader import load
-from vdiff_jax.datasets.source import Source
-from vdiff_jax.records import Records, write_json
+from vdiff_jax.records import Records, to_show, write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.types import Params
 
@@ -32,27 +33,25 @@ class Tools:
 
     Attributes:
       section: The config's `train` or `distill`.
-      train_step: The compiled step; it takes a stack of batches.
+      train_step: The compiled step, (state, feed, job) -> (state, metrics).
       eval_step: The compiled held-out loss.
       sampler: See `build.sampler`.
       optimizer: Up to the learning rate.
       abstract_state: Shapes of the state, to restore into.
-      pictures: The training split.
+      feeder: Feeds the step with the training split.
       held_out: Some batches of the held-out split.
       mesh: The devices.
-      workers: Processes that read pictures.
     """
 
     section: Config
-    train_step: training.TrainStep
+    train_step: Callable[..., tuple[training.TrainState, training.Metrics]]
     eval_step: Callable[..., Any]
     sampler: build.Sampler
     optimizer: optax.GradientTransformation
     abstract_state: training.TrainState
-    pictures: Source
+    feeder: Feeder
     held_out: list[training.Batch]
     mesh: Mesh
-    workers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,19 +92,19 @@ def make_tools(
             f"on_nonfinite={section.on_nonfinite!r} is unknown; choose stop or skip."
         )
     optimizer = build.optimizer(section)
+    feeder = build.feeder(config, section, mesh)
     return Tools(
         section=section,
-        train_step=build.train_step(config, section, loss),
+        train_step=build.train_step(config, section, loss, feeder),
         eval_step=jax.jit(training.make_eval_step(eval_loss)),
         sampler=build.sampler(config, model),
         optimizer=optimizer,
         abstract_state=jax.eval_shape(
             lambda: training.init_state(model.init(jax.random.key(0)), optimizer)
         ),
-        pictures=build.source(config, "train"),
+        feeder=feeder,
         held_out=_held_out(config, section.batch_size, mesh),
         mesh=mesh,
-        workers=config.data.workers,
     )
 
 
@@ -121,10 +120,13 @@ def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[training.Batc
         seed=(0,),
         calls=[(call, 1) for call in range(calls)],
         num_workers=config.data.workers,
+        rows=parallel.local_rows(batch_size, mesh),
     )
     return [
-        parallel.put(
-            training.Batch(stack["image"][0], stack["label"][0]), parallel.split(mesh)
+        parallel.put_rows(
+            training.Batch(stack["image"][0], stack["label"][0]),
+            parallel.split(mesh),
+            batch_size,
         )
         for stack in stacks
     ]
@@ -198,22 +200,23 @@ class _Loop:
         section, run = self._tools.section, self._run
         calls = _calls(int(state.step), run.num_updates, section.steps_per_call)
         waiting = None
-        for (first, steps), batch in zip(calls, self._batches(calls), strict=True):
-            state, metrics = self._tools.train_step(state, batch, run.job)
-            if waiting is not None:
-                self._read(*waiting)
-            waiting = (first, steps, metrics)
-            done = first + steps
-            last = done == run.num_updates
-            due = [
-                last or _crosses(first, done, section[f"{event}_every_steps"])
-                for event in ("eval", "sample", "checkpoint")
-            ]
-            if any(due):
-                # State leaves the device: first make sure that it is sound.
-                self._read(*waiting)
-                waiting = None
-                self._look(state, *due)
+        with closing(self._tools.feeder.feeds(calls, run.order_seed)) as feeds:
+            for (first, steps), feed in zip(calls, feeds, strict=True):
+                state, metrics = self._tools.train_step(state, feed, run.job)
+                if waiting is not None:
+                    self._read(*waiting)
+                waiting = (first, steps, metrics)
+                done = first + steps
+                last = done == run.num_updates
+                due = [
+                    last or _crosses(first, done, section[f"{event}_every_steps"])
+                    for event in ("eval", "sample", "checkpoint")
+                ]
+                if any(due):
+                    # State leaves the device: first make sure that it is sound.
+                    self._read(*waiting)
+                    waiting = None
+                    self._look(state, *due)
         if waiting is not None:
             self._read(*waiting)
         return state
@@ -229,26 +232,6 @@ class _Loop:
             **self._last,
             **self._run.facts,
         }
-
-    def _batches(self, calls: list[tuple[int, int]]) -> Iterator[training.Batch]:
-        """Batches on the devices, the next one under way while one is used."""
-        section = self._tools.section
-        stacks = load(
-            self._tools.pictures,
-            batch_size=section.batch_size,
-            seed=self._run.order_seed,
-            calls=calls,
-            num_workers=self._tools.workers,
-        )
-        split = parallel.split(self._tools.mesh, axis=1)
-        placed = (
-            parallel.put(training.Batch(stack["image"], stack["label"]), split)
-            for stack in stacks
-        )
-        ahead = next(placed, None)
-        while ahead is not None:
-            batch, ahead = ahead, next(placed, None)
-            yield batch
 
     def _read(self, first: int, steps: int, metrics: training.Metrics) -> None:
         """Waits for a call to end, and logs it."""
@@ -303,7 +286,7 @@ class _Loop:
             images = self._tools.sampler(
                 state.ema_params, jnp.arange(64), self._run.sample_steps, 0
             )
-            self._records.grid(step, np.asarray(images))
+            self._records.grid(step, to_show(np.asarray(images)))
         if save:
             info = {
                 "seconds": self._seconds(),

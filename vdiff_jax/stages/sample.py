@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import UInt8
+from jaxtyping import Num
 
 from vdiff_jax import build, parallel, schedules
 from vdiff_jax.build import Config
-from vdiff_jax.records import enlarge, save_image, tile
+from vdiff_jax.records import enlarge, save_image, tile, to_show
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import folder_of, load_params
 from vdiff_jax.types import Params
@@ -53,10 +53,14 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         name="sample",
     ).images
     out = workdir / "sample"
-    for i, image in enumerate(images):
-        save_image(out / f"{i:06d}.png", image)
+    if images.dtype == np.uint8:
+        for i, image in enumerate(images):
+            save_image(out / f"{i:06d}.png", image)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(out / "latents.npz", latents=images)
     columns = int(np.ceil(np.sqrt(min(len(images), GRID))))
-    save_image(out / "grid.png", enlarge(tile(images[:GRID], columns)))
+    save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
     print(f"sample: see {out}/grid.png")
 
 
@@ -64,11 +68,11 @@ class Pictures(NamedTuple):
     """Pictures, and what one of them took.
 
     Attributes:
-      images: All of them.
+      images: All of them: uint8, or float32 latents.
       seconds_per_image: Without the first batch, which compiles, if there are two.
     """
 
-    images: UInt8[np.ndarray, " n h w c"]
+    images: Num[np.ndarray, " n h w c"]
     seconds_per_image: float
 
 

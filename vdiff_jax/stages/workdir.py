@@ -19,6 +19,7 @@ BOOKKEEPING = frozenset(
         "held_out",
         "keep_checkpoints",
         "log_every_steps",
+        "on_device",
         "on_nonfinite",
         "path",
         "sample_every_steps",

@@ -1,0 +1,40 @@
+"""What the composition root makes of a config, where no stage shows it."""
+
+import jax
+import numpy as np
+
+from configs import digits
+from vdiff_jax import build, losses, training
+
+
+def _model(latent_scale):
+    config = digits.get_config("train")
+    config.update(
+        {"data": {"latent_scale": latent_scale}, "sample": {"clip": latent_scale == 0}}
+    )
+    return config, build.model(config)
+
+
+def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
+    latents = jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
+
+    def loss(latent_scale, latents):
+        config, model = _model(latent_scale)
+        draws = losses.draw(jax.random.key(1), latents.shape)
+        params = model.init(jax.random.key(2))
+        batch = training.Batch(latents, np.zeros(8, np.int32))
+        return build.train_loss(config, model, train=True)(params, batch, draws)
+
+    # Data four times as large, at a quarter of the scale, are the same to the model.
+    np.testing.assert_array_equal(loss(0.25, 4.0 * latents), loss(1.0, latents))
+    assert (loss(0.5, latents) != loss(1.0, latents)).any()
+    _, model = _model(0.25)
+    np.testing.assert_array_equal(model.from_x(model.to_x(latents)), latents)
+
+
+def test_pictures_are_seen_from_minus_one_to_one():
+    _, model = _model(0.0)
+    pixels = jax.numpy.arange(256, dtype=np.uint8)
+    x = model.to_x(pixels)
+    assert (x.min(), x.max()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(model.from_x(x), pixels)
