@@ -88,22 +88,21 @@ def train_classifier(
         outputs: Any = net.apply(params, x)
         return outputs
 
-    def loss(params: Params, batch: Array) -> Array:
-        x = from_pixels(jnp.asarray(images)[batch])
-        logits = apply(params, x)[1]
-        target = jnp.asarray(labels)[batch]
+    def loss(params: Params, image: Array, target: Array) -> Array:
+        logits = apply(params, from_pixels(image))[1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
     @jax.jit
     def update(
-        params: Params, opt_state: optax.OptState, batch: Array
+        params: Params, opt_state: optax.OptState, image: Array, target: Array
     ) -> tuple[Params, optax.OptState]:
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state)
+        grads = jax.grad(loss)(params, image, target)
+        updates, opt_state = optimizer.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state
 
     opt_state = optimizer.init(params)
     for batch in order:
-        params, opt_state = update(params, opt_state, batch)
+        params, opt_state = update(params, opt_state, images[batch], labels[batch])
     classify = jax.jit(lambda image: apply(params, from_pixels(image)))
     guesses = np.asarray(classify(held_out[0])[1]).argmax(axis=1)
     accuracy = float((guesses == held_out[1]).mean())
