@@ -4,7 +4,8 @@ r"""CIFAR-10, unconditional, 32x32: the paper's first data set.
 
 or stage by stage: --config configs/cifar10.py:train, then :distill, :evaluate, :sample.
 The data set is read with TensorFlow Datasets from data/; data/README.md says how to put
-it there. See also --dry_run.
+it there. Its original archive will do too: --config.data.source=cifar10, with
+data/cifar-10-python.tar.gz. See also --dry_run.
 
 Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except:
 

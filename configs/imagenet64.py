@@ -11,6 +11,8 @@ Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except
   parameters).
 - The pictures are those of `imagenet_resized/64x64` (box-resized, the ones of
   Chrabaszcz et al., 2017); theirs were cropped and area-resized from the originals.
+  --config.data.name=imagenet2012 does that as it reads; done once, by `python -m
+  vdiff_jax.datasets.prepare`, it is read faster (docs/data.md).
 - The number of base updates is not in their code; 550,000 is the number usually quoted.
 - Evaluation is on features of a classifier trained on the data: it is not FID.
 

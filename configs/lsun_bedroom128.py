@@ -5,11 +5,13 @@ r"""LSUN bedrooms, 128x128, unconditional.
 or stage by stage: --config configs/lsun_bedroom128.py:train, then :distill, :evaluate,
 :sample. The data set is read with TensorFlow Datasets from data/; see data/README.md.
 
+A centre crop is area-resized as it is read; prepared once, it is read faster
+(docs/data.md).
+
 Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except:
 
 - model.output is v; theirs is both (--config.model.output=both, 139,578,502
   parameters).
-- Pictures must be prepared at 128x128; theirs were cropped and resized on the fly.
 - The number of base updates is not in their code; 400,000 is the number usually quoted.
 - Evaluation is on features of a classifier, which needs labels: LSUN has none, so use
   the train, distill and sample stages.

@@ -20,10 +20,14 @@ def _config(name, stage="all"):
     return importlib.import_module(f"configs.{name}").get_config(stage)
 
 
-def test_the_five_data_sets_are_there():
+def test_the_data_sets_are_there():
     assert {
+        "cars64",
+        "celebahq256",
         "cifar10",
         "digits",
+        "fashion_mnist",
+        "folder",
         "imagenet64",
         "lsun_bedroom128",
         "lsun_church128",
@@ -98,7 +102,15 @@ def test_ladders_have_the_papers_stages():
         ("model", "net", "no.such:net", "model.net='no.such:net' is neither"),
         ("diffusion", "schedule", "cubic", "diffusion.schedule='cubic' is unknown"),
         ("data", "source", "pics", "data.source='pics' is neither"),
-        ("data", "image_size", 16, "data.image_size=16"),
+        (
+            "data",
+            "image_size",
+            16,
+            r"data\.image_size and data\.channels ask for \(16, 16",
+        ),
+        ("data", "on_device", "maybe", "data.on_device='maybe' is unknown"),
+        ("data", "held_out_fraction", 1.5, r"must be in \(0, 1\), got 1.5"),
+        ("data", "latent_scale", -1.0, "latent_scale must not be negative, got -1.0"),
         ("train", "num_steps", -1, "num_steps must be at least 1, got -1"),
         ("train", "weight", "min_snr", "Unknown loss weight 'min_snr'"),
         ("train", "decay", "exp", "Unknown decay 'exp'"),
