@@ -1,7 +1,13 @@
 import pathlib
 import re
+import sys
+import types
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+from configs import folder
+from vdiff_jax import build
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_as_it_stands():
@@ -16,3 +22,22 @@ def test_the_example_runs_as_it_stands():
 def test_the_pictures_it_shows_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (pathlib.Path(__file__).parents[1] / path).is_file()
+
+
+def test_the_source_of_the_docs_is_one(monkeypatch):
+    text = (ROOT / "docs" / "data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    module = types.ModuleType("my_data")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_data", module)
+    config = folder.get_config()
+    config.update(
+        {
+            "data": {"source": "my_data:make_source", "image_size": 32},
+            "model": {"num_classes": 32},
+        }
+    )
+    source = build.source(config, "train")
+    assert len(source) > 900
+    assert source[3]["image"].shape == (32, 32, 3)
+    assert source[3]["label"] < 32
