@@ -1,6 +1,8 @@
 """What the decoder makes of all that image files hold."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -60,6 +62,21 @@ def test_16_bits_are_rounded_to_8_and_not_clipped():
     np.testing.assert_array_equal(
         np.asarray(decoded), [[0, 0, 1, 1], [128, 255, 255, 255]]
     )
+
+
+def _png_chunk(kind, data):
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def test_of_16_bit_colours_the_upper_8_bits_are_taken():
+    # Written by hand: Pillow reads such files and does not write them.
+    levels = np.random.default_rng(0).integers(0, 2**16, (2, 3, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(*chunk) for chunk in chunks)
+    np.testing.assert_array_equal(np.asarray(decode(file)), levels >> 8)
 
 
 def test_cmyk_becomes_rgb():
