@@ -240,6 +240,42 @@ def test_damaged_archives_and_members_are_named(tmp_path):
     assert list(about["splits"][""]["unreadable"]) == ["bee/001.jpg"]
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".gz", ".bz2", ".xz", ".zip"])
+def test_an_archive_that_is_cut_off_is_refused_by_name(tmp_path, suffix):
+    photos = _photos(tmp_path / "photos")
+    archives = {path.suffix: path for path in _archives(photos)}
+    path = archives[suffix]
+    # Of a tar, within a member: 512 bytes are its header.
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(
+        ValueError, match=rf"photos.*{suffix} is (damaged or cut|not a)"
+    ):
+        prepare(_task(path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_member_of_a_compressed_zip_is_left_out_by_name(tmp_path):
+    photos = _photos(tmp_path / "photos", count=2)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(photos.rglob("*.jpg")):
+            archive.write(path, path.relative_to(photos).as_posix())
+        start = archive.getinfo("bee/000.jpg").header_offset
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[start + 41] = 0xFF  # the first byte of its compressed data: no such block
+    (tmp_path / "a.zip").write_bytes(data)
+    about = prepare(_task(tmp_path / "a.zip", tmp_path / "out"))
+    unreadable = about["splits"][""]["unreadable"]
+    assert list(unreadable) == ["bee/000.jpg"]
+    assert "is damaged in the archive" in unreadable["bee/000.jpg"]
+
+
+def test_looking_at_a_finished_compressed_tar_again_leaves_nothing(tmp_path):
+    archives = {path.suffix: path for path in _archives(_photos(tmp_path / "photos"))}
+    task = _task(archives[".gz"], tmp_path / "out")
+    assert prepare(task) == prepare(task)
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_a_map_that_is_full_grows(tmp_path):
     writer = writers.LmdbWriter(tmp_path, (8,), map_size=2**16)
     pictures = [(_noise(2**12, seed=i).tobytes(),) for i in range(200)]

@@ -9,6 +9,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,18 @@ from vdiff_jax.datasets.folder import list_pictures, pictures_of
 
 # More than any picture; a member that claims to be larger is not read into memory.
 MAX_FILE_BYTES = 2**30
+
+# What the standard library raises for archives and members that are damaged, cut off,
+# encrypted or compressed in an unknown way; OSError and ValueError beside these.
+_DAMAGED = (
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @runtime_checkable
@@ -56,10 +69,13 @@ def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
     """
     if path.is_dir():
         return _FolderInput(path)
-    if zipfile.is_zipfile(path):
-        return _ZipInput(path)
-    if path.is_file() and tarfile.is_tarfile(path):
-        return _TarInput(path, scratch)
+    try:
+        if zipfile.is_zipfile(path):
+            return _ZipInput(path)
+        if path.is_file() and tarfile.is_tarfile(path):
+            return _TarInput(path, scratch)
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is damaged or cut off ({error}).") from error
     raise ValueError(f"{path} is not a folder, a zip or a tar that can be read.")
 
 
@@ -90,8 +106,8 @@ class _ZipInput:
         _check_size(self._members[name].file_size)
         try:
             return self._zip.read(name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise ValueError(str(error)) from error  # damaged, unknown, encrypted
+        except _DAMAGED as error:
+            raise ValueError(f"is damaged in the archive ({error})") from error
 
     def close(self) -> None:
         self._zip.close()
@@ -100,18 +116,18 @@ class _ZipInput:
 class _TarInput:
     def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
         self._tar = tarfile.open(_plain_tar(path, scratch), "r:")  # noqa: SIM115
-        self._members = {m.name: m for m in self._tar.getmembers() if m.isfile()}
         with _closed_on_error(self):
+            self._members = {m.name: m for m in self._tar.getmembers() if m.isfile()}
             self.names = _safe(path, list(self._members))
 
     def read(self, name: str) -> bytes:
         _check_size(self._members[name].size)
         file = self._tar.extractfile(self._members[name])
         assert file is not None  # only directories and devices have none
-        data = file.read()
-        if len(data) != self._members[name].size:
-            raise ValueError("the archive ends within it")
-        return data
+        try:
+            return file.read()
+        except _DAMAGED as error:
+            raise ValueError(f"is damaged in the archive ({error})") from error
 
     def close(self) -> None:
         self._tar.close()
@@ -166,4 +182,4 @@ def _safe(path: pathlib.Path, names: list[str]) -> list[str]:
 
 def _check_size(size: int) -> None:
     if size > MAX_FILE_BYTES:
-        raise ValueError(f"it has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        raise ValueError(f"has {size:,} bytes, more than {MAX_FILE_BYTES:,}")

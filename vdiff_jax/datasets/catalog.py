@@ -1,10 +1,9 @@
 """The sources by name, and where each looks for a split."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any, Literal
 
-from vdiff_jax.datasets.pictures import Fit, Pictures
+from vdiff_jax.datasets.pictures import Files, Fit, Pictures
 from vdiff_jax.datasets.source import Source
 
 Split = Literal["train", "test"]
@@ -37,48 +36,37 @@ def open_source(
       ValueError: If the data are not there or not of that kind.
     """
 
-    def fit() -> Fit:
-        return Fit(image_shape[0], image_shape[2], resize)
+    def pictures(files: Files) -> Source:
+        return Pictures(files, Fit(image_shape[0], image_shape[2], resize))
 
-    def folder() -> Source:
-        from vdiff_jax.datasets.folder import Folder
+    # Imported where they are used: TFDS and scikit-learn take seconds.
+    match kind:
+        case "folder":
+            from vdiff_jax.datasets.folder import Folder
 
-        return Pictures(Folder(path / split_name), fit())
+            return pictures(Folder(path / split_name))
+        case "lmdb":
+            from vdiff_jax.datasets.lmdb import Lmdb
 
-    def lmdb() -> Source:
-        from vdiff_jax.datasets.lmdb import Lmdb
+            return pictures(Lmdb(path / split_name, image_shape[0]))
+        case "npz":
+            from vdiff_jax.datasets.npz import Npz
 
-        return Pictures(Lmdb(path / split_name, image_shape[0]), fit())
+            return Npz(_array_file(path / split_name, image_shape[0]))
+        case "tfds":
+            from vdiff_jax.datasets.tfds import TfdsFiles
 
-    def npz() -> Source:
-        from vdiff_jax.datasets.npz import Npz
+            return pictures(TfdsFiles(name, split_name, path))
+        case "cifar10":
+            from vdiff_jax.datasets.cifar10 import cifar10
 
-        return Npz(_array_file(path / split_name, image_shape[0]))
+            return cifar10(path, split)
+        case "digits":
+            from vdiff_jax.datasets.digits import digits
 
-    def tfds() -> Source:
-        from vdiff_jax.datasets.tfds import TfdsFiles
-
-        return Pictures(TfdsFiles(name, split_name, path), fit())
-
-    def cifar10() -> Source:
-        from vdiff_jax.datasets.cifar10 import cifar10
-
-        return cifar10(path, split)
-
-    def digits() -> Source:
-        from vdiff_jax.datasets.digits import digits
-
-        return digits(split)
-
-    makers: dict[str, Callable[[], Source]] = {
-        "folder": folder,
-        "lmdb": lmdb,
-        "npz": npz,
-        "tfds": tfds,
-        "cifar10": cifar10,
-        "digits": digits,
-    }
-    return makers[kind]()
+            return digits(split)
+        case _:
+            raise ValueError(f"Unknown source {kind!r}; choose from {NAMES}.")
 
 
 def _array_file(path: pathlib.Path, size: int) -> pathlib.Path:

@@ -105,6 +105,9 @@ def prepare(task: Task) -> dict[str, Any]:
         names = {split: _names_of(found, task.path, split) for split in task.splits}
         about = _describe(task, names)
         if task.out.exists():
+            (partial / "decompressed.tar").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not there, or begun for another task
+                partial.rmdir()
             return _already_there(task.out, about)
         _claim(partial, about)
         about["splits"] = {
