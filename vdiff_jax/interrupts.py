@@ -1,0 +1,62 @@
+"""SIGINT and SIGTERM in a run: the first is a wish, the second an order."""
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class InterruptedRunError(RuntimeError):
+    """A run ended early, as it was asked to, with everything saved."""
+
+    def __init__(self, number: int, message: str):
+        """Args: the signal's number, and what to say."""
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+class Interrupts:
+    """Inside the `with`, notes the first signal; a second ends the process at once.
+
+    Attributes:
+      signal: The number of the signal that came, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        """Takes the signals over, if this is the thread that may."""
+        try:
+            self._before = {
+                number: signal.signal(number, self._note) for number in SIGNALS
+            }
+        except ValueError:  # not the main thread: signals stay as they are
+            self._before = {}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        name = signal.Signals(number).name
+        if self.signal:
+            os.write(sys.stderr.fileno(), f"\n{name} again: ended at once.\n".encode())
+            os._exit(128 + number)
+        self.signal = number
+        message = (
+            f"\n{name}: saves after the updates under way; again to end at once.\n"
+        )
+        os.write(sys.stderr.fileno(), message.encode())

@@ -1,0 +1,128 @@
+"""How fast a run is, and how much of its devices it uses."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets, by what JAX calls the
+# device. The first that is found in the name counts.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "V100": 125e12,  # float16: it has no bfloat16
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "TPU v3": 123e12,
+}
+
+
+def peak_flops(device: Any) -> float | None:
+    """A device's dense bfloat16 peak in FLOP/s, or None if it is not known."""
+    found = [peak for name, peak in PEAK_FLOPS.items() if name in device.device_kind]
+    return found[0] if found else None
+
+
+def memory_in_gib(device: Any) -> float | None:
+    """The most memory that was in use on a device, or None if it does not say."""
+    statistics = device.memory_stats() or {}
+    most = statistics.get("peak_bytes_in_use")
+    return None if most is None else most / 2**30
+
+
+class Throughput:
+    """Speed of the updates alone: no compiling, evaluating or saving."""
+
+    def __init__(self, batch_size: int, flops_per_image: float = 0.0):
+        """Starts the clock.
+
+        Args:
+          batch_size: Images of an update.
+          flops_per_image: Of the model, for an image of an update; 0 if not known.
+        """
+        self._batch_size, self._flops_per_image = batch_size, flops_per_image
+        self._updates, self._seconds = 0, 0.0
+        self._all_updates, self._began = 0, time.monotonic()
+        self._since: float | None = None
+
+    def add(self, updates: int) -> None:
+        """Counts updates that have just ended; the first after a pause do not count."""
+        now = time.monotonic()
+        self._all_updates += updates
+        if self._since is not None:
+            self._updates += updates
+            self._seconds += now - self._since
+        self._since = now
+
+    def pause(self) -> None:
+        """Leaves out the time until updates end again."""
+        self._since = None
+
+    def updates_per_second(self) -> float:
+        """The mean so far; of a run too short to count, with all that it waited for."""
+        if self._seconds:
+            return self._updates / self._seconds
+        return self._all_updates / (time.monotonic() - self._began)
+
+    def measures(self) -> dict[str, float]:
+        """What can be said of the speed and the devices, by the metrics' names.
+
+        `model_flops_utilization` is the model's work per second over the bfloat16 peak
+        of the devices, whatever the network computes in.
+        """
+        updates = self.updates_per_second()
+        images = updates * self._batch_size
+        said = {"images_per_second": images, "updates_per_second": updates}
+        device = jax.local_devices()[0]
+        memory, peak = memory_in_gib(device), peak_flops(device)
+        if memory is not None:
+            said["device_memory_gib"] = memory
+        if peak is not None and self._flops_per_image:
+            flops = images * self._flops_per_image
+            said["model_flops_utilization"] = flops / (peak * jax.device_count())
+        return said
+
+
+class Profile:
+    """Traces some updates for `tensorboard` or Perfetto, once."""
+
+    def __init__(self, updates: int):
+        """Args: how many updates to trace, 0 for none; whole calls are traced."""
+        self._left = updates
+        self._tracing = False
+
+    @contextlib.contextmanager
+    def trace(
+        self, folder: pathlib.Path, updates: int, *, counts: bool
+    ) -> Iterator[list[Any]]:
+        """Around a call; what is put into the list is waited for at the end.
+
+        Args:
+          folder: The trace goes to its `profile/`.
+          updates: Of this call.
+          counts: Whether this call may be traced: not one that compiles.
+        """
+        watched: list[Any] = []
+        if counts and self._left > 0 and not self._tracing:
+            jax.profiler.start_trace(folder / "profile")
+            self._tracing = True
+        yield watched
+        if self._tracing:
+            self._left -= updates
+            if self._left <= 0:
+                jax.block_until_ready(watched)
+                self.stop()
+
+    def stop(self) -> None:
+        """Ends a trace that is under way, as when a run ends first."""
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing, self._left = False, 0
