@@ -14,7 +14,7 @@ from vdiff_jax.datasets.source import Arrays
 def main(address: str, host: int, length: int, batch_size: int, steps: int) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(address, num_processes=2, process_id=host)
-    mesh = parallel.data_mesh()
+    mesh = parallel.make_mesh()
     labels = np.arange(length, dtype=np.int32)
     source = Arrays(np.zeros((length, 1, 1, 1), np.uint8), labels)
     calls, seed = [(step, 1) for step in range(steps)], (0,)

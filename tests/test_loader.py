@@ -1,3 +1,6 @@
+import dataclasses
+import os
+import pathlib
 import threading
 import time
 
@@ -6,7 +9,7 @@ import pytest
 
 from vdiff_jax.datasets import loader
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.datasets.loader import load, prefetch, read_all
+from vdiff_jax.datasets.loader import LoaderError, load, prefetch, read_all
 from vdiff_jax.datasets.source import Arrays, Part, Source
 
 
@@ -160,3 +163,58 @@ def test_a_source_that_only_copies_starts_no_process(monkeypatch):
     assert len(_labels(_source(10), [(0, 2)], num_workers=2)) == 1
     with pytest.raises(AssertionError, match="a worker was started"):
         _labels(_OneByOne(), [(0, 2)], num_workers=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trouble:
+    """Twelve examples; what happens at number 5 happens `times` times."""
+
+    kind: str
+    notes: pathlib.Path
+    times: int = 1
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        seen = len(list(self.notes.iterdir()))
+        if index == 5 and seen < self.times:
+            (self.notes / str(seen)).touch()
+            if self.kind == "dies":
+                os._exit(9)
+            if self.kind == "hangs":
+                time.sleep(600)
+            raise RuntimeError("the user's own trouble, exited unexpectedly")
+        return {"image": np.full((1, 1, 1), index, np.uint8), "label": index}
+
+
+def _in_worker(source, **options):
+    stacks = load(
+        source,
+        batch_size=3,
+        seed=(0,),
+        calls=[(step, 1) for step in range(8)],
+        num_workers=2,
+        **options,
+    )
+    return np.concatenate([stack["label"][0] for stack in stacks]).tolist()
+
+
+@pytest.mark.parametrize("kind", ["dies", "hangs"])
+def test_new_workers_go_on_where_one_was_lost(kind, tmp_path, capfd):
+    expected = _in_worker(_Trouble(kind, tmp_path, times=0))
+    assert _in_worker(_Trouble(kind, tmp_path), timeout=3.0) == expected
+    assert "started new workers" in capfd.readouterr().err
+
+
+def test_workers_that_are_lost_again_and_again_are_an_error(tmp_path):
+    with pytest.raises(LoaderError, match=r"failed 3 times at one batch .*exited"):
+        _in_worker(_Trouble("dies", tmp_path, times=9))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_a_source_raises_is_not_taken_for_a_lost_worker(tmp_path):
+    with pytest.raises(RuntimeError, match="the user's own trouble") as error:
+        _in_worker(_Trouble("raises", tmp_path, times=9))
+    assert not isinstance(error.value, LoaderError)
+    assert len(list(tmp_path.iterdir())) < 3

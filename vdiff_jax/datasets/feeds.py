@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vdiff_jax import parallel
-from vdiff_jax.datasets.loader import load, prefetch, read_all
+from vdiff_jax.datasets.loader import TIMEOUT_SECONDS, load, prefetch, read_all
 from vdiff_jax.datasets.order import Cursor, cursor, example_index
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.training import Batch, Feed
@@ -27,6 +27,11 @@ LIMIT_BYTES = 2**30
 @runtime_checkable
 class Feeder(Protocol):
     """Feeds the calls of a compiled step; `read` is compiled into it."""
+
+    @property
+    def length(self) -> int:
+        """Number of examples."""
+        ...
 
     def feeds(
         self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
@@ -48,12 +53,19 @@ class Streamed:
       batch_size: Over all hosts; each reads the rows of its own devices.
       mesh: The devices.
       num_workers: Processes that read and decode.
+      timeout: See `loader.load`.
     """
 
     source: Source
     batch_size: int
     mesh: Mesh
     num_workers: int
+    timeout: float = TIMEOUT_SECONDS
+
+    @property
+    def length(self) -> int:
+        """Number of examples."""
+        return len(self.source)
 
     def feeds(
         self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
@@ -66,6 +78,7 @@ class Streamed:
             calls=calls,
             num_workers=self.num_workers,
             rows=parallel.local_rows(self.batch_size, self.mesh),
+            timeout=self.timeout,
         )
         yield from prefetch(stacks, self._place)
 
@@ -94,12 +107,17 @@ class Resident:
     batch_size: int
     mesh: Mesh
 
+    @property
+    def length(self) -> int:
+        """Number of examples."""
+        return len(self.data.image)
+
     def feeds(
         self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
     ) -> Generator[Feed, None, None]:
         """Yields cursors, a few bytes a step."""
         start = functools.partial(
-            cursor, batch_size=self.batch_size, length=len(self.data.image), seed=seed
+            cursor, batch_size=self.batch_size, length=self.length, seed=seed
         )
         for first, steps in calls:
             starts = [start(step) for step in range(first, first + steps)]
@@ -117,10 +135,15 @@ class Resident:
 
 
 def resident(
-    source: Source, *, batch_size: int, mesh: Mesh, num_workers: int
+    source: Source,
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    num_workers: int,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Resident:
     """Reads a source whole, and copies it to every device."""
-    everything = read_all(source, num_workers)
+    everything = read_all(source, num_workers, timeout)
     data = Batch(everything["image"], everything["label"])
     return Resident(parallel.put(data, parallel.replicated(mesh)), batch_size, mesh)
 

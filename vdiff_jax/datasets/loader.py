@@ -1,9 +1,12 @@
 """Batches for each call of the training step, through the torch `DataLoader`."""
 
+import contextlib
 import multiprocessing
 import queue
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -17,6 +20,14 @@ from vdiff_jax.datasets.order import cursor, example_index
 from vdiff_jax.datasets.source import Source, read_many
 
 T = TypeVar("T")
+
+# How often a batch is tried again with new worker processes.
+ATTEMPTS = 3
+TIMEOUT_SECONDS = 300.0
+
+
+class LoaderError(RuntimeError):
+    """Worker processes die or hang again and again."""
 
 
 class Order:
@@ -39,6 +50,16 @@ class Order:
         """Number of steps."""
         return len(self._steps)
 
+    def __getitem__(self, which: slice) -> "Order":
+        """The order of some of the steps."""
+        return Order(
+            self._length,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            steps=self._steps[which],
+            rows=self._rows,
+        )
+
     def __iter__(self) -> Iterator[list[int]]:
         """Yields the indices of one step after another."""
         for step in self._steps:
@@ -56,6 +77,7 @@ def load(
     calls: Sequence[tuple[int, int]],
     num_workers: int = 0,
     rows: np.ndarray | None = None,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields, for each call, {"image", "label"} stacked as [steps, rows, ...].
 
@@ -67,20 +89,24 @@ def load(
       num_workers: Processes that read and decode; 0 reads in this one, and so is a
         source read that needs no workers.
       rows: The rows of each batch that this host reads; by default all.
+      timeout: Seconds without a batch after which the workers are taken for hung.
 
     Raises:
       ValueError: If an example cannot be read, in the words of the source.
+      LoaderError: If workers die or hang at one batch again and again.
     """
     steps = [step for first, count in calls for step in range(first, first + count)]
     rows = np.arange(batch_size) if rows is None else rows
     order = Order(len(source), batch_size=batch_size, seed=seed, steps=steps, rows=rows)
-    batches = _read(source, order, num_workers)
+    batches = _read(source, order, num_workers, timeout)
     for _, count in calls:
         stack = [next(batches) for _ in range(count)]
         yield {name: np.stack([batch[name] for batch in stack]) for name in stack[0]}
 
 
-def read_all(source: Source, num_workers: int = 0) -> dict[str, np.ndarray]:
+def read_all(
+    source: Source, num_workers: int = 0, timeout: float = TIMEOUT_SECONDS
+) -> dict[str, np.ndarray]:
     """Every example in its order, as {"image", "label"}; shows its progress."""
     everything: dict[str, np.ndarray] = {}
     parts = [
@@ -90,7 +116,8 @@ def read_all(source: Source, num_workers: int = 0) -> dict[str, np.ndarray]:
     with tqdm.tqdm(
         desc="read", total=len(source), unit=" images", delay=2.0, dynamic_ncols=True
     ) as bar:
-        for part, batch in zip(parts, _read(source, parts, num_workers), strict=True):
+        batches = _read(source, parts, num_workers, timeout)
+        for part, batch in zip(parts, batches, strict=True):
             for name, values in batch.items():
                 if name not in everything:
                     shape = (len(source), *values.shape[1:])
@@ -100,22 +127,126 @@ def read_all(source: Source, num_workers: int = 0) -> dict[str, np.ndarray]:
     return everything
 
 
+class _LostWorkersError(Exception):
+    """A worker process is dead, or has not answered in time."""
+
+
 def _read(
-    source: Source, batches: Any, num_workers: int
+    source: Source, batches: Any, num_workers: int, timeout: float
 ) -> Iterator[dict[str, np.ndarray]]:
+    """Batch after batch; where workers are lost, new ones go on at the same batch."""
     if not getattr(source, "needs_workers", True):
         num_workers = 0
+    done, attempts = 0, 0
+    while True:
+        try:
+            for batch in _read_once(source, batches[done:], num_workers, timeout):
+                yield batch
+                done, attempts = done + 1, 0
+            return
+        except _LostWorkersError as error:
+            attempts += 1
+            if attempts == ATTEMPTS:
+                raise LoaderError(
+                    f"The loader's worker processes failed {ATTEMPTS} times at one"
+                    f" batch ({error}). Is memory short, or a file system hanging?"
+                    " Fewer data.workers, or a longer data.worker_timeout, may help."
+                ) from error
+            tqdm.tqdm.write(f"loader: {error}; started new workers.", file=sys.stderr)
+
+
+def _read_once(
+    source: Source, batches: Any, num_workers: int, timeout: float
+) -> Iterator[dict[str, np.ndarray]]:
     loader = DataLoader(
         _Reader(source),  # pyright: ignore[reportArgumentType]
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=num_workers,
+        worker_init_fn=_leave_interrupts_to_the_run,
         multiprocessing_context=_processes() if num_workers else None,
     )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield {name: value.numpy() for name, value in batch.items()}
+    iterator = iter(loader)
+    with _Watch(getattr(iterator, "_workers", []), timeout) as watch:
+        while True:
+            try:
+                with watch.waiting():
+                    batch = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if not num_workers or not _says_that_a_worker_is_lost(error):
+                    raise
+                raise _LostWorkersError(watch.reason or _one_line(error)) from error
+            if isinstance(batch, ValueError):
+                raise batch
+            yield {name: value.numpy() for name, value in batch.items()}
+
+
+class _Watch:
+    """Kills workers that do not bring a batch in time.
+
+    The loader's own timeout does not see a worker that stops while it hands a batch
+    over. Of dead workers the loader does notice.
+
+    Attributes:
+      reason: Why they were killed, or "".
+    """
+
+    def __init__(self, workers: Sequence[Any], timeout: float):
+        self.reason = ""
+        self._workers, self._timeout = workers, timeout
+        self._since: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what must not take longer than the timeout."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def _look(self) -> None:
+        while not self._ended.wait(self._timeout / 10):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._timeout:
+                self.reason = f"no batch came for {self._timeout:g} s"
+                for worker in self._workers:
+                    worker.kill()
+
+    def __enter__(self) -> "_Watch":
+        if self._workers:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        if self.reason or isinstance(error[1], _LostWorkersError):
+            for worker in self._workers:
+                worker.kill()  # one that hangs would not end otherwise
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _says_that_a_worker_is_lost(error: Exception) -> bool:
+    """Whether the loader found it, or a batch could not be fetched from the dead."""
+    text = str(error)
+    if "Caught " in text:  # what a worker raised itself is passed on
+        return False
+    if isinstance(error, RuntimeError):
+        return "exited unexpectedly" in text or "killed by signal" in text
+    return True
+
+
+def _leave_interrupts_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the run decides when to end."""
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _processes() -> Any:

@@ -54,6 +54,15 @@ def cursor(step: int, *, batch_size: int, length: int, seed: Sequence[int]) -> C
     return Cursor(*as_array)
 
 
+def batch_indices(
+    step: int, *, batch_size: int, length: int, seed: Sequence[int]
+) -> list[int]:
+    """The examples of the batch of a step, row by row. Steps count from 0."""
+    start = cursor(step, batch_size=batch_size, length=length, seed=seed)
+    rows = np.arange(batch_size, dtype=np.uint32)
+    return example_index(start, rows, length).tolist()
+
+
 def example_index(start: Cursor, row: Any, length: int) -> Any:
     """The examples in some rows of the batch that begins at a cursor.
 
