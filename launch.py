@@ -4,10 +4,17 @@ r"""The one command: runs the stages that a config describes.
     python launch.py --config configs/cifar10.py:train --workdir runs/cifar10
 
 The word behind the colon selects one stage. The same command resumes. Any field of the
-config can be set: --config.train.batch_size=64. --dry_run only says what would be done.
+config can be set: --config.train.batch_size=64. --dry_run only says what would be done,
+--profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
+1234. On a cluster say --distributed; docs/scaling.md.
+
+Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
+config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.
 """
 
+import contextlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -16,8 +23,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vdiff_jax import build
-from vdiff_jax.stages import distill, evaluate, sample, train
+from vdiff_jax import build, parallel
+from vdiff_jax.checkpoints import DamagedError
+from vdiff_jax.datasets.loader import LoaderError
+from vdiff_jax.interrupts import InterruptedRunError
+from vdiff_jax.stages import distill, evaluate, replay, sample, train
+from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
 
 FLAGS = flags.FLAGS
@@ -26,23 +37,43 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the project; by default runs/<name of the config>."
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, as JSON.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many updates, to profile/.")
+REPLAY = flags.DEFINE_integer("replay", None, "Find where this update went wrong.")
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was found.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other hosts, as the cluster says."
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
+
+# Trouble on the way, that another start of the same command may outlive.
+TROUBLE = (DamagedError, LoaderError, NonFiniteError, OSError)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs; returns the exit status: 2 for a mistake of the user's."""
+    """Runs; returns the exit status."""
     try:
         config, workdir = _parse(argv)
-        launch(config, workdir, dry_run=DRY_RUN.value)
+        _join()
+        if REPLAY.value is None:
+            launch(config, workdir, dry_run=DRY_RUN.value)
+        else:
+            with places.lock(workdir):
+                replay.run(config, workdir, REPLAY.value)
         return 0
-    except (ValueError, NonFiniteError) as error:
-        if FLAGS.is_parsed() and TRACEBACK.value:
-            raise
-        print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+    except ValueError as error:
+        return _end(error, 2)
+    except InterruptedRunError as error:
+        return _end(error, error.exit_status)
     except KeyboardInterrupt:
-        print("launch.py: interrupted; the same command resumes.", file=sys.stderr)
-        return 130
+        return _end(KeyboardInterrupt("interrupted; the same command resumes."), 130)
+    except TROUBLE as error:
+        return _end(error, 1)
+    except jax.errors.JaxRuntimeError as error:
+        if not _joined():
+            raise
+        return _end(RuntimeError(f"Another host is gone, or a device: {error}"), 1)
 
 
 def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
@@ -66,15 +97,42 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
     plan = [entry for name in chosen for entry in stages[name].plan(config, workdir)]
     if dry_run:
         description = {
-            "config": json.loads(config.to_json_best_effort()),
+            "config": places.as_json(config),
             "parameters": build.model(config).num_parameters(),
             "devices": [str(device) for device in jax.devices()],
             "run": plan,
         }
         print(json.dumps(description, indent=2))
         return
-    for name in chosen:
-        stages[name].run(config, workdir)
+    # Pictures can be drawn from a workdir while a run is at work in it.
+    alone = contextlib.nullcontext() if chosen == ("sample",) else places.lock(workdir)
+    with alone:
+        for name in chosen:
+            stages[name].run(config, workdir)
+
+
+def _join() -> None:
+    """Joins the hosts of the run, if there are several."""
+    if COORDINATOR.value or DISTRIBUTED.value:
+        parallel.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    elif NUM_PROCESSES.value is not None or PROCESS_ID.value is not None:
+        raise ValueError("--num_processes and --process_id need --coordinator.")
+
+
+def _joined() -> bool:
+    return jax.distributed.is_initialized()
+
+
+def _end(error: BaseException, status: int) -> int:
+    """Says in one line why the run ends; returns the exit status."""
+    if FLAGS.is_parsed() and TRACEBACK.value:
+        raise error
+    print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr)
+    if _joined():
+        # An orderly end would wait for hosts that are not coming.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
@@ -96,6 +154,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
     file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(file).is_file():
         raise ValueError(f"There is no config file {file}.")
+    CONFIG.value.profile = PROFILE.value
     default = pathlib.Path("runs") / pathlib.Path(file).stem
     return CONFIG.value, pathlib.Path(WORKDIR.value or default)
 

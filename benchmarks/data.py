@@ -155,7 +155,7 @@ def _loading(
             num_workers=options.workers,
         )
 
-    mesh = parallel.data_mesh()
+    mesh = parallel.make_mesh()
     on_device = feeds.resident(
         sources["npz"], batch_size=options.batch_size, mesh=mesh, num_workers=0
     )
@@ -202,7 +202,7 @@ def _hiding(
 ) -> list[dict[str, Any]]:
     del folder
     config = _config(options)
-    model, mesh = build.model(config), parallel.data_mesh()
+    model, mesh = build.model(config), parallel.make_mesh()
     loss = build.train_loss(config, model, train=True)
     batch_size = config.train.batch_size
     calls = [(step, 1) for step in range(options.steps + 2)]
@@ -212,18 +212,24 @@ def _hiding(
         name: feeds.Streamed(source, batch_size, mesh, options.workers)
         for name, source in sources.items()
     }
-    step = build.train_step(config, config.train, loss, streamed["npz"])
+
+    def new_state() -> training.TrainState:
+        params = model.init(jax.random.key(0))
+        return training.init_state(params, build.optimizer(config.train))
+
+    places = parallel.state_shardings(jax.eval_shape(new_state), mesh)
+    step = build.train_step(config, config.train, loss, streamed["npz"], mesh, places)
     on_device = feeds.resident(
         sources["npz"], batch_size=batch_size, mesh=mesh, num_workers=0
     )
-    resident_step = build.train_step(config, config.train, loss, on_device)
+    resident_step = build.train_step(
+        config, config.train, loss, on_device, mesh, places
+    )
     (constant,) = streamed["npz"].feeds([(0, 1)], SEED)
 
     def timed(step: Any, items: Iterator[training.Feed]) -> float:
         """Seconds of a step, once the loader and the compiler have begun."""
-        params = model.init(jax.random.key(0))
-        state = training.init_state(params, build.optimizer(config.train))
-        state = parallel.put(state, parallel.replicated(mesh))
+        state = parallel.put(new_state(), places)
         for _ in range(2):
             state, _ = step(state, next(items), job)
         jax.block_until_ready(state)

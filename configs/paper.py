@@ -17,18 +17,23 @@ def get_config(stage: str = "all") -> ConfigDict:
     loop = {
         "grad_clip": 1.0,
         "stratified_times": False,
+        "grad_accum_steps": 1,  # parts of a batch, where it does not fit
         "on_nonfinite": "stop",  # stop, skip
         "steps_per_call": 10,
         "log_every_steps": 100,
         "eval_every_steps": 10_000,
         "sample_every_steps": 10_000,
         "checkpoint_every_steps": 5000,
-        "keep_checkpoints": 2,
+        "checkpoint_every_minutes": 30.0,  # and by the clock; 0: never
+        "keep_checkpoints": 2,  # the newest
+        "keep_every_steps": 0,  # and those of multiples of this
+        "keep_best": 0,  # and so many of the lowest held-out loss
     }
     config = ConfigDict(
         {
             "stage": stage,
             "seed": 0,
+            "profile": 0,  # updates to trace; set by --profile
             "model": {
                 "net": "unet",  # or your own, "package.module:make_net"
                 "output": "v",  # x, eps, v, both
@@ -71,6 +76,11 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "held_out": 1024,  # pictures for the held-out loss
                 "on_device": "auto",  # auto: up to 1 GiB; always, never
                 "workers": 4,
+                "worker_timeout": 300.0,  # seconds until a worker is taken for hung
+            },
+            "parallel": {
+                "fsdp": 1,  # devices that share one copy of parameters and optimizer
+                "remat": False,  # compute blocks again in the gradient, for memory
             },
             "train": {
                 "steps": 800_000,

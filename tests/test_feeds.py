@@ -67,11 +67,11 @@ def _batches(feeder, calls, seed=(0, 0)):
 
 
 def _streamed(source, batch_size=8, num_workers=0):
-    return Streamed(source, batch_size, parallel.data_mesh(), num_workers)
+    return Streamed(source, batch_size, parallel.make_mesh(), num_workers)
 
 
 def _resident(source, batch_size=8):
-    mesh = parallel.data_mesh()
+    mesh = parallel.make_mesh()
     return resident(source, batch_size=batch_size, mesh=mesh, num_workers=0)
 
 
@@ -109,7 +109,7 @@ def test_batches_lie_split_over_the_devices(photos, make):
     batch = jax.jit(feeder.read)(feed.data, item)
     for leaf in jax.tree.leaves(batch):
         assert leaf.sharding.is_equivalent_to(
-            parallel.split(parallel.data_mesh()), leaf.ndim
+            parallel.split(parallel.make_mesh()), leaf.ndim
         )
 
 

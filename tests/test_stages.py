@@ -1,6 +1,9 @@
 """The path of the digits, shrunk: train, distill, evaluate, sample, and trouble."""
 
+import gc
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +15,10 @@ import pytest
 import launch
 from configs import digits, folder
 from vdiff_jax import build, checkpoints
+from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.evaluation import features
+from vdiff_jax.stages import fit, replay
+from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
 
 pytestmark = pytest.mark.slow
@@ -112,6 +118,118 @@ def test_each_student_starts_from_the_one_before(project):
         assert student["teacher_sha256"] == teacher["params_sha256"]
         assert student["params_sha256"] != teacher["params_sha256"]
         teacher = student
+
+
+def test_the_ledger_of_the_ladder_says_what_every_student_came_from(project):
+    ledger = json.loads((project / "distill" / "ladder.json").read_text())
+    assert [row["num_steps"] for row in ledger] == [4, 2, 1]
+    teacher = _result(project / "train")
+    for row in ledger:
+        student = _result(project / "distill" / f"{row['num_steps']:04d}")
+        assert row["teacher_sha256"] == teacher["params_sha256"]
+        assert row["params_sha256"] == student["params_sha256"]
+        assert row["images"] == 8 * row["updates"] == 8 * student["step"]
+        assert row["loss"] == student["loss"]
+        assert row["seconds"] > 0
+        teacher = student
+
+
+def test_a_checkpoint_says_all_that_its_state_comes_from(project):
+    path = project / "distill" / "0002" / "checkpoints" / "4" / "info" / "metadata"
+    info = json.loads(path.read_text())
+    teacher = _result(project / "distill" / "0004")
+    assert info["teacher"] == str(project / "distill" / "0004")
+    assert info["teacher_step"] == teacher["step"]
+    assert info["teacher_sha256"] == teacher["params_sha256"]
+    assert info["config"]["distill"]["updates"] == "4, 1: 6"
+    assert info["data"] == {"examples": 1617, "epoch": 0, "position": 32}
+    assert info["run"] == "distill 4 -> 2"
+
+
+def test_only_the_last_finished_student_is_read_again(project, tmp_path, monkeypatch):
+    workdir = tmp_path / "copy"
+    shutil.copytree(project, workdir)
+    shutil.rmtree(workdir / "distill" / "0001")
+    read = []
+    restore = checkpoints.restore_ema
+    monkeypatch.setattr(
+        checkpoints,
+        "restore_ema",
+        lambda folder, *rest: [read.append(folder), restore(folder, *rest)][1],
+    )
+    launch.launch(_config("distill"), workdir)
+    assert read == [workdir / "distill" / "0002" / "checkpoints"]
+    found = _result(workdir / "distill" / "0001")["params_sha256"]
+    assert found == _result(project / "distill" / "0001")["params_sha256"]
+
+
+# Of a damaged checkpoint Orbax leaves the errors of other arrays unseen.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_teacher_is_made_again_from_the_checkpoint_before(project, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(project, workdir)
+    shutil.rmtree(workdir / "distill" / "0001")
+    student = workdir / "distill" / "0002"
+    for file in (student / "checkpoints" / "4" / "ema_params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(checkpoints.DamagedError, match="counts as unfinished"):
+        launch.launch(_config("distill"), workdir)
+    gc.collect()
+    assert (student / "damaged" / "4").is_dir()
+    assert not (student / "result.json").exists()
+    launch.launch(_config("distill"), workdir)
+    for place in ("distill/0002", "distill/0001"):
+        found, expected = _result(workdir / place), _result(project / place)
+        assert found["params_sha256"] == expected["params_sha256"]
+
+
+def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(project, workdir)
+    shutil.rmtree(workdir / "distill")
+    path = workdir / "train" / "result.json"
+    path.write_text(json.dumps({**_result(workdir / "train"), "params_sha256": "0"}))
+    with pytest.raises(checkpoints.DamagedError, match=r"and result\.json says 0"):
+        launch.launch(_config("distill"), workdir)
+
+
+def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
+    info = {"teacher_sha256": "a", "data": {"examples": 7}}
+    fit._check_origin(info, info, project)
+    for other, message in (
+        ({**info, "teacher_sha256": "b"}, "another teacher_sha256: a there, b now"),
+        ({**info, "data": {"examples": 8}}, "number of examples: 7 there, 8 now"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit._check_origin(info, other, project)
+
+
+def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_path):
+    by_the_clock = {
+        "checkpoint_every_steps": 0, "checkpoint_every_minutes": 1e-9,
+        "keep_checkpoints": 9,
+    }  # fmt: skip
+    launch.launch(_config("train", train=by_the_clock, profile=2), tmp_path)
+    assert list((tmp_path / "train" / "profile").rglob("*.xplane.pb"))
+    assert checkpoints.steps(tmp_path / "train" / "checkpoints") == [4, 6]
+    found, expected = _result(tmp_path / "train"), _result(project / "train")
+    assert found["params_sha256"] == expected["params_sha256"]
+
+
+def test_a_second_run_in_a_workdir_is_refused_by_name(project):
+    with places.lock(project):
+        with pytest.raises(
+            ValueError, match=rf"Another run is at work in .*pid {os.getpid()}"
+        ):
+            launch.launch(_config("train"), project)
+        launch.launch(_config("sample"), project)  # pictures can be drawn meanwhile
+    launch.launch(_config("train"), project)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Nothing can be written in"):
+        launch.launch(_config("train"), tmp_path / "file" / "run")
 
 
 def test_a_finished_project_does_nothing_again(project, monkeypatch):
@@ -311,7 +429,7 @@ def test_a_workdir_of_another_config_is_refused_by_field(project):
 def test_a_missing_teacher_is_never_replaced(tmp_path):
     with pytest.raises(ValueError, match="No finished teacher"):
         launch.launch(_config("distill"), tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_teacher_of_another_architecture_is_refused(project, tmp_path):
@@ -334,6 +452,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
     with pytest.raises(NonFiniteError, match=r"train: loss is (nan|inf) at step 2"):
         launch.launch(config, tmp_path)
     assert not (tmp_path / "train" / "result.json").exists()
+    said = json.loads((tmp_path / "train" / "nonfinite" / "00000002.json").read_text())
+    assert said["step"] == 2
+    assert said["examples"] == batch_indices(1, batch_size=8, length=1617, seed=(0, 0))
+
+
+def test_a_step_that_went_wrong_can_be_replayed(tmp_path, capsys):
+    config = _config(
+        "train",
+        train={"learning_rate": 1e30},
+        model={"net": "test_stages:make_own_net"},
+    )
+    with pytest.raises(NonFiniteError):
+        launch.launch(config, tmp_path)
+    capsys.readouterr()
+    replay.run(config, tmp_path, 2)
+    said = capsys.readouterr().out
+    assert said.startswith("train, step 2:\n")
+    # The first update made parameters of 1e30, which a product makes infinite.
+    assert "numbers are not finite; from float32" in said
+    assert "vdiff_jax/losses.py" in said
+    assert (tmp_path / "train" / "nonfinite" / "00000002.txt").read_text() in said
+    with pytest.raises(ValueError, match="train has steps 1 to 6"):
+        replay.run(config, tmp_path, 7)
+
+
+def test_a_step_of_the_student_under_way_can_be_replayed(project, tmp_path, capsys):
+    workdir = tmp_path / "copy"
+    shutil.copytree(project, workdir)
+    (workdir / "distill" / "0001" / "result.json").unlink()
+    replay.run(_config("distill"), workdir, 3)
+    assert "distill 2 -> 1, step 3:\nLoss and gradient" in capsys.readouterr().out
 
 
 def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):

@@ -163,7 +163,7 @@ def test_devices_do_not_change_the_result():
 
     alone, _ = jax.jit(_step(loss_of, **options))(_state(), batch, _job())
 
-    mesh = parallel.data_mesh()
+    mesh = parallel.make_mesh()
     assert mesh.size == 2
     everywhere = parallel.put(_state(), parallel.replicated(mesh))
     halves = parallel.put(batch, parallel.split(mesh))
@@ -213,7 +213,7 @@ def test_a_job_can_change_without_compiling_again():
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="batch_size=7 does not divide over 2"):
-        parallel.check_batch_size(7, parallel.data_mesh())
+        parallel.check_batch_size(7, parallel.make_mesh())
 
 
 def test_held_out_loss_uses_the_same_draws_every_time():

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, Num
 
-from vdiff_jax import diffusion, losses, samplers, schedules, training
+from vdiff_jax import diffusion, losses, parallel, samplers, schedules, training
 from vdiff_jax.datasets import catalog, feeds
 from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.feeds import Feeder
@@ -66,11 +66,24 @@ class Model:
         """Fresh parameters."""
         z_t = jnp.zeros((1, *self.image_shape))
         label = jnp.zeros(1, jnp.int32) if self.num_classes else None
-        return self.net.init(key, z_t, jnp.zeros(1), label)["params"]
+        # In one program: run by themselves, its hundreds of operations take longer.
+        return jax.jit(self.net.init)(key, z_t, jnp.zeros(1), label)["params"]
 
     def abstract_params(self) -> Params:
         """Shapes of the parameters; nothing is allocated."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+    def forward_flops(self) -> float:
+        """Floating-point operations of one pass of the network over one example."""
+        z_t = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        label = jax.ShapeDtypeStruct((1,), jnp.int32) if self.num_classes else None
+        one = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+        def forward(params: Params, z_t: Array, logsnr_t: Array, label: Any) -> Any:
+            return self.net.apply({"params": params}, z_t, logsnr_t, label)
+
+        lowered = jax.jit(forward).lower(self.abstract_params(), z_t, one, label)
+        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
     def num_parameters(self) -> int:
         """How many numbers the network has."""
@@ -180,6 +193,7 @@ def _unet(config: Config, out_channels: int) -> UNet:
         patch=spec.patch,
         logsnr_input=_choice("model.logsnr_input", spec.logsnr_input, LogsnrInput),
         dtype=jnp.dtype(_choice("model.dtype", spec.dtype, DType)),
+        remat=config.parallel.remat,
     )
 
 
@@ -303,21 +317,59 @@ def distill_loss(config: Config, model: Model) -> training.Loss:
 
 
 def train_step(
-    config: Config, section: Config, loss: training.Loss, feeder: Feeder
+    config: Config,
+    section: Config,
+    loss: training.Loss,
+    feeder: Feeder,
+    mesh: Mesh,
+    shardings: training.TrainState,
 ) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
-    """The compiled step of a `train` or `distill` section: many updates in a call."""
-    rate = training.make_learning_rate(
-        section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
-    )
+    """The compiled step of a `train` or `distill` section: many updates in a call.
+
+    Args:
+      config: The whole config.
+      section: Its `train` or `distill`.
+      loss: Of the section.
+      feeder: Its `read` becomes part of the step.
+      mesh: The devices.
+      shardings: Where each array of the state lies, before and after.
+    """
+
+    def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:
+        params, teacher = parallel.whole((params, teacher), mesh)
+        return loss(params, batch, draws, *teacher)
+
     step = training.make_train_step(
-        loss,
+        loss_of_whole,
         optimizer(section),
-        rate,
+        learning_rate(section),
         ema_decay=section.ema_decay,
         stratified=section.stratified_times,
         flip=config.data.flip,
+        grad_accum_steps=section.grad_accum_steps,
     )
-    return jax.jit(training.many_updates(step, feeder.read), donate_argnums=0)
+    return jax.jit(
+        training.many_updates(step, feeder.read),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated(mesh)),
+    )
+
+
+def eval_step(loss: training.Loss, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled loss of each example of a held-out batch, whole on every host."""
+    step = training.make_eval_step(
+        lambda params, batch, draws, *teacher: loss(
+            params, batch, draws, *parallel.whole(teacher, mesh)
+        )
+    )
+    return jax.jit(step, out_shardings=parallel.replicated(mesh))
+
+
+def learning_rate(section: Config) -> training.LearningRate:
+    """The learning rate of a `train` or `distill` section."""
+    return training.make_learning_rate(
+        section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
+    )
 
 
 Sampler = Callable[..., Num[Array, " batch height width channels"]]
@@ -402,8 +454,11 @@ def feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
             batch_size=section.batch_size,
             mesh=mesh,
             num_workers=spec.workers,
+            timeout=spec.worker_timeout,
         )
-    return feeds.Streamed(pictures, section.batch_size, mesh, spec.workers)
+    return feeds.Streamed(
+        pictures, section.batch_size, mesh, spec.workers, spec.worker_timeout
+    )
 
 
 def _import(field: str, path: str) -> Any:

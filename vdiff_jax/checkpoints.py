@@ -2,106 +2,316 @@
 
 A checkpoint has three items: `state` (all but the EMA), `ema_params`, so that a
 teacher can be read without the rest, and `info`, a small JSON dictionary. Orbax writes
-each under a temporary name and renames it when it is whole.
+each under a temporary name and renames it when it is whole, in the background.
+
+The files of a checkpoint do not say whether a byte of an array has changed since. So
+`info` has a fingerprint of every array, taken on the devices before the arrays were
+written and compared after they are read. A checkpoint that cannot be read, or is not
+what it was, is moved to `<folder>/../damaged/` and the one before it is taken.
 """
 
+import contextlib
 import hashlib
 import pathlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import NamedSharding
+from jax import lax
+from jaxtyping import Array, UInt32
+from orbax.checkpoint import checkpoint_managers as policies
 
+from vdiff_jax import parallel
 from vdiff_jax.training import TrainState
 from vdiff_jax.types import Params
 
 
-def open_folder(folder: pathlib.Path, *, keep: int = 2) -> ocp.CheckpointManager:
-    """Opens a folder of checkpoints for writing, of which the newest `keep` stay."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+class DamagedError(RuntimeError):
+    """A checkpoint cannot be read, or is not what was written."""
 
 
-def latest_step(folder: pathlib.Path) -> int | None:
-    """The step of the newest whole checkpoint, or None."""
+@contextlib.contextmanager
+def open_folder(
+    folder: pathlib.Path, *, keep: int = 2, keep_every: int = 0, keep_best: int = 0
+) -> Iterator[ocp.CheckpointManager]:
+    """Opens a folder of checkpoints for writing, and removes halves of killed saves.
+
+    At the end it waits until all that was saved is on the disk.
+
+    Args:
+      folder: Made if it is not there.
+      keep: How many of the newest stay.
+      keep_every: Those of multiples of this step stay; 0 for none.
+      keep_best: How many of the lowest held-out loss stay.
+
+    Raises:
+      ValueError: If none of the newest are to be kept.
+      OSError: If a checkpoint could not be written.
+    """
+    if keep < 1:
+        raise ValueError(f"keep_checkpoints must be at least 1, got {keep}.")
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(n=keep)]
+    if keep_every:
+        kept.append(policies.EveryNSteps(interval_steps=keep_every))
+    if keep_best:
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["held_out_loss"],
+            reverse=True,  # the last ones stay
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept.append(best)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        cleanup_tmp_directories=True,
+        create=True,
+    )
+    with _writing(folder):
+        manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    try:
+        yield manager
+    finally:
+        with _writing(folder):
+            manager.close()
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder, in order."""
     if not folder.is_dir():
-        return None
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    return max(steps, default=None)
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def latest_step(folder: pathlib.Path, at_most: int | None = None) -> int | None:
+    """The step of the newest whole checkpoint, up to a step, or None."""
+    found = [step for step in steps(folder) if at_most is None or step <= at_most]
+    return max(found, default=None)
 
 
 def save(
-    manager: ocp.CheckpointManager, state: TrainState, info: dict[str, Any]
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    info: dict[str, Any],
+    held_out_loss: float | None = None,
 ) -> None:
-    """Starts to save; the arrays are copied before it returns, the files are not."""
+    """Starts to save; the arrays are copied before it returns, the files are not.
+
+    Args:
+      manager: From `open_folder`.
+      state: To save.
+      info: Anything JSON.
+      held_out_loss: By which the best are kept; None if it was not measured.
+
+    Raises:
+      OSError: If this checkpoint, or the one before it, could not be written.
+    """
     step = int(state.step)
     if step in manager.all_steps():
         return
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_without_ema(state)),
-            ema_params=ocp.args.StandardSave(state.ema_params),
-            info=ocp.args.JsonSave(info),
-        ),
-    )
+    with _writing(manager.directory):
+        manager.save(
+            step,
+            metrics=None if held_out_loss is None else {"held_out_loss": held_out_loss},
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_without_ema(state)),
+                ema_params=ocp.args.StandardSave(state.ema_params),
+                info=ocp.args.JsonSave({**info, "fingerprint": fingerprint(state)}),
+            ),
+        )
 
 
 def restore(
-    manager: ocp.CheckpointManager, abstract_state: TrainState, sharding: NamedSharding
-) -> tuple[TrainState, dict[str, Any]]:
-    """Reads the newest checkpoint onto the devices of `sharding`.
+    folder: pathlib.Path,
+    abstract_state: TrainState,
+    shardings: TrainState,
+    *,
+    at_most: int | None = None,
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Reads the newest sound checkpoint onto the devices at hand.
+
+    Damaged ones are named and set aside.
 
     Args:
-      manager: An opened folder with at least one checkpoint.
+      folder: Of checkpoints.
       abstract_state: The state's shapes, as `jax.eval_shape` gives them.
-      sharding: Where every array goes, whatever devices wrote it.
+      shardings: Where each array goes, whatever devices wrote it.
+      at_most: Leaves the checkpoints of later steps alone.
+
+    Returns:
+      The state and its `info`; None if nothing was ever saved whole.
+
+    Raises:
+      ValueError: If the checkpoint is of another architecture.
+      DamagedError: If there were checkpoints, and none is sound.
     """
-    item = ocp.args.Composite(
-        state=ocp.args.StandardRestore(_placed(_without_ema(abstract_state), sharding)),
-        ema_params=ocp.args.StandardRestore(
-            _placed(abstract_state.ema_params, sharding)
-        ),
-        info=ocp.args.JsonRestore(),
-    )
-    restored = manager.restore(manager.latest_step(), args=item)
-    state = TrainState(ema_params=restored["ema_params"], **restored["state"])
-    return state, restored["info"]
+    while (step := latest_step(folder, at_most)) is not None:
+        try:
+            found = _read(folder / str(step), abstract_state, shardings)
+            return TrainState(ema_params=found["ema_params"], **found["state"]), found[
+                "info"
+            ]
+        except DamagedError as error:
+            place = set_aside(folder, step)
+            print(f"{error} Set aside as {place}.", file=sys.stderr)
+            if jax.process_count() > 1:  # the others may have found it sound
+                raise DamagedError(
+                    f"{error} Set aside as {place}; the same command goes on from the"
+                    " checkpoint before it."
+                ) from error
+    if (folder.parent / "damaged").is_dir() and at_most is None:
+        raise DamagedError(
+            f"No sound checkpoint is left in {folder}: see {folder.parent}/damaged."
+            f" To begin anew, remove {folder.parent}."
+        )
+    return None
 
 
 def restore_ema(
-    folder: pathlib.Path, abstract_params: Params, sharding: NamedSharding
+    folder: pathlib.Path, abstract_params: Params, shardings: Params
 ) -> Params:
     """Reads the EMA parameters of the newest checkpoint.
 
+    Args:
+      folder: Of checkpoints.
+      abstract_params: Their shapes.
+      shardings: Where each array goes.
+
     Raises:
       ValueError: If the folder has no checkpoint, or one of another architecture.
+      DamagedError: If the checkpoint is not sound.
     """
     step = latest_step(folder)
     if step is None:
         raise ValueError(f"No checkpoint in {folder}.")
-    path = folder.resolve() / str(step)
-    handler = ocp.CompositeCheckpointHandler(
-        state=ocp.StandardCheckpointHandler(),
-        ema_params=ocp.StandardCheckpointHandler(),
-        info=ocp.JsonCheckpointHandler(),
-    )
-    with ocp.Checkpointer(handler) as checkpointer:
-        metadata = checkpointer.metadata(path).item_metadata
-        _check_same_shapes(abstract_params, metadata["ema_params"].tree, folder)
-        item = ocp.args.StandardRestore(_placed(abstract_params, sharding))
-        args = ocp.args.Composite(ema_params=item)
-        return checkpointer.restore(path, args=args)["ema_params"]
+    return _read(folder / str(step), abstract_params, shardings)["ema_params"]
+
+
+def set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Moves a checkpoint to `<folder>/../damaged/`, and says where it is now."""
+    place = folder.parent / "damaged" / str(step)
+    place.parent.mkdir(exist_ok=True)
+    count = 1
+    while place.exists():
+        count += 1
+        place = place.with_name(f"{step}.{count}")
+    with contextlib.suppress(FileNotFoundError):  # another host was faster
+        (folder / str(step)).rename(place)
+    return place
 
 
 def params_sha256(params: Params) -> str:
     """Fingerprint of the leaves as float32 bytes, in the order of their names."""
     digest = hashlib.sha256()
-    for _, leaf in sorted(_named_leaves(params)):
-        digest.update(np.asarray(leaf, np.float32).tobytes())
+    for _, leaf in sorted(_named_leaves(params), key=lambda named: named[0]):
+        digest.update(parallel.fetch(jnp.asarray(leaf, jnp.float32)).tobytes())
     return digest.hexdigest()
+
+
+def fingerprint(tree: Any) -> dict[str, int]:
+    """A number for each array, by name, that changes if any of its bits does.
+
+    It does not depend on the devices that hold the arrays: sums of integers have no
+    order.
+    """
+    made = [(name, _fingerprint(leaf)) for name, leaf in _named_leaves(tree)]
+    return {name: int(value) for name, value in made}
+
+
+@jax.jit
+def _fingerprint(leaf: Array) -> UInt32[Array, ""]:
+    """The sum of the bits of each value times an odd number of its place, mod 2^32."""
+    bits = lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        place = place * np.uint32(size % 2**32)
+        place = place + lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    # Odd, so that one changed value always shows: Knuth's multiplicative hash.
+    factor = place * np.uint32(2654435761) * np.uint32(2) + np.uint32(1)
+    return (bits.astype(jnp.uint32) * factor).sum(dtype=jnp.uint32)
+
+
+def _read(path: pathlib.Path, target: Any, shardings: Any) -> dict[str, Any]:
+    """The items of a checkpoint: all for a state as the target, else the EMA's.
+
+    Raises:
+      ValueError: If it is of another architecture.
+      DamagedError: If it cannot be read or has changed.
+    """
+    parts = {"ema_params": (target, shardings)}
+    if isinstance(target, TrainState):
+        parts = {
+            "ema_params": (target.ema_params, shardings.ema_params),
+            "state": (_without_ema(target), _without_ema(shardings)),
+        }
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(),
+        ema_params=ocp.StandardCheckpointHandler(),
+        info=ocp.JsonCheckpointHandler(),
+    )
+    path = path.resolve()
+    with ocp.Checkpointer(handler) as checkpointer:
+        with _reading(path):
+            metadata = checkpointer.metadata(path).item_metadata
+            trees = {name: metadata[name].tree for name in parts}
+        _check_same_shapes(parts["ema_params"][0], trees["ema_params"], path)
+        if "state" in parts:
+            _check_same_optimizer(parts["state"][0], trees["state"], path)
+        arguments = {
+            name: ocp.args.StandardRestore(jax.tree.map(_placed, tree, places))
+            for name, (tree, places) in parts.items()
+        }
+        with _reading(path):
+            items = ocp.args.Composite(info=ocp.args.JsonRestore(), **arguments)
+            found = dict(checkpointer.restore(path, args=items).items())
+            written = found["info"]["fingerprint"]
+    read = fingerprint(_as_saved(found))
+    changed = [name for name, value in read.items() if value != written[name]]
+    if changed:
+        raise DamagedError(
+            f"The checkpoint {path} is damaged: {changed[0]} is not what was written"
+            f" ({len(changed)} of {len(read)} arrays)."
+        )
+    return found
+
+
+def _as_saved(found: dict[str, Any]) -> Any:
+    """The arrays of a checkpoint, with the names that they have in a state."""
+    nothing = {"step": None, "params": None, "opt_state": None}
+    return TrainState(
+        ema_params=found["ema_params"], **{**nothing, **found.get("state", {})}
+    )
+
+
+@contextlib.contextmanager
+def _reading(path: pathlib.Path) -> Iterator[None]:
+    """Whatever goes wrong in reading is damage, but for what another try may mend."""
+    try:
+        yield
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(
+            f"The checkpoint {path} is damaged: {reason[:300]}."
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder: Any) -> Iterator[None]:
+    """Orbax and TensorStore have many errors for a full disk."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # another host, or a device, is gone
+        raise
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"A checkpoint could not be written in {folder}: {reason[:300]}."
+        ) from error
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:
@@ -112,11 +322,8 @@ def _without_ema(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _placed(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-    )
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -124,13 +331,23 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def _check_same_shapes(expected: Params, found: Any, folder: pathlib.Path) -> None:
+def _check_same_shapes(expected: Params, found: Any, path: pathlib.Path) -> None:
     ours = {name: tuple(leaf.shape) for name, leaf in _named_leaves(expected)}
     theirs = {name: tuple(leaf.shape) for name, leaf in _named_leaves(found)}
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             raise ValueError(
-                f"The model in {folder} is of another architecture: {name} has shape"
+                f"The model in {path} is of another architecture: {name} has shape"
                 f" {theirs.get(name, 'none')} there and {ours.get(name, 'none')} in"
                 " this config. Use the `model` section it was trained with."
             )
+
+
+def _check_same_optimizer(expected: Any, found: Any, path: pathlib.Path) -> None:
+    ours = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(expected))
+    theirs = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(found))
+    if ours != theirs:
+        raise ValueError(
+            f"The checkpoint {path} is of another optimizer: {len(theirs)} arrays there"
+            f" and {len(ours)} now. Go on with the version that wrote it."
+        )

@@ -1,29 +1,99 @@
-"""Devices: one mesh axis, `data`, over which batches are split."""
+"""Devices and hosts: a mesh of two axes, `data` and `fsdp`.
 
-from typing import TypeVar
+Batches are split over all devices, along both axes. The arrays of a state are split
+along `fsdp` where they are large enough, and copied along `data`; with `fsdp` = 1 every
+device has them whole.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
+# A host that is silent for so long is taken for dead, and the others end.
+HEARTBEAT_SECONDS = 60
+# Splitting less than this over devices costs more than it saves.
+MIN_SPLIT_SIZE = 1024
 
-def data_mesh() -> Mesh:
-    """All devices in a row."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the hosts of a run; call it before anything else of JAX.
+
+    Args:
+      coordinator: host:port of process 0. Without it, what the cluster says (SLURM,
+        Open MPI, Kubernetes, a TPU pod).
+      num_processes: Of the whole run.
+      process_id: Of this one, from 0.
+
+    Raises:
+      ValueError: If the cluster says nothing, or the other hosts do not come.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"The hosts could not be joined ({error}). On SLURM, MPI, Kubernetes or a"
+            " TPU pod say --distributed; elsewhere give --coordinator=HOST:PORT,"
+            " --num_processes and --process_id to each process."
+        ) from error
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def is_main() -> bool:
+    """Whether this process writes logs, pictures and results."""
+    return jax.process_index() == 0
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """All devices, in rows of `fsdp`.
+
+    Raises:
+      ValueError: If the devices do not divide into such rows.
+    """
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise ValueError(
+            f"parallel.fsdp={fsdp} does not divide the {devices} devices; use a"
+            " divisor of their number."
+        )
+    return jax.make_mesh(
+        (devices // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+    )
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, grad_accum_steps: int = 1) -> None:
     """Refuses a batch that does not divide over the devices.
 
     Raises:
-      ValueError: Naming both numbers.
+      ValueError: Naming the numbers.
     """
-    if batch_size % mesh.size:
+    if grad_accum_steps < 1:
         raise ValueError(
-            f"batch_size={batch_size} does not divide over {mesh.size} devices; use a"
-            f" multiple of {mesh.size}."
+            f"grad_accum_steps must be at least 1, got {grad_accum_steps}."
+        )
+    parts = mesh.size * grad_accum_steps
+    if batch_size % parts:
+        accumulated = (
+            f" x grad_accum_steps={grad_accum_steps}" if grad_accum_steps > 1 else ""
+        )
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {mesh.size} devices"
+            f"{accumulated}; use a multiple of {parts}."
         )
 
 
@@ -33,22 +103,80 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis number `axis` of an array split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """Axis number `axis` of an array split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
 
 
-def put(tree: Tree, sharding: NamedSharding) -> Tree:
-    """Places every array of a tree, which every host has whole; does not wait."""
-    return jax.tree.map(
-        lambda value: (
-            jax.make_array_from_process_local_data(
-                sharding, np.asarray(value), np.shape(value)
-            )
-            if jax.process_count() > 1
-            else jax.device_put(value, sharding)
-        ),
-        tree,
+def state_shardings(abstract_tree: Tree, mesh: Mesh) -> Tree:
+    """Where each array of a state lies: split along `fsdp`, or copied if small.
+
+    An array is split along the largest of its axes that `fsdp` divides.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or leaf.size < MIN_SPLIT_SIZE or not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+    return jax.tree.map(place, abstract_tree)
+
+
+def whole(tree: Tree, mesh: Mesh) -> Tree:
+    """In a compiled function: a split state's arrays, brought together to be used."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def gather(tree: Tree, mesh: Mesh) -> Tree:
+    """A split state's arrays, whole on every device."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return _placing(replicated(mesh))(tree)
+
+
+@functools.cache
+def _placing(sharding: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def put(tree: Tree, shardings: Any) -> Tree:
+    """Places every array of a tree, which every host has whole; does not wait.
+
+    Args:
+      tree: Arrays.
+      shardings: One for all, or a tree of them.
+    """
+    if isinstance(shardings, NamedSharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, tree)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(_put_on_hosts, tree, shardings)
+
+
+def _put_on_hosts(value: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return _placing(sharding)(value)
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        return jax.random.wrap_key_data(
+            _put_on_hosts(jax.random.key_data(value), sharding)
+        )
+    return jax.make_array_from_process_local_data(
+        sharding, np.asarray(value), np.shape(value)
     )
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A whole array on every host, waiting for it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
@@ -73,3 +201,32 @@ def put_rows(tree: Tree, sharding: NamedSharding, batch_size: int) -> Tree:
         return jax.make_array_from_process_local_data(sharding, value, shape)
 
     return jax.tree.map(place, tree)
+
+
+def highest(number: int, mesh: Mesh) -> Any:
+    """The largest number that any host says; of many hosts, read it later.
+
+    All hosts must ask in the same order. The answer comes behind the work that is
+    under way on the devices, and asking does not wait for it.
+    """
+    if jax.process_count() == 1:
+        return number
+    said = np.full(len(mesh.local_devices), number, np.int32)
+    everywhere = put_rows(said, split(mesh), mesh.size)
+    return _highest(mesh)(everywhere)
+
+
+def preempted(call: int) -> bool:
+    """Whether the platform wants the machines back; every host hears it at one call.
+
+    Args:
+      call: Counts the questions, from 0, on every host.
+    """
+    if jax.process_count() == 1:
+        return False
+    return multihost_utils.reached_preemption_sync_point(call)
+
+
+@functools.cache
+def _highest(mesh: Mesh) -> Callable[[Any], jax.Array]:
+    return jax.jit(lambda numbers: numbers.max(), out_shardings=replicated(mesh))

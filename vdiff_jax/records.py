@@ -1,4 +1,7 @@
-"""What a run leaves for people: metrics, a progress bar, grids of pictures, JSON."""
+"""What a run leaves for people: metrics, a progress bar, grids of pictures, JSON.
+
+Of several hosts only one writes; the others call the same functions in vain.
+"""
 
 import json
 import os
@@ -12,6 +15,8 @@ import PIL.Image
 import tensorboardX
 import tqdm
 from jaxtyping import Num, UInt8
+
+from vdiff_jax import parallel
 
 
 class Records:
@@ -27,14 +32,18 @@ class Records:
         batch_size: int,
     ):
         """Opens the files in `folder`, dropping what was logged beyond step `done`."""
-        folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
-        _drop_later_lines(self._metrics, done)
-        self._board = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=done + 1
-        )
         self._samples = folder / "samples"
         self._batch_size = batch_size
+        self._folder, self._identity = folder, None
+        self._board = None
+        if parallel.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._identity = _identity(folder)
+            _drop_later_lines(self._metrics, done)
+            self._board = tensorboardX.SummaryWriter(
+                str(folder / "tensorboard"), purge_step=done + 1
+            )
         self._bar = tqdm.tqdm(
             desc=name,
             initial=done * batch_size,
@@ -42,23 +51,45 @@ class Records:
             unit=" images",
             unit_scale=True,
             dynamic_ncols=True,
+            disable=not parallel.is_main(),
         )
 
     def advance(self, updates: int) -> None:
         """Moves the progress bar."""
         self._bar.update(updates * self._batch_size)
 
+    def check_folder(self) -> None:
+        """Refuses to go on where the folder is not the one that was opened.
+
+        Others would make it again, and leave half a run in it.
+
+        Raises:
+          FileNotFoundError: If it was removed or replaced.
+        """
+        if self._identity not in (None, _identity(self._folder)):
+            raise FileNotFoundError(f"{self._folder} was removed while in use.")
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if parallel.is_main():
+            tqdm.tqdm.write(text)
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one line of metrics."""
+        if self._board is None:
+            return
+        self.check_folder()
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        shown = {name: f"{values[name]:.4g}" for name in ("loss",) if name in values}
-        self._bar.set_postfix(shown, refresh=False)
+        if "loss" in values:
+            self._bar.set_postfix(_shown(values), refresh=False)
 
     def grid(self, step: int, images: UInt8[np.ndarray, " n h w c"]) -> None:
         """Saves a square of samples as `samples/<step>.png`."""
+        if self._board is None:
+            return
         grid = tile(images, columns=int(np.ceil(np.sqrt(len(images)))))
         save_image(self._samples / f"{step:08d}.png", enlarge(grid))
         self._board.add_image("samples", grid, step, dataformats="HWC")
@@ -75,14 +106,41 @@ class Records:
     ) -> None:
         """Closes the bar and the TensorBoard file."""
         self._bar.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, str]:
+    """What the progress bar says beside images and time left."""
+    names = {
+        "loss": ("loss", ".4g"),
+        "updates_per_second": ("updates/s", ".3g"),
+        "device_memory_gib": ("GiB", ".1f"),
+        "model_flops_utilization": ("MFU", ".1%"),
+    }
+    return {
+        short: format(values[name], form)
+        for name, (short, form) in names.items()
+        if name in values
+    }
 
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:
     """A resumed run logs the steps after its checkpoint again."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        # A killed run, or a full disk, leaves half a line.
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         write_text(path, "".join(kept))
 
 
@@ -126,6 +184,8 @@ def enlarge(
 
 def save_image(path: pathlib.Path, image: UInt8[np.ndarray, " h w c"]) -> None:
     """Writes a PNG: grey for one channel, RGB for three."""
+    if not parallel.is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
 
@@ -137,7 +197,12 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replaces a file at once."""
+    if not parallel.is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -134,6 +134,7 @@ def make_train_step(
     ema_decay: float,
     stratified: bool = False,
     flip: bool = False,
+    grad_accum_steps: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """One update as a pure function (state, batch, job) -> (state, metrics).
@@ -149,19 +150,32 @@ def make_train_step(
       ema_decay: Of the moving average of the parameters.
       stratified: Whether times are spread evenly over the batch.
       flip: Whether half of the images are mirrored.
+      grad_accum_steps: Parts of the batch that are gone through one after the other,
+        to need less memory. It changes the order of sums, and dropout's masks.
       axis_name: The mapped axis under `pmap`.
     """
+
+    def gradient(
+        params: Params, batch: Batch, draws: Draws, loss_args: tuple
+    ) -> tuple[Scalar, Params]:
+        return jax.value_and_grad(
+            lambda params: loss(params, batch, draws, *loss_args).mean()
+        )(params)
 
     def train_step(
         state: TrainState, batch: Batch, job: Job
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(job.key, state.step)
         draws = _draw_rows(key, batch, stratified, flip, axis_name)
-
-        def mean_loss(params: Params) -> Scalar:
-            return loss(params, batch, draws, *job.loss_args).mean()
-
-        value, grads = jax.value_and_grad(mean_loss)(state.params)
+        if grad_accum_steps == 1:
+            value, grads = gradient(state.params, batch, draws, job.loss_args)
+        else:
+            value, grads = _mean_over_parts(
+                lambda batch, draws: gradient(
+                    state.params, batch, draws, job.loss_args
+                ),
+                *_parts(batch, draws, grad_accum_steps),
+            )
         if axis_name is not None:
             value, grads = lax.pmean((value, grads), axis_name)
         norm = optax.tree.norm(grads)
@@ -202,6 +216,32 @@ def _draw_rows(
         for value in (draws.u, draws.eps, draws.flip)
     )
     return Draws(u, eps, flips, jax.random.fold_in(draws.dropout, device))
+
+
+def _parts(batch: Batch, draws: Draws, count: int) -> tuple[Batch, Draws]:
+    """Parts of a batch along a new first axis, each with rows of every device."""
+
+    def divide(rows: Array) -> Array:
+        return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
+
+    u, eps, flips = (divide(value) for value in (draws.u, draws.eps, draws.flip))
+    keys = jax.random.split(draws.dropout, count)
+    return jax.tree.map(divide, batch), Draws(u, eps, flips, keys)
+
+
+def _mean_over_parts(
+    function: Callable[[Batch, Draws], Any], batches: Batch, draws: Draws
+) -> Any:
+    """The mean of what a function gives for each part, one after the other."""
+    count = len(batches.image)
+
+    def add(total: Any, part: tuple[Batch, Draws]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    first = jax.tree.map(lambda values: values[0], (batches, draws))
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *first))
+    total, _ = lax.scan(add, zeros, (batches, draws))
+    return jax.tree.map(lambda value: value / count, total)
 
 
 def many_updates(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from vdiff_jax import build, checkpoints, schedules, training
 from vdiff_jax.build import Config
 from vdiff_jax.distillation import ladder
+from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import Run, Tools, fit, make_tools
 from vdiff_jax.stages.models import load_params
@@ -26,63 +27,119 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
             "updates": updates(config.distill.updates, num_steps),
             "status": places.status(places.student_folder(workdir, num_steps)),
         }
-        for num_steps in ladder(config.distill.start_steps, config.distill.end_steps)
+        for num_steps in _ladder(config)
     ]
 
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Distills, or resumes in the stage that was under way."""
     _check(config)
-    model = build.model(config)
     teacher = _first_teacher(config, workdir)
-    params = load_params(model, teacher)
+    model = build.model(config)
     places.claim(workdir, config, "distill")
 
-    tools = None
-    for num_steps in ladder(config.distill.start_steps, config.distill.end_steps):
+    # Of the finished students only the last is read: it is the next one's teacher.
+    unfinished = []
+    for num_steps in _ladder(config):
         folder = places.student_folder(workdir, num_steps)
-        if places.result(folder) is None:
-            if tools is None:  # one step, compiled once, for the whole ladder
-                loss = build.distill_loss(config, model)
-                tools = make_tools(config, config.distill, model, loss, loss)
-            params = _halve(config, tools, params, teacher, folder, num_steps)
+        if places.result(folder) is None or unfinished:
+            unfinished.append(num_steps)
         else:
             print(f"distill to {num_steps} steps: finished, see {folder}/result.json")
-            params = load_params(model, folder)
+            teacher = folder
+    _write_ledger(config, workdir)
+    if not unfinished:
+        return
+
+    tools = _tools(config, model)  # one step, compiled once, for the whole ladder
+    params = load_params(model, teacher, tools.shardings.params)
+    for num_steps in unfinished:
+        student = student_run(config, workdir, params, teacher, num_steps)
+        params = fit(tools, student)
+        teacher = student.folder
+        _write_ledger(config, workdir)
+
+
+def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+    """The tools, and the run of the first student that is not finished.
+
+    Raises:
+      ValueError: If all are finished.
+    """
+    _check(config)
+    teacher = _first_teacher(config, workdir)
+    model = build.model(config)
+    for num_steps in _ladder(config):
+        folder = places.student_folder(workdir, num_steps)
+        if places.result(folder) is None:
+            tools = _tools(config, model)
+            params = load_params(model, teacher, tools.shardings.params)
+            return tools, student_run(config, workdir, params, teacher, num_steps)
         teacher = folder
+    raise ValueError(f"All students in {workdir}/distill are finished.")
 
 
-def _halve(
+def _tools(config: Config, model: build.Model) -> Tools:
+    loss = build.distill_loss(config, model)
+    # Two passes of the teacher, one of the student, and its gradient.
+    return make_tools(config, config.distill, model, loss, loss, passes=5)
+
+
+def student_run(
     config: Config,
-    tools: Tools,
+    workdir: pathlib.Path,
     teacher_params: Params,
     teacher: pathlib.Path,
-    folder: pathlib.Path,
     num_steps: int,
-) -> Params:
-    """One stage: the student starts at its teacher, with a fresh optimizer."""
+) -> Run:
+    """The run of the student of `num_steps` steps, which starts at its teacher."""
     num_updates = updates(config.distill.updates, num_steps)
-    return fit(
-        tools,
-        Run(
-            name=f"distill {2 * num_steps} -> {num_steps}",
-            folder=folder,
-            job=training.Job(
-                key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
-                num_updates=jnp.int32(num_updates),
-                loss_args=(teacher_params, jnp.int32(num_steps)),
-            ),
-            num_updates=num_updates,
-            order_seed=(config.seed, num_steps),
-            sample_steps=num_steps,
-            facts={
-                "num_steps": num_steps,
-                "teacher": str(teacher),
-                "teacher_sha256": checkpoints.params_sha256(teacher_params),
-            },
+    return Run(
+        name=f"distill {2 * num_steps} -> {num_steps}",
+        folder=places.student_folder(workdir, num_steps),
+        job=training.Job(
+            key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
+            num_updates=jnp.int32(num_updates),
+            loss_args=(teacher_params, jnp.int32(num_steps)),
         ),
+        num_updates=num_updates,
         start=lambda: teacher_params,
+        order_seed=(config.seed, num_steps),
+        sample_steps=num_steps,
+        facts={
+            "num_steps": num_steps,
+            "teacher": str(teacher),
+            "teacher_step": (places.result(teacher) or {}).get("step"),
+            "teacher_sha256": checkpoints.params_sha256(teacher_params),
+        },
     )
+
+
+def _ladder(config: Config) -> list[int]:
+    return ladder(config.distill.start_steps, config.distill.end_steps)
+
+
+def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
+    """Says in `distill/ladder.json` what every finished student came from and cost."""
+    rows = []
+    for num_steps in _ladder(config):
+        result = places.result(places.student_folder(workdir, num_steps))
+        if result is not None:
+            rows.append(
+                {
+                    "num_steps": num_steps,
+                    "teacher": result["teacher"],
+                    "teacher_sha256": result["teacher_sha256"],
+                    "params_sha256": result["params_sha256"],
+                    "updates": result["step"],
+                    "images": result["step"] * config.distill.batch_size,
+                    "seconds": result["seconds"],
+                    "loss": result.get("loss"),
+                    "held_out_loss": result.get("held_out_loss"),
+                }
+            )
+    if rows:
+        write_json(workdir / "distill" / "ladder.json", rows)
 
 
 def updates(table: str, num_steps: int) -> int:
@@ -114,7 +171,7 @@ def updates(table: str, num_steps: int) -> int:
 
 def _check(config: Config) -> None:
     spec = config.distill
-    for num_steps in ladder(spec.start_steps, spec.end_steps):
+    for num_steps in _ladder(config):
         updates(spec.updates, num_steps)
     schedules.check_num_steps(build.schedule(config), spec.start_steps)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vdiff_jax import build, schedules
+from vdiff_jax import build, parallel, schedules
 from vdiff_jax.build import Config
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.datasets.loader import read_all
@@ -71,9 +71,10 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         write_json(out / "ladder.json", rows)
 
     print(report.table(rows))
-    report.ladder_figure(out / "ladder.png", rows, floor=reference.facts["floor"])
-    labels = [f"{row['model']}, {row['steps']}" for row in rows]
-    report.comparison_grid(out / "grid.png", drawn, labels)
+    if parallel.is_main():
+        report.ladder_figure(out / "ladder.png", rows, floor=reference.facts["floor"])
+        labels = [f"{row['model']}, {row['steps']}" for row in rows]
+        report.comparison_grid(out / "grid.png", drawn, labels)
     print(f"evaluate: see {out}/ladder.png and {out}/grid.png")
 
 

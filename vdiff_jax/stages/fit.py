@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,9 +19,16 @@ from vdiff_jax import build, checkpoints, parallel, training
 from vdiff_jax.build import Config
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.loader import load
+from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.interrupts import InterruptedRunError, Interrupts
 from vdiff_jax.records import Records, to_show, write_json
 from vdiff_jax.stages import workdir as places
+from vdiff_jax.throughput import Profile, Throughput, peak_flops
 from vdiff_jax.types import Params
+
+# What a host may wish for at a call: nothing, a checkpoint, or, by the number of a
+# signal, the end. Of the wishes of all hosts the highest is granted.
+NOTHING, SAVE = 0, 1
 
 
 class NonFiniteError(RuntimeError):
@@ -32,26 +40,36 @@ class Tools:
     """What is built, and compiled, once for all the runs of a stage.
 
     Attributes:
-      section: The config's `train` or `distill`.
+      config: The whole config.
+      section: Its `train` or `distill`.
       train_step: The compiled step, (state, feed, job) -> (state, metrics).
       eval_step: The compiled held-out loss.
       sampler: See `build.sampler`.
       optimizer: Up to the learning rate.
       abstract_state: Shapes of the state, to restore into.
+      shardings: Where each array of the state lies.
       feeder: Feeds the step with the training split.
       held_out: Some batches of the held-out split.
       mesh: The devices.
+      flops_per_image: Of an update; 0 if the devices' peak is not known.
+      profile: Traces some updates of the first run.
+      compiled: Numbers of updates in a call that the step is compiled for.
     """
 
+    config: Config
     section: Config
     train_step: Callable[..., tuple[training.TrainState, training.Metrics]]
     eval_step: Callable[..., Any]
     sampler: build.Sampler
     optimizer: optax.GradientTransformation
     abstract_state: training.TrainState
+    shardings: training.TrainState
     feeder: Feeder
     held_out: list[training.Batch]
     mesh: Mesh
+    flops_per_image: float
+    profile: Profile
+    compiled: set[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +81,17 @@ class Run:
       folder: Where everything is written.
       job: Key, length and loss arguments.
       num_updates: The length, as the host knows it.
+      start: Makes the parameters of step 0; called only for a new run.
       order_seed: Decides the order of the data.
       sample_steps: Of the sampler of the grids.
-      facts: Goes into result.json: where the run came from.
+      facts: Goes into result.json and every checkpoint: where the run came from.
     """
 
     name: str
     folder: pathlib.Path
     job: training.Job
     num_updates: int
+    start: Callable[[], Params]
     order_seed: tuple[int, ...]
     sample_steps: int
     facts: dict[str, Any]
@@ -83,28 +103,47 @@ def make_tools(
     model: build.Model,
     loss: training.Loss,
     eval_loss: training.Loss,
+    *,
+    passes: int,
 ) -> Tools:
-    """Builds and checks everything that a stage's runs share."""
-    mesh = parallel.data_mesh()
-    parallel.check_batch_size(section.batch_size, mesh)
+    """Builds and checks everything that a stage's runs share.
+
+    Args:
+      config: The whole config.
+      section: Its `train` or `distill`.
+      model: The network.
+      loss: What is trained on.
+      eval_loss: What is measured on held-out data.
+      passes: Passes of the network in an update, a gradient counting as two.
+    """
+    mesh = parallel.make_mesh(config.parallel.fsdp)
+    parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
     if section.on_nonfinite not in ("stop", "skip"):
         raise ValueError(
             f"on_nonfinite={section.on_nonfinite!r} is unknown; choose stop or skip."
         )
     optimizer = build.optimizer(section)
+    abstract_state = jax.eval_shape(
+        lambda: training.init_state(model.init(jax.random.key(0)), optimizer)
+    )
+    shardings = parallel.state_shardings(abstract_state, mesh)
     feeder = build.feeder(config, section, mesh)
+    known = peak_flops(jax.local_devices()[0]) is not None
     return Tools(
+        config=config,
         section=section,
-        train_step=build.train_step(config, section, loss, feeder),
-        eval_step=jax.jit(training.make_eval_step(eval_loss)),
+        train_step=build.train_step(config, section, loss, feeder, mesh, shardings),
+        eval_step=build.eval_step(eval_loss, mesh),
         sampler=build.sampler(config, model),
         optimizer=optimizer,
-        abstract_state=jax.eval_shape(
-            lambda: training.init_state(model.init(jax.random.key(0)), optimizer)
-        ),
+        abstract_state=abstract_state,
+        shardings=shardings,
         feeder=feeder,
         held_out=_held_out(config, section.batch_size, mesh),
         mesh=mesh,
+        flops_per_image=passes * model.forward_flops() if known else 0.0,
+        profile=Profile(config.profile),
+        compiled=set(),
     )
 
 
@@ -132,51 +171,112 @@ def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[training.Batc
     ]
 
 
-def fit(tools: Tools, run: Run, start: Callable[[], Params]) -> Params:
+def fit(tools: Tools, run: Run) -> Params:
     """Trains to the end of the run, from its last checkpoint if there is one.
 
     Args:
       tools: What the stage's runs share.
       run: This run.
-      start: Makes the parameters of step 0; called only for a new run.
 
     Returns:
       The EMA parameters.
 
     Raises:
       NonFiniteError: If a loss is not finite and the config says to stop.
+      InterruptedRunError: If the process was asked to end; everything is saved.
+      ValueError: If the checkpoint was made with another teacher or other data.
+      DamagedError: If there were checkpoints, and none is sound.
     """
-    with checkpoints.open_folder(
-        places.checkpoint_folder(run.folder), keep=tools.section.keep_checkpoints
-    ) as manager:
-        state, info = _begin(tools, manager, start)
-        with Records(
-            run.folder,
-            name=run.name,
-            done=int(state.step),
-            num_updates=run.num_updates,
-            batch_size=tools.section.batch_size,
-        ) as records:
-            loop = _Loop(tools, run, manager, records, info)
+    folder, section = places.checkpoint_folder(run.folder), tools.section
+    with Interrupts() as interrupts:
+        state, info = begin(tools, run)
+        with (
+            checkpoints.open_folder(
+                folder,
+                keep=section.keep_checkpoints,
+                keep_every=section.keep_every_steps,
+                keep_best=section.keep_best,
+            ) as manager,
+            Records(
+                run.folder,
+                name=run.name,
+                done=int(state.step),
+                num_updates=run.num_updates,
+                batch_size=section.batch_size,
+            ) as records,
+        ):
+            loop = _Loop(tools, run, manager, records, interrupts, info)
             state = loop.run(state)
-    write_json(run.folder / "result.json", loop.result(state))
+        tools.profile.stop()
+        if int(state.step) == run.num_updates:
+            write_json(run.folder / "result.json", loop.result(state))
+        ended_by = max(loop.granted, loop.ask())
+    if ended_by > SAVE:
+        raise InterruptedRunError(
+            ended_by,
+            f"{run.name}: ended by {signal.Signals(ended_by).name} and saved at"
+            f" step {int(state.step)}; the same command goes on from there.",
+        )
     return state.ema_params
 
 
-def _begin(
-    tools: Tools, manager: Any, start: Callable[[], Params]
+def begin(
+    tools: Tools, run: Run, at_most: int | None = None
 ) -> tuple[training.TrainState, dict[str, Any]]:
-    everywhere = parallel.replicated(tools.mesh)
-    if manager.latest_step() is not None:
-        return checkpoints.restore(manager, tools.abstract_state, everywhere)
+    """The state that a run goes on from, and what its checkpoint says of it.
+
+    Args:
+      tools: What the stage's runs share.
+      run: This run.
+      at_most: Takes no checkpoint of a later step.
+    """
+    folder = places.checkpoint_folder(run.folder)
+    found = checkpoints.restore(
+        folder, tools.abstract_state, tools.shardings, at_most=at_most
+    )
+    if found is not None:
+        _check_origin(found[1], _info(tools, run, 0), folder)
+        return found
     # The step donates its state, so the state must not share buffers with a teacher.
-    params = jax.tree.map(jnp.copy, start())
+    params = jax.tree.map(jnp.copy, run.start())
     state = training.init_state(params, tools.optimizer)
-    return parallel.put(state, everywhere), {"seconds": 0.0, "skipped": 0, "last": {}}
+    info = {"seconds": 0.0, "skipped": 0, "last": {}}
+    return parallel.put(state, tools.shardings), info
+
+
+def _info(tools: Tools, run: Run, step: int) -> dict[str, Any]:
+    """What a checkpoint says of where its state comes from."""
+    length = tools.feeder.length
+    epoch, position = divmod(step * tools.section.batch_size, length)
+    return {
+        "run": run.name,
+        **run.facts,
+        "config": places.as_json(tools.config),
+        "data": {"examples": length, "epoch": epoch, "position": position},
+    }
+
+
+def _check_origin(
+    info: dict[str, Any], ours: dict[str, Any], folder: pathlib.Path
+) -> None:
+    """Refuses to go on with another teacher or with other data."""
+    for what, theirs, mine in (
+        ("teacher_sha256", info.get("teacher_sha256"), ours.get("teacher_sha256")),
+        ("number of examples", info["data"]["examples"], ours["data"]["examples"]),
+    ):
+        if theirs != mine:
+            raise ValueError(
+                f"The run in {folder} was begun with another {what}: {theirs} there,"
+                f" {mine} now. Bring it back, or use another --workdir."
+            )
 
 
 class _Loop:
-    """The loop's few moving parts."""
+    """The loop's few moving parts.
+
+    Attributes:
+      granted: The highest wish that was granted: see `SAVE`.
+    """
 
     def __init__(
         self,
@@ -184,57 +284,101 @@ class _Loop:
         run: Run,
         manager: Any,
         records: Records,
+        interrupts: Interrupts,
         info: dict[str, Any],
     ):
         self._tools, self._run = tools, run
         self._manager, self._records = manager, records
+        self._interrupts = interrupts
         self._seconds_before = info["seconds"]
         self._skipped = info["skipped"]
         self._last: dict[str, float] = info["last"]
-        self._began = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
         self._losses: list[np.ndarray] = []
-        self._throughput = _Throughput(tools.section.batch_size)
+        self._throughput = Throughput(tools.section.batch_size, tools.flops_per_image)
+        self._num_calls = 0
+        self.granted = NOTHING
 
     def run(self, state: training.TrainState) -> training.TrainState:
         """Dispatches call after call; reads the metrics of one while the next runs."""
         section, run = self._tools.section, self._run
-        calls = _calls(int(state.step), run.num_updates, section.steps_per_call)
+        calls = cut_into_calls(int(state.step), run.num_updates, section.steps_per_call)
         waiting = None
         with closing(self._tools.feeder.feeds(calls, run.order_seed)) as feeds:
             for (first, steps), feed in zip(calls, feeds, strict=True):
-                state, metrics = self._tools.train_step(state, feed, run.job)
+                state, metrics = self._call(state, feed, steps)
+                wish = parallel.highest(self._wish(), self._tools.mesh)
+                self.granted = NOTHING
                 if waiting is not None:
-                    self._read(*waiting)
-                waiting = (first, steps, metrics)
+                    self.granted = self._read(*waiting)
+                waiting = (first, steps, metrics, wish)
                 done = first + steps
                 last = done == run.num_updates
-                due = [
+                evaluate, draw, save = (
                     last or _crosses(first, done, section[f"{event}_every_steps"])
                     for event in ("eval", "sample", "checkpoint")
-                ]
-                if any(due):
+                )
+                save = save or self.granted >= SAVE
+                if evaluate or draw or save:
                     # State leaves the device: first make sure that it is sound.
-                    self._read(*waiting)
+                    self.granted = max(self.granted, self._read(*waiting))
                     waiting = None
-                    self._look(state, *due)
-        if waiting is not None:
-            self._read(*waiting)
+                    self._look(state, evaluate, draw, save or self.granted >= SAVE)
+                if self.granted > SAVE:
+                    break
         return state
 
     def result(self, state: training.TrainState) -> dict[str, Any]:
         """What result.json says."""
+        images_per_second = self._throughput.measures()["images_per_second"]
         return {
             "step": int(state.step),
             "params_sha256": checkpoints.params_sha256(state.ema_params),
             "seconds": round(self._seconds(), 3),
-            "images_per_second": round(self._throughput.images_per_second(), 1),
+            "images_per_second": round(images_per_second, 1),
             "skipped": self._skipped,
             **self._last,
             **self._run.facts,
         }
 
-    def _read(self, first: int, steps: int, metrics: training.Metrics) -> None:
-        """Waits for a call to end, and logs it."""
+    def _call(
+        self, state: training.TrainState, feed: training.Feed, steps: int
+    ) -> tuple[training.TrainState, training.Metrics]:
+        """Dispatches some updates; says so where that means to compile them first."""
+        tools = self._tools
+        new = steps not in tools.compiled
+        if new:
+            self._records.say(f"{self._run.name}: compiling {steps} updates to a call")
+        with tools.profile.trace(self._run.folder, steps, counts=not new) as watched:
+            began = time.monotonic()
+            state, metrics = tools.train_step(state, feed, self._run.job)
+            watched.append(metrics)
+        if new:
+            tools.compiled.add(steps)
+            seconds = time.monotonic() - began
+            self._records.say(f"{self._run.name}: compiled in {seconds:.1f} s")
+        return state, metrics
+
+    def ask(self) -> int:
+        """What any host wishes for now; waits for the answer."""
+        return int(parallel.highest(self._wish(), self._tools.mesh))
+
+    def _wish(self) -> int:
+        """What this host wishes for: see `SAVE`."""
+        preempted = parallel.preempted(self._num_calls)
+        self._num_calls += 1
+        if self._interrupts.signal or preempted:
+            return self._interrupts.signal or int(signal.SIGTERM)
+        minutes = self._tools.section.checkpoint_every_minutes
+        if minutes and time.monotonic() - self._saved_at > 60 * minutes:
+            self._saved_at = time.monotonic()
+            return SAVE
+        return NOTHING
+
+    def _read(
+        self, first: int, steps: int, metrics: training.Metrics, wish: Any
+    ) -> int:
+        """Waits for a call to end, and logs it; returns what the hosts wish for."""
         values = {name: np.asarray(value) for name, value in metrics.items()}
         self._throughput.add(steps)
         self._records.advance(steps)
@@ -251,50 +395,89 @@ class _Loop:
                     **_mean_of_finite("loss", losses),
                     **_mean_of_finite("grad_norm", values["grad_norm"]),
                     "learning_rate": float(values["learning_rate"][-1]),
-                    "images_per_second": self._throughput.images_per_second(),
+                    **self._throughput.measures(),
                     "skipped": self._skipped,
                 },
             )
+        return int(wish)
 
     def _check_finite(self, first: int, values: dict[str, np.ndarray]) -> None:
         """Counts the updates that were left out, or stops at the first of them."""
         finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
         if finite.all():
             return
-        if self._tools.section.on_nonfinite == "stop":
-            at = int(np.argmin(finite))
+        for at in np.flatnonzero(~finite).tolist():
             name = "grad_norm" if np.isfinite(values["loss"][at]) else "loss"
-            saved = self._manager.latest_step()
-            raise NonFiniteError(
-                f"{self._run.name}: {name} is {values[name][at]} at step"
-                f" {first + at + 1}; stopped. The last good checkpoint is"
-                f" {'none' if saved is None else f'that of step {saved}'} in"
-                f" {self._run.folder}. Lower the learning rate, or set"
-                " on_nonfinite=skip to leave such updates out."
-            )
+            self._report(first + at + 1, name, float(values[name][at]))
         self._skipped += int((~finite).sum())
+
+    def _report(self, step: int, name: str, value: float) -> None:
+        """Notes an update that was left out; stops if the config says so."""
+        examples = batch_indices(
+            step - 1,
+            batch_size=self._tools.section.batch_size,
+            length=self._tools.feeder.length,
+            seed=self._run.order_seed,
+        )
+        path = self._run.folder / "nonfinite" / f"{step:08d}.json"
+        write_json(
+            path,
+            {
+                "run": self._run.name,
+                "step": step,
+                name: str(value),
+                "examples": examples,
+            },
+        )
+        what = f"{self._run.name}: {name} is {value} at step {step}"
+        if self._tools.section.on_nonfinite == "skip":
+            self._records.say(f"{what}; the update is left out, see {path}")
+            return
+        saved = self._manager.latest_step()
+        raise NonFiniteError(
+            f"{what}; stopped. The examples of its batch are in {path}, and --replay"
+            f" {step} tells where it began. The last good checkpoint is"
+            f" {'none' if saved is None else f'that of step {saved}'} in"
+            f" {self._run.folder}. Lower the learning rate, or set"
+            " on_nonfinite=skip to leave such updates out."
+        )
 
     def _look(
         self, state: training.TrainState, evaluate: bool, draw: bool, save: bool
     ) -> None:
         """Held-out loss, samples and a checkpoint, where they are due."""
-        step = int(state.step)
-        if evaluate and self._tools.held_out:
-            self._last["held_out_loss"] = self._held_out_loss(state.ema_params)
-            self._records.scalars(step, {"held_out_loss": self._last["held_out_loss"]})
-        if draw:
-            images = self._tools.sampler(
-                state.ema_params, jnp.arange(64), self._run.sample_steps, 0
-            )
-            self._records.grid(step, to_show(np.asarray(images)))
+        step, tools = int(state.step), self._tools
+        held_out_loss = None
+        if evaluate or draw:
+            ema_params = parallel.gather(state.ema_params, tools.mesh)
+            if evaluate and tools.held_out:
+                held_out_loss = self._held_out_loss(ema_params)
+                self._last["held_out_loss"] = held_out_loss
+                self._records.scalars(step, {"held_out_loss": held_out_loss})
+            if draw:
+                images = self._samples(ema_params)
+                self._records.grid(step, to_show(images))
         if save:
+            self._records.check_folder()
             info = {
                 "seconds": self._seconds(),
                 "skipped": self._skipped,
                 "last": self._last,
+                **_info(tools, self._run, step),
             }
-            checkpoints.save(self._manager, state, info)
+            checkpoints.save(self._manager, state, info, held_out_loss)
+            self._saved_at = time.monotonic()
         self._throughput.pause()
+
+    def _samples(self, ema_params: Params) -> np.ndarray:
+        """64 pictures, always from one noise."""
+        mesh = self._tools.mesh
+        sharding = parallel.replicated(mesh) if 64 % mesh.size else parallel.split(mesh)
+        index = parallel.put(np.arange(64), sharding)
+        steps = np.int32(self._run.sample_steps)
+        return parallel.fetch(
+            self._tools.sampler(ema_params, index, steps, np.int32(0))
+        )
 
     def _held_out_loss(self, params: Params) -> float:
         losses = [
@@ -311,42 +494,13 @@ class _Loop:
         return self._seconds_before + time.monotonic() - self._began
 
 
-class _Throughput:
-    """Images per second of the updates alone: no compiling, evaluating or saving."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._images, self._seconds = 0, 0.0
-        self._all_images, self._began = 0, time.monotonic()
-        self._since: float | None = None
-
-    def add(self, updates: int) -> None:
-        """Counts updates that have just ended; the first after a pause do not count."""
-        now = time.monotonic()
-        self._all_images += updates * self._batch_size
-        if self._since is not None:
-            self._images += updates * self._batch_size
-            self._seconds += now - self._since
-        self._since = now
-
-    def pause(self) -> None:
-        """Leaves out the time until updates end again."""
-        self._since = None
-
-    def images_per_second(self) -> float:
-        """The mean so far; of a run too short to count, with all that it waited for."""
-        if self._seconds:
-            return self._images / self._seconds
-        return self._all_images / (time.monotonic() - self._began)
-
-
 def _mean_of_finite(name: str, values: np.ndarray) -> dict[str, float]:
     """The metric, or nothing where no value is finite."""
     finite = values[np.isfinite(values)]
     return {name: float(finite.mean())} if len(finite) else {}
 
 
-def _calls(first: int, last: int, steps_per_call: int) -> list[tuple[int, int]]:
+def cut_into_calls(first: int, last: int, steps_per_call: int) -> list[tuple[int, int]]:
     """(first step, steps) of each call, cut at multiples of `steps_per_call`.
 
     So a resumed run is cut where the run that was never stopped is.

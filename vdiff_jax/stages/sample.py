@@ -4,8 +4,6 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jaxtyping import Num
@@ -56,7 +54,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     if images.dtype == np.uint8:
         for i, image in enumerate(images):
             save_image(out / f"{i:06d}.png", image)
-    else:
+    elif parallel.is_main():
         out.mkdir(parents=True, exist_ok=True)
         np.savez(out / "latents.npz", latents=images)
     columns = int(np.ceil(np.sqrt(min(len(images), GRID))))
@@ -87,16 +85,22 @@ def pictures(
     name: str,
 ) -> Pictures:
     """Draws pictures number 0 .. num - 1 of a seed, batch by batch."""
-    mesh = parallel.data_mesh()
+    mesh = parallel.make_mesh()
     parallel.check_batch_size(batch_size, mesh)
     split = parallel.split(mesh)
     done, seconds = [], []
-    with tqdm.tqdm(desc=name, total=num, unit=" images", dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+        desc=name,
+        total=num,
+        unit=" images",
+        dynamic_ncols=True,
+        disable=not parallel.is_main(),
+    ) as bar:
         for first in range(0, num, batch_size):
             began = time.monotonic()
-            index = parallel.put(jnp.arange(first, first + batch_size), split)
-            batch = sampler(params, index, jnp.int32(num_steps), jnp.int32(seed))
-            done.append(np.asarray(jax.block_until_ready(batch)))
+            index = parallel.put(np.arange(first, first + batch_size), split)
+            batch = sampler(params, index, np.int32(num_steps), np.int32(seed))
+            done.append(parallel.fetch(batch))
             seconds.append(time.monotonic() - began)
             bar.update(min(batch_size, num - first))
     steady = seconds[1:] or seconds

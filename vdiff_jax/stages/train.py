@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vdiff_jax import build, training
 from vdiff_jax.build import Config
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import Run, fit, make_tools
+from vdiff_jax.stages.fit import Run, Tools, fit, make_tools
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -32,6 +32,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     if places.result(folder) is not None:
         print(f"train: finished, see {folder}/result.json")
         return
+    fit(*under_way(config, workdir))
+
+
+def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+    """The tools, and the run of the base model."""
     model = build.model(config)
     tools = make_tools(
         config,
@@ -39,21 +44,18 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         model,
         build.train_loss(config, model, train=True),
         build.train_loss(config, model, train=False),
+        passes=3,  # forward, and a gradient
     )
-    root = jax.random.key(config.seed)
-    fit(
-        tools,
-        Run(
-            name="train",
-            folder=folder,
-            job=training.Job(
-                key=jax.random.fold_in(root, 0),
-                num_updates=jnp.int32(config.train.steps),
-            ),
-            num_updates=config.train.steps,
-            order_seed=(config.seed, 0),
-            sample_steps=config.train.sample_steps,
-            facts={"parameters": model.num_parameters()},
+    return tools, Run(
+        name="train",
+        folder=places.train_folder(workdir),
+        job=training.Job(
+            key=jax.random.fold_in(jax.random.key(config.seed), 0),
+            num_updates=jnp.int32(config.train.steps),
         ),
-        start=lambda: model.init(root),
+        num_updates=config.train.steps,
+        start=lambda: model.init(jax.random.key(config.seed)),
+        order_seed=(config.seed, 0),
+        sample_steps=config.train.sample_steps,
+        facts={"parameters": model.num_parameters()},
     )

@@ -1,29 +1,41 @@
 """The folder of a project: where things lie, and which config made them."""
 
+import contextlib
+import errno
+import fcntl
 import importlib.metadata
 import json
+import os
 import pathlib
+import socket
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vdiff_jax import checkpoints
+from vdiff_jax import checkpoints, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.records import write_json
 
-# Fields that change what is written or shown, but not the numbers of a run.
+# Fields that change what is written or shown, but not the numbers of a run, or only
+# the order of its sums.
 BOOKKEEPING = frozenset(
     {
+        "checkpoint_every_minutes",
         "checkpoint_every_steps",
         "eval_every_steps",
+        "grad_accum_steps",
         "held_out",
+        "keep_best",
         "keep_checkpoints",
+        "keep_every_steps",
         "log_every_steps",
         "on_device",
         "on_nonfinite",
         "path",
         "sample_every_steps",
         "steps_per_call",
+        "worker_timeout",
         "workers",
     }
 )
@@ -51,12 +63,71 @@ def result(folder: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def reopen(folder: pathlib.Path) -> None:
+    """Makes a finished run count as unfinished; its result is kept under `damaged/`."""
+    path = folder / "result.json"
+    if parallel.is_main() and path.exists():
+        path.rename(folder / "damaged" / "result.json")
+
+
 def status(folder: pathlib.Path) -> str:
     """Whether a run is new, finished, or would be resumed, and where."""
     if result(folder) is not None:
         return "finished"
     step = checkpoints.latest_step(checkpoint_folder(folder))
     return "new" if step is None else f"resume at step {step}"
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir until this process ends, however it ends.
+
+    The system holds the lock (flock), not the file `lock`, which only says who has it.
+
+    Raises:
+      ValueError: Naming the run that is at work there, or if nothing can be written.
+    """
+    if not parallel.is_main():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a+")
+    except OSError as error:
+        raise ValueError(
+            f"Nothing can be written in {workdir} ({error.strerror}): choose another"
+            " --workdir."
+        ) from error
+    with file:
+        _take(file, workdir)
+        yield
+
+
+def _take(file: Any, workdir: pathlib.Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise ValueError(
+            f"Another run is at work in {workdir} ({file.read().strip()}): wait for it,"
+            " stop it, or use another --workdir."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        print(
+            f"{workdir} is on a file system without locks: nothing keeps a second run"
+            " out of it.",
+            file=sys.stderr,
+        )
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+    file.flush()
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The resolved config as plain values."""
+    return json.loads(config.to_json_best_effort())
 
 
 def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
@@ -71,7 +142,7 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
       ValueError: Naming every field that differs from the runs already there.
     """
     path = workdir / "config.json"
-    ours = json.loads(config.to_json_best_effort())
+    ours = as_json(config)
     sections = (*MODEL_SECTIONS, *([section] if section else []))
     recorded = ours
     if path.exists():

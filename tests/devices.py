@@ -1,0 +1,213 @@
+"""Trains 20 steps in several ways and prints, as JSON, what came out.
+
+Run by test_parallel.py with 1 and with 8 virtual devices: python devices.py 8
+"""
+
+import hashlib
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import digits
+from vdiff_jax import build, parallel, training
+from vdiff_jax.datasets.order import batch_indices
+
+STEPS, BATCH_SIZE, SEED = 20, 32, (0, 0)
+
+
+def config(**changes):
+    made = digits.get_config()
+    made.update(
+        {
+            "model": {
+                "channels": 8, "num_blocks": 1, "emb_channels": 64, "groups": 4,
+                "num_heads": 1,
+            },
+            "train": {"batch_size": BATCH_SIZE, "warmup_steps": 0, "steps": STEPS},
+            "distill": {"batch_size": BATCH_SIZE},
+        }
+    )  # fmt: skip
+    for field, value in changes.items():
+        section, _, name = field.partition("__")
+        made[section][name] = value
+    return made
+
+
+class Bench:
+    """A model, its step and its data, on all devices."""
+
+    def __init__(self, config, stage="train"):
+        self.config, self.section = config, config[stage]
+        self.model = build.model(config)
+        self.mesh = parallel.make_mesh(config.parallel.fsdp)
+        self.feeder = build.feeder(config, self.section, self.mesh)
+        self.optimizer = build.optimizer(self.section)
+        self.start = training.init_state(self.params(0), self.optimizer)
+        self.shardings = parallel.state_shardings(
+            jax.eval_shape(lambda: self.start), self.mesh
+        )
+        self.loss = build.train_loss(config, self.model, train=True)
+        teacher = ()
+        if stage == "distill":
+            self.loss = build.distill_loss(config, self.model)
+            places = self.shardings.params
+            teacher = (parallel.put(self.params(1), places), jnp.int32(4))
+        self.step = build.train_step(
+            config, self.section, self.loss, self.feeder, self.mesh, self.shardings
+        )
+        self.job = training.Job(jax.random.key(7), jnp.int32(STEPS), teacher)
+        feed = next(iter(self.feeds()))
+        self.compiled = self.step.lower(self.new_state(), feed, self.job).compile()
+
+    def params(self, seed):
+        """Parameters of which none is zero, as those of a new block would be."""
+        leaves, tree = jax.tree.flatten(self.model.abstract_params())
+        rng = np.random.default_rng(seed)
+        values = [
+            rng.normal(scale=leaf.shape[-1] ** -0.5, size=leaf.shape) for leaf in leaves
+        ]
+        return jax.tree.unflatten(tree, [jnp.asarray(v, jnp.float32) for v in values])
+
+    def new_state(self):
+        copy = jax.tree.map(jnp.copy, self.start)  # the step writes over its state
+        return parallel.put(copy, self.shardings)
+
+    def feeds(self):
+        return self.feeder.feeds([(i, 2) for i in range(0, STEPS, 2)], SEED)
+
+    def run(self):
+        """The losses, a hash of the batches, and the last parameters."""
+        state, losses = self.new_state(), []
+        digest = hashlib.sha256()
+        read = jax.jit(lambda feed: jax.lax.map(
+            lambda item: self.feeder.read(feed.data, item), feed.items
+        ))  # fmt: skip
+        for feed in self.feeds():
+            for leaf in jax.tree.leaves(read(feed)):
+                digest.update(np.ascontiguousarray(parallel.fetch(leaf)))
+            state, metrics = self.compiled(state, feed, self.job)
+            losses += metrics["loss"].tolist()
+        return said(losses, digest, state)
+
+
+def said(losses, digest, state):
+    largest = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
+    return {
+        "losses": losses,
+        "batches": digest.hexdigest(),
+        "norm": float(optax.tree.norm(state.params)),
+        "whole": largest.sharding.is_fully_replicated,
+        "bytes_here": largest.addressable_shards[0].data.nbytes / largest.nbytes,
+    }  # fmt: skip
+
+
+def under_pmap(bench):
+    """The same pure step, with the rows of each device given to it."""
+    devices = jax.device_count()
+    step = jax.pmap(
+        training.make_train_step(
+            bench.loss,
+            bench.optimizer,
+            build.learning_rate(bench.section),
+            ema_decay=bench.section.ema_decay,
+            stratified=bench.section.stratified_times,
+            axis_name="batch",
+        ),
+        axis_name="batch",
+        in_axes=(0, 0, None),
+    )
+    source = build.source(bench.config, "train")
+    state = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), bench.start
+    )
+    losses, digest = [], hashlib.sha256()
+    for i in range(STEPS):
+        rows = batch_indices(i, batch_size=BATCH_SIZE, length=len(source), seed=SEED)
+        image = np.stack([source[row]["image"] for row in rows])
+        label = np.array([source[row]["label"] for row in rows], np.int32)
+        digest.update(image)
+        batch = training.Batch(image, label)
+        parts = jax.tree.map(
+            lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), batch
+        )
+        state, metrics = step(state, parts, bench.job)
+        losses.append(float(metrics["loss"][0]))
+    first = jax.tree.map(lambda leaf: leaf[0], state)
+    return said(losses, digest, first)
+
+
+def pictures(bench, batch_size):
+    """Pictures 0 to 47 of one seed, drawn in batches."""
+    sample = build.sampler(bench.config, bench.model)
+    params = parallel.put(bench.params(3), parallel.replicated(bench.mesh))
+    made = []
+    for first in range(0, 48, batch_size):
+        index = np.arange(first, first + batch_size)
+        index = parallel.put(index, parallel.split(bench.mesh))
+        made.append(np.asarray(sample(params, index, np.int32(4), np.int32(5))))
+    return np.concatenate(made).ravel().tolist()
+
+
+def program(bench):
+    """What the compiled step of the HLO says of traffic and memory."""
+    text = bench.compiled.as_text()
+    traffic = []
+    for line in text.splitlines():
+        found = re.search(
+            r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all"
+            r"|collective-permute)(?:-start)?\(",
+            line,
+        )
+        if found:
+            shapes, name = found.groups()
+            traffic.append((name, sum(_sizes(shapes))))
+    constants = [
+        max(_sizes(line.split(" constant(")[0]), default=0)
+        for line in text.splitlines()
+        if " constant(" in line
+    ]
+    memory = bench.compiled.memory_analysis()
+    (aliases,) = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
+    return {
+        "traffic": traffic,
+        "parameters": sum(p.size for p in jax.tree.leaves(bench.start.params)),
+        "largest_constant": max(constants),
+        "state_leaves": len(jax.tree.leaves(bench.start)),
+        "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(bench.start)),
+        "aliased_leaves": aliases.count("alias"),
+        "aliased_bytes": memory.alias_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+
+
+def _sizes(shapes):
+    for dims in re.findall(r"[a-z]+\d+\[([\d,]*)\]", shapes):
+        yield int(np.prod([int(n) for n in dims.split(",") if n]))
+
+
+def main(devices):
+    jax.config.update("jax_num_cpu_devices", devices)
+    plain = Bench(config())
+    told = {"plain": plain.run(), "pictures": pictures(plain, 48)}
+    if devices > 1:
+        told |= {
+            "pictures_by_16": pictures(plain, 16),
+            "pmap": under_pmap(plain),
+            "fsdp": Bench(config(parallel__fsdp=2)).run(),
+            "accumulated": Bench(config(train__grad_accum_steps=4)).run(),
+            "remat": Bench(config(parallel__remat=True)).run(),
+            "bfloat16": Bench(config(model__dtype="bfloat16")).run(),
+            "streamed": Bench(config(data__on_device="never")).run(),
+            "train_program": program(plain),
+            "distill_program": program(Bench(config(), "distill")),
+        }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

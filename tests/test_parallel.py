@@ -1,0 +1,146 @@
+"""The same answer on 1 device, on 8, on 4 x 2, and under pmap."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from vdiff_jax import parallel
+
+pytestmark = pytest.mark.slow
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def told():
+    """What tests/devices.py says with 1 and with 8 virtual devices."""
+    children = {
+        devices: subprocess.Popen(
+            [sys.executable, HERE / "devices.py", str(devices)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"PYTHONPATH": str(HERE.parent), "PATH": "/usr/bin:/bin"},
+        )
+        for devices in (1, 8)
+    }
+    said = {}
+    for devices, child in children.items():
+        out, errors = child.communicate(timeout=500)
+        assert child.returncode == 0, errors[-3000:]
+        said[devices] = json.loads(out.splitlines()[-1])
+    return {"alone": said[1]["plain"], "alone_pictures": said[1]["pictures"], **said[8]}
+
+
+WAYS = ("plain", "fsdp", "pmap", "accumulated", "remat", "streamed")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_twenty_steps_have_the_same_losses_in_every_way(told, way):
+    """To the rounding of float32, which 20 steps of Adam enlarge."""
+    expected = told["alone"]
+    assert len(expected["losses"]) == 20
+    np.testing.assert_allclose(told[way]["losses"][0], expected["losses"][0], rtol=2e-6)
+    np.testing.assert_allclose(told[way]["losses"], expected["losses"], rtol=2e-4)
+    np.testing.assert_allclose(told[way]["norm"], expected["norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["plain", "fsdp", "accumulated", "remat", "streamed"])
+def test_the_batches_are_the_same_bit_for_bit(told, way):
+    assert told[way]["batches"] == told["alone"]["batches"]
+
+
+def test_a_data_set_on_the_device_or_from_the_host_trains_to_the_same_bits(told):
+    assert told["streamed"]["losses"] == told["plain"]["losses"]
+    assert told["streamed"]["norm"] == told["plain"]["norm"]
+
+
+def test_bfloat16_changes_the_losses_by_its_rounding(told):
+    half, full = (np.array(told[way]["losses"]) for way in ("bfloat16", "alone"))
+    assert (half != full).all()
+    np.testing.assert_allclose(half, full, rtol=0.05)
+
+
+def test_a_state_is_whole_everywhere_or_split_over_fsdp(told):
+    assert told["plain"]["whole"]
+    assert not told["fsdp"]["whole"]
+    assert told["fsdp"]["bytes_here"] == 0.5
+
+
+def test_a_picture_is_the_same_for_every_batch_size_and_device_count(told):
+    alone = np.array(told["alone_pictures"])
+    assert alone.std() > 20
+    for other in ("pictures", "pictures_by_16"):
+        error = np.abs(np.array(told[other]) - alone)
+        assert error.max() <= 1  # the rounding to a pixel
+        assert (error > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("stage", ["train", "distill"])
+def test_the_step_sends_the_gradient_once_and_nothing_else_of_its_size(told, stage):
+    program = told[f"{stage}_program"]
+    large = [(name, size) for name, size in program["traffic"] if size > 1000]
+    assert [name for name, _ in large] == ["all-reduce"]
+    # The gradient, and the loss that travels with it.
+    assert program["parameters"] <= large[0][1] <= program["parameters"] + 10
+
+
+@pytest.mark.parametrize("stage", ["train", "distill"])
+def test_the_step_writes_the_new_state_over_the_old(told, stage):
+    program = told[f"{stage}_program"]
+    assert program["aliased_leaves"] == program["state_leaves"]
+    assert program["aliased_bytes"] >= program["state_bytes"]
+    # What is not written over the state is metrics, and where each leaf lies.
+    beside = 8 * (program["state_leaves"] + 100)
+    assert program["output_bytes"] - program["aliased_bytes"] < beside
+
+
+@pytest.mark.parametrize("stage", ["train", "distill"])
+def test_neither_data_nor_teacher_are_constants_of_the_program(told, stage):
+    assert told[f"{stage}_program"]["largest_constant"] < 100
+
+
+def test_large_arrays_are_split_along_their_largest_axis_that_divides():
+    mesh = parallel.make_mesh(2)
+    shapes = {
+        "kernel": (3, 3, 32, 64), "odd": (3, 5, 7, 301), "bias": (64,), "count": ()
+    }  # fmt: skip
+    tree = {k: jax.ShapeDtypeStruct(v, np.float32) for k, v in shapes.items()}
+    found = {k: v.spec for k, v in parallel.state_shardings(tree, mesh).items()}
+    assert found == {
+        "kernel": PartitionSpec(None, None, None, "fsdp"),
+        "odd": PartitionSpec(),
+        "bias": PartitionSpec(),
+        "count": PartitionSpec(),
+    }
+    whole = parallel.state_shardings(tree, parallel.make_mesh())
+    assert {place.spec for place in whole.values()} == {PartitionSpec()}
+
+
+def test_meshes_and_batches_that_do_not_divide_are_refused_with_both_numbers():
+    with pytest.raises(ValueError, match=r"fsdp=3 does not divide the 2 devices"):
+        parallel.make_mesh(3)
+    mesh = parallel.make_mesh()
+    with pytest.raises(ValueError, match="batch_size=7 does not divide over 2 devices"):
+        parallel.check_batch_size(7, mesh)
+    with pytest.raises(
+        ValueError,
+        match=r"batch_size=6 .* 2 devices x grad_accum_steps=4.*multiple of 8",
+    ):
+        parallel.check_batch_size(6, mesh, 4)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        parallel.check_batch_size(6, mesh, 0)
+
+
+def test_hosts_that_cannot_be_joined_are_told_what_to_say(monkeypatch):
+    def fail(*arguments, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(ValueError, match=r"--coordinator=HOST:PORT, --num_processes"):
+        parallel.start()

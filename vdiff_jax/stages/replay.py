@@ -1,0 +1,101 @@
+"""One update again, to find where its numbers stopped being finite."""
+
+import pathlib
+from contextlib import closing
+
+import jax
+import numpy as np
+import tqdm
+
+from vdiff_jax import build
+from vdiff_jax.build import Config
+from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.datasets.source import name_of
+from vdiff_jax.nonfinite import Origin, origins
+from vdiff_jax.records import write_text
+from vdiff_jax.stages import distill, train
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.fit import Run, Tools, begin, cut_into_calls
+from vdiff_jax.training import TrainState
+
+# More would hide the first ones, which matter.
+MOST_ORIGINS, MOST_EXAMPLES = 10, 8
+
+
+def run(config: Config, workdir: pathlib.Path, step: int) -> None:
+    """Repeats the updates from the last checkpoint before `step`, then that one slowly.
+
+    Prints the operations that made numbers that are not finite, and the examples they
+    came from; the same goes to `nonfinite/<step>.txt`.
+
+    Raises:
+      ValueError: If there is no such step in the run that is under way.
+    """
+    if jax.process_count() > 1:
+        raise ValueError("--replay works on one host: start it without the others.")
+    tools, under_way = _under_way(config, workdir)
+    if not 1 <= step <= under_way.num_updates:
+        raise ValueError(
+            f"--replay {step}: {under_way.name} has steps 1 to {under_way.num_updates}."
+        )
+    state, _ = begin(tools, under_way, at_most=step - 1)
+    state = _advance(tools, under_way, state, step - 1)
+    with closing(tools.feeder.feeds([(step - 1, 1)], under_way.order_seed)) as feeds:
+        feed = next(feeds)
+    found = origins(tools.train_step, state, feed, under_way.job)
+
+    lines = [f"{under_way.name}, step {step}:"]
+    if not found:
+        lines.append("Loss and gradient are finite this time.")
+    for origin in found[:MOST_ORIGINS]:
+        lines += [str(origin), *_examples(config, tools, under_way, step, origin)]
+    if len(found) > MOST_ORIGINS:
+        lines.append(f"and {len(found) - MOST_ORIGINS} more")
+    text = "\n".join(lines) + "\n"
+    print(text, end="")
+    write_text(under_way.folder / "nonfinite" / f"{step:08d}.txt", text)
+
+
+def _under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+    """The run that a finished stage, or the chosen one, is not done with."""
+    trained = places.result(places.train_folder(workdir)) is not None
+    if config.stage == "distill" or (config.stage == "all" and trained):
+        return distill.under_way(config, workdir)
+    return train.under_way(config, workdir)
+
+
+def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:
+    """The state before the update in question."""
+    first = int(state.step)
+    calls = cut_into_calls(first, step, tools.section.steps_per_call)
+    with (
+        closing(tools.feeder.feeds(calls, run.order_seed)) as feeds,
+        tqdm.tqdm(desc="repeat", initial=first, total=step, unit=" updates") as bar,
+    ):
+        for (_, steps), feed in zip(calls, feeds, strict=True):
+            state, metrics = tools.train_step(state, feed, run.job)
+            jax.block_until_ready(metrics)
+            bar.update(steps)
+    return state
+
+
+def _examples(
+    config: Config, tools: Tools, run: Run, step: int, origin: Origin
+) -> list[str]:
+    """Which examples an operation was at, if its result has a row for each."""
+    batch_size = tools.section.batch_size
+    everywhere = len(origin.rows) == batch_size
+    if not origin.shape or origin.shape[0] != batch_size or everywhere:
+        return []
+    indices = np.array(
+        batch_indices(
+            step - 1,
+            batch_size=batch_size,
+            length=tools.feeder.length,
+            seed=run.order_seed,
+        )
+    )[list(origin.rows)]
+    source = build.source(config, "train")
+    names = [name_of(source, int(index)) for index in indices[:MOST_EXAMPLES]]
+    more = f" and {len(indices) - MOST_EXAMPLES} more" if len(indices) > 8 else ""
+    return [f"    at {', '.join(names)}{more}"]
