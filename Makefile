@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint
+.PHONY: demo test quick lint faults
 
 # Two devices, because most operations of so small a network use one core.
 demo: .venv/ready
@@ -14,6 +14,10 @@ test: .venv/ready
 # Without the tests that train: for while you write.
 quick: .venv/ready
 	$(BIN)/python -m pytest -m "not slow"
+
+# Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
+faults: .venv/ready
+	$(BIN)/python -m tests.faults --tries 50
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

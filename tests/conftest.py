@@ -1,9 +1,23 @@
+import pathlib
+
 import jax
 import pytest
+
+from tests.faults.faults import Trial, prepare
+from tests.faults.runs import Lab
 
 # Two devices, so that every test of a step or a stage is a test of data parallelism.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory) -> pathlib.Path:
+    """Where compiled programs are kept: many tests start the same small run."""
+    folder = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return folder
 
 
 @pytest.fixture
@@ -11,3 +25,9 @@ def strict_dtypes():
     """For mathematics: a float64 or an int that slips in is an error."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def trial(tmp_path_factory) -> Trial:
+    """A small run of the command that nothing happened to, and a place for others."""
+    return prepare(Lab(tmp_path_factory.mktemp("lab")), tries=3)

@@ -1,0 +1,107 @@
+"""The command on two processes, joined by gloo over 127.0.0.1."""
+
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.faults.runs import Lab, free_address
+
+pytestmark = pytest.mark.slow
+
+SAMPLE = (
+    "--config.sample.num=8",
+    "--config.sample.batch_size=4",
+    "--config.sample.steps=1",
+)
+
+
+def _on_two_hosts(lab, workdir, stage, *flags):
+    """Runs a stage on two hosts of one device; returns what each printed."""
+    one_device = dataclasses.replace(lab, devices=1)
+    address = free_address()
+    with contextlib.ExitStack() as stack:
+        hosts = [
+            stack.enter_context(
+                one_device.run(
+                    workdir,
+                    stage,
+                    f"--coordinator={address}",
+                    "--num_processes=2",
+                    f"--process_id={host}",
+                    *flags,
+                )
+            )
+            for host in (0, 1)
+        ]
+        statuses = [host.wait(240.0) for host in hosts]
+        said = [host.said() for host in hosts]
+    assert statuses == [0, 0], said
+    return said
+
+
+@pytest.fixture(scope="module")
+def workdirs(trial):
+    """The same stages on one host of two devices, and on two hosts of one."""
+    one, two = trial.untouched, trial.new_workdir("two-hosts")
+    for stage, flags in (("train", ()), ("distill", ()), ("sample", SAMPLE)):
+        said = _on_two_hosts(trial.lab, two, stage, *flags)
+        # Only the first host shows its progress.
+        assert "images/s" in said[0]
+        assert "images/s" not in said[1]
+    trial.lab.finish(one, "sample", *SAMPLE)
+    return one, two
+
+
+def _metrics(workdir, place):
+    lines = (workdir / place / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("place", ["train", "distill/0004", "distill/0001"])
+def test_two_hosts_have_the_losses_of_one(workdirs, place):
+    one, two = (_metrics(workdir, place) for workdir in workdirs)
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for name in ("loss", "held_out_loss"):
+        values = [[m[name] for m in metrics if name in m] for metrics in (one, two)]
+        assert values[0]
+        np.testing.assert_allclose(*values, rtol=1e-3)
+
+
+def test_two_hosts_leave_the_files_of_one(workdirs):
+    def files(workdir):
+        found = {p.relative_to(workdir) for p in workdir.rglob("*") if p.is_file()}
+        return {
+            str(path)
+            for path in found
+            if "checkpoints" not in path.parts and "tensorboard" not in path.parts
+        }
+
+    one, two = map(files, workdirs)
+    assert one == two
+    ledgers = [json.loads((w / "distill/ladder.json").read_text()) for w in workdirs]
+    for ledger in ledgers:
+        assert [row["num_steps"] for row in ledger] == [4, 2, 1]
+
+
+def test_two_hosts_draw_the_pictures_of_one(workdirs):
+    one, two = (
+        [
+            np.asarray(PIL.Image.open(w / "sample" / f"{i:06d}.png"), int)
+            for i in range(8)
+        ]
+        for w in workdirs
+    )
+    # Of two models that differ by the order of sums in 120 + 120 updates.
+    assert np.abs(np.array(one) - np.array(two)).mean() < 2
+    assert np.std(one) > 10
+
+
+def test_hosts_that_are_only_half_named_are_refused(tmp_path):
+    lab = Lab(tmp_path / "lab")
+    with lab.run(tmp_path / "run", "train", "--process_id=1") as child:
+        assert child.wait() == 2
+    assert "--num_processes and --process_id need --coordinator" in child.said()
