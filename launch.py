@@ -71,9 +71,15 @@ def main(argv: Sequence[str]) -> int:
     except TROUBLE as error:
         return _end(error, 1)
     except jax.errors.JaxRuntimeError as error:
-        if not _joined():
+        if "RESOURCE_EXHAUSTED" in str(error):
+            reason = (
+                "Out of memory; parallel.remat, grad_accum_steps or parallel.fsdp help"
+            )
+        elif _joined():
+            reason = "Another host is gone, or a device"
+        else:
             raise
-        return _end(RuntimeError(f"Another host is gone, or a device: {error}"), 1)
+        return _end(RuntimeError(f"{reason}: {error}"), 1)
 
 
 def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) -> None:

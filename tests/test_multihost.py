@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.faults.runs import Lab, free_address
+from tests.faults.runs import free_address
 
 pytestmark = pytest.mark.slow
 
@@ -98,10 +98,3 @@ def test_two_hosts_draw_the_pictures_of_one(workdirs):
     # Of two models that differ by the order of sums in 120 + 120 updates.
     assert np.abs(np.array(one) - np.array(two)).mean() < 2
     assert np.std(one) > 10
-
-
-def test_hosts_that_are_only_half_named_are_refused(tmp_path):
-    lab = Lab(tmp_path / "lab")
-    with lab.run(tmp_path / "run", "train", "--process_id=1") as child:
-        assert child.wait() == 2
-    assert "--num_processes and --process_id need --coordinator" in child.said()

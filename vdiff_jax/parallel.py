@@ -6,6 +6,7 @@ device has them whole.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -216,15 +217,17 @@ def highest(number: int, mesh: Mesh) -> Any:
     return _highest(mesh)(everywhere)
 
 
-def preempted(call: int) -> bool:
-    """Whether the platform wants the machines back; every host hears it at one call.
+def preempted() -> bool:
+    """Whether the platform wants the machines back.
 
-    Args:
-      call: Counts the questions, from 0, on every host.
+    All hosts must ask equally often; they hear it at the same one of their questions.
     """
     if jax.process_count() == 1:
         return False
-    return multihost_utils.reached_preemption_sync_point(call)
+    return multihost_utils.reached_preemption_sync_point(next(_questions))
+
+
+_questions = itertools.count()
 
 
 @functools.cache

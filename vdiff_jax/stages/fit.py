@@ -29,6 +29,8 @@ from vdiff_jax.types import Params
 # What a host may wish for at a call: nothing, a checkpoint, or, by the number of a
 # signal, the end. Of the wishes of all hosts the highest is granted.
 NOTHING, SAVE = 0, 1
+# Of updates that are left out so many say which examples they were made of.
+MOST_REPORTS = 100
 
 
 class NonFiniteError(RuntimeError):
@@ -296,7 +298,6 @@ class _Loop:
         self._began = self._saved_at = time.monotonic()
         self._losses: list[np.ndarray] = []
         self._throughput = Throughput(tools.section.batch_size, tools.flops_per_image)
-        self._num_calls = 0
         self.granted = NOTHING
 
     def run(self, state: training.TrainState) -> training.TrainState:
@@ -365,8 +366,7 @@ class _Loop:
 
     def _wish(self) -> int:
         """What this host wishes for: see `SAVE`."""
-        preempted = parallel.preempted(self._num_calls)
-        self._num_calls += 1
+        preempted = parallel.preempted()
         if self._interrupts.signal or preempted:
             return self._interrupts.signal or int(signal.SIGTERM)
         minutes = self._tools.section.checkpoint_every_minutes
@@ -420,15 +420,9 @@ class _Loop:
             seed=self._run.order_seed,
         )
         path = self._run.folder / "nonfinite" / f"{step:08d}.json"
-        write_json(
-            path,
-            {
-                "run": self._run.name,
-                "step": step,
-                name: str(value),
-                "examples": examples,
-            },
-        )
+        if self._skipped < MOST_REPORTS:
+            said = {"run": self._run.name, "step": step, name: str(value)}
+            write_json(path, {**said, "examples": examples})
         what = f"{self._run.name}: {name} is {value} at step {step}"
         if self._tools.section.on_nonfinite == "skip":
             self._records.say(f"{what}; the update is left out, see {path}")
