@@ -10,6 +10,7 @@ import pytest
 from vdiff_jax.datasets import loader
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.loader import LoaderError, load, prefetch, read_all
+from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.datasets.source import Arrays, Part, Source
 
 
@@ -165,20 +166,24 @@ def test_a_source_that_only_copies_starts_no_process(monkeypatch):
         _labels(_OneByOne(), [(0, 2)], num_workers=2)
 
 
+# An example of the 16th of 20 batches.
+TROUBLED = batch_indices(15, batch_size=3, length=60, seed=(0,))[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Trouble:
-    """Twelve examples; what happens at number 5 happens `times` times."""
+    """Sixty examples; what happens at one of them happens `times` times."""
 
     kind: str
     notes: pathlib.Path
     times: int = 1
 
     def __len__(self):
-        return 12
+        return 60
 
     def __getitem__(self, index):
         seen = len(list(self.notes.iterdir()))
-        if index == 5 and seen < self.times:
+        if index == TROUBLED and seen < self.times:
             (self.notes / str(seen)).touch()
             if self.kind == "dies":
                 os._exit(9)
@@ -193,7 +198,7 @@ def _in_worker(source, **options):
         source,
         batch_size=3,
         seed=(0,),
-        calls=[(step, 1) for step in range(8)],
+        calls=[(step, 1) for step in range(20)],
         num_workers=2,
         **options,
     )
