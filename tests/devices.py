@@ -172,14 +172,14 @@ def program(bench):
         if " constant(" in line
     ]
     memory = bench.compiled.memory_analysis()
-    (aliases,) = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
+    aliases = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
     return {
         "traffic": traffic,
         "parameters": sum(p.size for p in jax.tree.leaves(bench.start.params)),
         "largest_constant": max(constants),
         "state_leaves": len(jax.tree.leaves(bench.start)),
         "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(bench.start)),
-        "aliased_leaves": aliases.count("alias"),
+        "aliased_leaves": "".join(aliases).count("alias"),
         "aliased_bytes": memory.alias_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
     }
