@@ -151,9 +151,8 @@ def restore(
     while (step := latest_step(folder, at_most)) is not None:
         try:
             found = _read(folder / str(step), abstract_state, shardings)
-            return TrainState(ema_params=found["ema_params"], **found["state"]), found[
-                "info"
-            ]
+            state = TrainState(ema_params=found["ema_params"], **found["state"])
+            return state, found["info"]
         except DamagedError as error:
             place = set_aside(folder, step)
             print(f"{error} Set aside as {place}.", file=sys.stderr)

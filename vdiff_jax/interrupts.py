@@ -1,9 +1,10 @@
 """SIGINT and SIGTERM in a run: the first is a wish, the second an order."""
 
+import contextlib
 import os
 import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -31,20 +32,14 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         """Takes the signals over, if this is the thread that may."""
-        try:
+        # Python refuses with ValueError in any other thread than the main one.
+        with contextlib.suppress(ValueError):
             self._before = {
                 number: signal.signal(number, self._note) for number in SIGNALS
             }
-        except ValueError:  # not the main thread: signals stay as they are
-            self._before = {}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Gives the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Where numbers that are not finite come from: a function, run step by step."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend import core
 
 # Primitives that only wrap a program: where that program lies in their parameters.
-_WRAPPERS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_WRAPPERS = ("jaxpr", "call_jaxpr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +124,6 @@ class _Trace:
         where = "/".join(
             part for part in (outer, str(equation.source_info.name_stack)) if part
         )
-        inner = _wrapped(equation)
-        if inner is not None:
-            program, consts = inner
-            return self._run(program, [*map(_Value, consts)], inputs, where)
         if equation.primitive.name == "cond":
             which, *inputs = inputs
             branch = equation.params["branches"][int(which.array)]
@@ -135,6 +131,10 @@ class _Trace:
             return self._run(branch.jaxpr, consts, inputs, where)
         if equation.primitive.name == "scan":
             return self._scan(equation.params, inputs, where)
+        inner = _wrapped(equation)
+        if inner is not None:
+            program, consts = inner
+            return self._run(program, [*map(_Value, consts)], inputs, where)
         results = _run_alone(equation, [value.array for value in inputs])
         return [self._noted(equation, inputs, result, where) for result in results]
 
@@ -211,8 +211,6 @@ def _stack(values: tuple[_Value, ...]) -> _Value:
 
 def _wrapped(equation: Any) -> tuple[Any, Any] | None:
     """The program inside a primitive that does nothing but run it once."""
-    if equation.primitive.name in ("scan", "while"):
-        return None
     for name in _WRAPPERS:
         inner = equation.params.get(name)
         if isinstance(inner, core.ClosedJaxpr):
@@ -240,12 +238,7 @@ def _described(array: Any) -> str:
 def _line(equation: Any) -> str:
     """The innermost line that is not JAX's or Flax's."""
     traceback = equation.source_info.traceback
-    for frame in _frames(traceback):
+    for frame in traceback.frames if traceback else ():
         if not any(f"/{name}/" in frame.file_name for name in ("jax", "flax", "optax")):
             return f"{frame.file_name}:{frame.line_num}"
     return ""
-
-
-def _frames(traceback: Any) -> Iterator[Any]:
-    if traceback is not None:
-        yield from traceback.frames

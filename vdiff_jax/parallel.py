@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -162,12 +161,6 @@ def put(tree: Tree, shardings: Any) -> Tree:
 def _put_on_hosts(value: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return _placing(sharding)(value)
-    if isinstance(value, jax.Array) and jnp.issubdtype(
-        value.dtype, jax.dtypes.prng_key
-    ):
-        return jax.random.wrap_key_data(
-            _put_on_hosts(jax.random.key_data(value), sharding)
-        )
     return jax.make_array_from_process_local_data(
         sharding, np.asarray(value), np.shape(value)
     )

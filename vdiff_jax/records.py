@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -98,12 +97,7 @@ class Records:
         """Nothing is opened that was not open."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Closes the bar and the TensorBoard file."""
         self._bar.close()
         if self._board is not None:

@@ -262,10 +262,11 @@ def file_limit(trial: Trial) -> Iterator[Outcome]:
 
 
 def full_disk(trial: Trial) -> Iterator[Outcome]:
-    """A disk of 800 kB, where one may mount it; then there is space again."""
+    """A disk of 800 kB, then there is space; `file_limit` where none can be mounted."""
     place = trial.new_workdir("full")
     with _small_disk(place, "800k") as mounted:
         if not mounted:
+            yield from file_limit(trial)
             return
         outcome = Outcome("disk full while saving or logging")
         words = "could not be written|No space left"

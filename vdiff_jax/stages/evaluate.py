@@ -141,5 +141,7 @@ class _Reference:
 
 
 def _everything(config: Config, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    everything = read_all(build.source(config, split), config.data.workers)
+    spec = config.data
+    pictures = build.source(config, split)
+    everything = read_all(pictures, spec.workers, spec.worker_timeout)
     return everything["image"], everything["label"]

@@ -162,6 +162,7 @@ def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[training.Batc
         calls=[(call, 1) for call in range(calls)],
         num_workers=config.data.workers,
         rows=parallel.local_rows(batch_size, mesh),
+        timeout=config.data.worker_timeout,
     )
     return [
         parallel.put_rows(
@@ -271,6 +272,16 @@ def _check_origin(
                 f"The run in {folder} was begun with another {what}: {theirs} there,"
                 f" {mine} now. Bring it back, or use another --workdir."
             )
+
+
+def examples_of(tools: Tools, run: Run, step: int) -> list[int]:
+    """The examples of the batch that makes step number `step`, row by row."""
+    return batch_indices(
+        step - 1,
+        batch_size=tools.section.batch_size,
+        length=tools.feeder.length,
+        seed=run.order_seed,
+    )
 
 
 class _Loop:
@@ -412,17 +423,13 @@ class _Loop:
         self._skipped += int((~finite).sum())
 
     def _report(self, step: int, name: str, value: float) -> None:
-        """Notes an update that was left out; stops if the config says so."""
-        examples = batch_indices(
-            step - 1,
-            batch_size=self._tools.section.batch_size,
-            length=self._tools.feeder.length,
-            seed=self._run.order_seed,
-        )
+        """Notes an update that was left out, or stops if the config says so."""
+        if self._skipped >= MOST_REPORTS:
+            return
         path = self._run.folder / "nonfinite" / f"{step:08d}.json"
-        if self._skipped < MOST_REPORTS:
-            said = {"run": self._run.name, "step": step, name: str(value)}
-            write_json(path, {**said, "examples": examples})
+        examples = examples_of(self._tools, self._run, step)
+        said = {"run": self._run.name, "step": step, name: str(value)}
+        write_json(path, {**said, "examples": examples})
         what = f"{self._run.name}: {name} is {value} at step {step}"
         if self._tools.section.on_nonfinite == "skip":
             self._records.say(f"{what}; the update is left out, see {path}")

@@ -4,18 +4,16 @@ import pathlib
 from contextlib import closing
 
 import jax
-import numpy as np
 import tqdm
 
 from vdiff_jax import build
 from vdiff_jax.build import Config
-from vdiff_jax.datasets.order import batch_indices
-from vdiff_jax.datasets.source import name_of
+from vdiff_jax.datasets.source import Source, name_of
 from vdiff_jax.nonfinite import Origin, origins
 from vdiff_jax.records import write_text
 from vdiff_jax.stages import distill, train
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import Run, Tools, begin, cut_into_calls
+from vdiff_jax.stages.fit import Run, Tools, begin, cut_into_calls, examples_of
 from vdiff_jax.training import TrainState
 
 # More would hide the first ones, which matter.
@@ -29,7 +27,8 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
     came from; the same goes to `nonfinite/<step>.txt`.
 
     Raises:
-      ValueError: If there is no such step in the run that is under way.
+      ValueError: If there is no such step in the run that is under way, or the workdir
+        was made with another config.
     """
     if jax.process_count() > 1:
         raise ValueError("--replay works on one host: start it without the others.")
@@ -43,12 +42,14 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
     with closing(tools.feeder.feeds([(step - 1, 1)], under_way.order_seed)) as feeds:
         feed = next(feeds)
     found = origins(tools.train_step, state, feed, under_way.job)
+    examples = examples_of(tools, under_way, step)
+    source = build.source(config, "train")
 
     lines = [f"{under_way.name}, step {step}:"]
     if not found:
         lines.append("Loss and gradient are finite this time.")
     for origin in found[:MOST_ORIGINS]:
-        lines += [str(origin), *_examples(config, tools, under_way, step, origin)]
+        lines += [str(origin), *_named(origin, examples, source)]
     if len(found) > MOST_ORIGINS:
         lines.append(f"and {len(found) - MOST_ORIGINS} more")
     text = "\n".join(lines) + "\n"
@@ -59,9 +60,9 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
 def _under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """The run that a finished stage, or the chosen one, is not done with."""
     trained = places.result(places.train_folder(workdir)) is not None
-    if config.stage == "distill" or (config.stage == "all" and trained):
-        return distill.under_way(config, workdir)
-    return train.under_way(config, workdir)
+    distilling = config.stage == "distill" or (config.stage == "all" and trained)
+    places.claim(workdir, config, "distill" if distilling else "train")
+    return (distill if distilling else train).under_way(config, workdir)
 
 
 def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:
@@ -79,23 +80,11 @@ def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState
     return state
 
 
-def _examples(
-    config: Config, tools: Tools, run: Run, step: int, origin: Origin
-) -> list[str]:
-    """Which examples an operation was at, if its result has a row for each."""
-    batch_size = tools.section.batch_size
-    everywhere = len(origin.rows) == batch_size
-    if not origin.shape or origin.shape[0] != batch_size or everywhere:
+def _named(origin: Origin, examples: list[int], source: Source) -> list[str]:
+    """Which examples an operation was at, if its result tells them apart."""
+    rows = origin.rows
+    if origin.shape[:1] != (len(examples),) or len(rows) == len(examples):
         return []
-    indices = np.array(
-        batch_indices(
-            step - 1,
-            batch_size=batch_size,
-            length=tools.feeder.length,
-            seed=run.order_seed,
-        )
-    )[list(origin.rows)]
-    source = build.source(config, "train")
-    names = [name_of(source, int(index)) for index in indices[:MOST_EXAMPLES]]
-    more = f" and {len(indices) - MOST_EXAMPLES} more" if len(indices) > 8 else ""
+    names = [name_of(source, examples[row]) for row in rows[:MOST_EXAMPLES]]
+    more = f" and {len(rows) - MOST_EXAMPLES} more" if len(rows) > MOST_EXAMPLES else ""
     return [f"    at {', '.join(names)}{more}"]
