@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from oracles import GaussianData
+from oracles import GaussianData, MixtureData
 from vdiff_jax import samplers, schedules
 from vdiff_jax.diffusion import alpha_sigma, predict
 
@@ -20,20 +20,67 @@ def _keys(batch, seed=1):
     return jax.random.split(jax.random.key(seed), batch)
 
 
-def test_ddim_is_first_order_accurate():
-    data, z_1 = GaussianData(), _noise()
-    logsnr = jnp.full(64, -20.0)[:, None, None, None]
-    exact = data.flow(z_1, logsnr, jnp.full_like(logsnr, jnp.inf))
-    steps = np.array([16, 32, 64, 128, 256])
-    errors = [
-        jnp.abs(
-            samplers.sample(data.denoise, z_1, schedule=COSINE, num_steps=int(n))
-            - exact
-        ).mean()
-        for n in steps
-    ]
-    order = -np.polyfit(np.log(steps), np.log(np.array(errors)), deg=1)[0]
-    assert order == pytest.approx(1.0, abs=0.1)
+PREDICTORS = [samplers.at_start, samplers.extrapolated, samplers.at_both_ends]
+
+
+@pytest.mark.parametrize(
+    "data", [GaussianData(), MixtureData()], ids=["normal", "mixture"]
+)
+@pytest.mark.parametrize(
+    ("predictor", "order"), list(zip(PREDICTORS, (1, 2, 2), strict=True))
+)
+def test_the_order_of_convergence(data, predictor, order):
+    # To t = 1/4: there the steps in log-SNR are as short as their number is large. The
+    # last step, to infinite log-SNR, never is.
+    schedule, z_1 = schedules.cosine(-6.0, 6.0), _noise((256, 1))
+    exact = data.flow(z_1, schedule(jnp.float32(1.0)), schedule(jnp.float32(0.25)))
+    steps = np.array([16, 32, 64, 128])
+    errors = []
+    for n in steps:
+        path = samplers.sample_trajectory(
+            data.denoise, z_1, schedule=schedule, num_steps=int(n), predictor=predictor
+        )
+        errors.append(np.abs(np.asarray(path.z_s[3 * n // 4 - 1]) - exact).mean())
+    slope = -np.polyfit(np.log(steps), np.log(errors), deg=1)[0]
+    assert slope == pytest.approx(order, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "data", [GaussianData(), MixtureData()], ids=["normal", "mixture"]
+)
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_every_method_ends_in_the_data(data, predictor):
+    z_1 = _noise((256, 1))
+    found = samplers.sample(
+        data.denoise, z_1, schedule=COSINE, num_steps=256, predictor=predictor
+    )
+    exact = data.flow(z_1, COSINE(jnp.float32(1.0)), jnp.float32(np.inf))
+    error = np.abs(np.asarray(found) - exact).mean()
+    assert error < (3e-3 if predictor is samplers.at_start else 4e-4)
+
+
+@pytest.mark.parametrize(("num_steps", "evaluations"), [(1, 1), (2, 3), (5, 9)])
+def test_heun_asks_the_network_twice_in_each_step_but_the_last(num_steps, evaluations):
+    asked = []
+
+    def denoise(z_t, logsnr_t):
+        jax.debug.callback(lambda logsnr: asked.append(float(logsnr)), logsnr_t[0])
+        return GaussianData().denoise(z_t, logsnr_t)
+
+    samplers.sample(
+        denoise,
+        _noise((3, 1)),
+        schedule=COSINE,
+        num_steps=num_steps,
+        predictor=samplers.at_both_ends,
+    ).block_until_ready()
+    jax.effects_barrier()
+    assert (
+        len(asked)
+        == evaluations
+        == samplers.evaluations(samplers.at_both_ends, num_steps)
+    )
+    assert np.isfinite(asked).all()
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 100])

@@ -1,4 +1,15 @@
-"""Samplers: one step from z_t to z_s, and the loop that takes N of them."""
+"""Samplers: one step from z_t to z_s, and the loop that takes N of them.
+
+A step has two parts. A *predictor* asks the network for x_hat, once or twice; a
+*stepper* moves along it. What makes a method second-order here is a better x_hat for
+the same DDIM step:
+
+    name       predictor         stepper         evaluations in N steps
+    ddim       at_start          ddim_step       N
+    ancestral  at_start          ancestral_step  N
+    dpmpp_2m   extrapolated      ddim_step       N
+    heun       at_both_ends      ddim_step       2 N - 1
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -8,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from vdiff_jax.diffusion import alpha_sigma, expand_like
+from vdiff_jax.diffusion import alpha_sigma, expand_like, predict
 from vdiff_jax.schedules import ending_in_data
 from vdiff_jax.types import (
     Denoiser,
@@ -21,14 +32,26 @@ from vdiff_jax.types import (
 
 
 class Step(NamedTuple):
-    """Where a step starts and ends, and the noise it may use."""
+    """Where a step starts and ends, and the noise and the memory it may use.
+
+    Attributes:
+      logsnr_t: At its start.
+      logsnr_s: At its end; `inf` in the last step.
+      noise: Standard normal, of the shape of the examples.
+      logsnr_u: At the start of the step before; `-inf` in the first step.
+      x_hat_u: What the network predicted there; not used in the first step.
+    """
 
     logsnr_t: PerExample
     logsnr_s: PerExample
     noise: Examples | None = None
+    logsnr_u: PerExample | None = None
+    x_hat_u: Examples | None = None
 
 
 Stepper: TypeAlias = Callable[[Prediction, Step], Examples]
+# Gives what to step with, and what the network predicted at t.
+Predictor: TypeAlias = Callable[[Denoiser, Examples, Step], tuple[Prediction, Examples]]
 
 
 class Trajectory(NamedTuple):
@@ -89,6 +112,62 @@ def ancestral_step(
     return mean + jnp.where(sigma_s > 0.0, deviation, 0.0) * _noise(step)
 
 
+def at_start(
+    denoise: Denoiser, z_t: Examples, step: Step
+) -> tuple[Prediction, Examples]:
+    """The prediction at t: one evaluation, first order."""
+    prediction = denoise(z_t, step.logsnr_t)
+    return prediction, prediction.x
+
+
+def extrapolated(
+    denoise: Denoiser, z_t: Examples, step: Step
+) -> tuple[Prediction, Examples]:
+    """Extrapolates x_hat from the step before: DPM-Solver++(2M), second order.
+
+        D = x_hat_t + (x_hat_t - x_hat_u) / (2 r),   r = (l_t - l_u) / (l_s - l_t)
+
+    with l the log-SNR (Lu et al., 2022, arXiv:2211.01095, Algorithm 2, whose lambda is
+    l / 2). The first step has nothing before it. The last, to l_s = inf, returns
+    x_hat_t itself, for an extrapolation so far would explode.
+    """
+    x = denoise(z_t, step.logsnr_t).x
+    if step.logsnr_u is None or step.x_hat_u is None:
+        raise ValueError("`extrapolated` needs the step before: call it by `sample`.")
+    slope = 0.5 * (step.logsnr_s - step.logsnr_t) / (step.logsnr_t - step.logsnr_u)
+    slope = expand_like(jnp.where(jnp.isinf(step.logsnr_s), 0.0, slope), x)
+    better = x + slope * (x - step.x_hat_u)
+    return predict(better, z_t, step.logsnr_t, "x"), x
+
+
+def at_both_ends(
+    denoise: Denoiser, z_t: Examples, step: Step
+) -> tuple[Prediction, Examples]:
+    """Averages x_hat at both ends of the step: Heun's method, second order.
+
+    DDIM solves the linear part of the ODE exactly, and Heun's rule is applied to the
+    rest: DPM-Solver++(2S) of Lu et al. (2022), arXiv:2211.01095, with its inner point
+    at the end of the step (r = 1). Unlike Heun's rule for eps (Karras et al., 2022,
+    arXiv:2206.00364) it divides by no small alpha, so it may start at pure noise. The
+    last step asks the network once.
+    """
+    first = denoise(z_t, step.logsnr_t)
+
+    def average() -> Examples:
+        z_s = ddim_step(first, step)
+        return 0.5 * (first.x + denoise(z_s, step.logsnr_s).x)
+
+    # All examples of a batch take their last step together.
+    is_last = jnp.isinf(step.logsnr_s[0])
+    better = lax.cond(is_last, lambda: first.x, average)
+    return predict(better, z_t, step.logsnr_t, "x"), first.x
+
+
+def evaluations(predictor: Predictor, num_steps: int) -> int:
+    """How often the network is asked for one sample in `num_steps` steps."""
+    return 2 * num_steps - 1 if predictor is at_both_ends else num_steps
+
+
 def _fresh_variance(step: Step, like: Examples) -> Array:
     """1 - r: the share of the variance at s that is not carried over from t."""
     return -jnp.expm1(expand_like(step.logsnr_t - step.logsnr_s, like))
@@ -107,12 +186,12 @@ def sample(
     schedule: Schedule,
     num_steps: int | Int[Array, ""],
     stepper: Stepper = ddim_step,
+    predictor: Predictor = at_start,
     keys: Keys | None = None,
 ) -> Examples:
     """Takes `num_steps` steps from pure noise at t = 1 to an estimate of x at t = 0.
 
-    The times are i / num_steps, so N steps are N evaluations, the first of them at
-    t = 1, and the last step returns x_hat.
+    The times are i / num_steps, the first of them 1, and the last step returns x_hat.
 
     Args:
       denoise: The denoiser, clipped if it should be.
@@ -121,17 +200,22 @@ def sample(
       num_steps: At least 1. A Python integer makes one `lax.scan`; a traced integer
         makes a loop that is compiled once for every step count.
       stepper: `ddim_step`, `ancestral_step`, or one of them with its option bound.
+      predictor: `at_start`, `extrapolated` or `at_both_ends`; see the module.
       keys: One key per example, for steppers that draw noise. An example's noise then
         depends on its own key alone, not on the batch it is in.
 
     Returns:
       Samples in model units.
     """
-    advance = _advance(denoise, ending_in_data(schedule), num_steps, stepper, keys)
+    advance = _advance(denoise, schedule, num_steps, stepper, predictor, keys)
+    start = _State(z_1, jnp.zeros_like(z_1))
     if isinstance(num_steps, int):
         countdown = jnp.arange(num_steps, 0, -1)
-        return lax.scan(lambda z_t, i: (advance(z_t, i)[0], None), z_1, countdown)[0]
-    return lax.fori_loop(0, num_steps, lambda k, z: advance(z, num_steps - k)[0], z_1)
+        end, _ = lax.scan(lambda state, i: (advance(state, i), None), start, countdown)
+        return end.z
+    return lax.fori_loop(
+        0, num_steps, lambda k, state: advance(state, num_steps - k), start
+    ).z
 
 
 def sample_trajectory(
@@ -141,19 +225,28 @@ def sample_trajectory(
     schedule: Schedule,
     num_steps: int,
     stepper: Stepper = ddim_step,
+    predictor: Predictor = at_start,
     keys: Keys | None = None,
 ) -> Trajectory:
-    """Like `sample`, but returns every z_s and the x_hat it was made from.
+    """Like `sample`, but returns every z_s and the network's x_hat at its t.
 
     The samples are `trajectory.z_s[-1]`, which equals `trajectory.x_hat[-1]`.
     """
-    advance = _advance(denoise, ending_in_data(schedule), num_steps, stepper, keys)
+    advance = _advance(denoise, schedule, num_steps, stepper, predictor, keys)
 
-    def body(z_t: Examples, i: Array) -> tuple[Examples, Trajectory]:
-        z_s, x_hat = advance(z_t, i)
-        return z_s, Trajectory(z_s, x_hat)
+    def body(state: _State, i: Array) -> tuple[_State, Trajectory]:
+        state = advance(state, i)
+        return state, Trajectory(state.z, state.x_hat)
 
-    return lax.scan(body, z_1, jnp.arange(num_steps, 0, -1))[1]
+    start = _State(z_1, jnp.zeros_like(z_1))
+    return lax.scan(body, start, jnp.arange(num_steps, 0, -1))[1]
+
+
+class _State(NamedTuple):
+    """Where a sampler is, and what the network predicted one step before."""
+
+    z: Examples
+    x_hat: Examples
 
 
 def _advance(
@@ -161,21 +254,30 @@ def _advance(
     schedule: Schedule,
     num_steps: int | Int[Array, ""],
     stepper: Stepper,
+    predictor: Predictor,
     keys: Keys | None,
-) -> Callable[[Examples, Array], tuple[Examples, Examples]]:
+) -> Callable[[_State, Array], _State]:
     """The step from t = i / N to s = (i - 1) / N, for any i."""
+    schedule = ending_in_data(schedule)
 
-    def advance(z_t: Examples, i: Array) -> tuple[Examples, Examples]:
-        batch = z_t.shape[:1]
-        logsnr_t = jnp.broadcast_to(schedule(i / num_steps), batch)
-        logsnr_s = jnp.broadcast_to(schedule((i - 1) / num_steps), batch)
+    def advance(state: _State, i: Array) -> _State:
+        z_t = state.z
+        u = jnp.minimum(i + 1, num_steps) / num_steps
+        times = (
+            schedule(i / num_steps),
+            schedule((i - 1) / num_steps),
+            jnp.where(i == num_steps, -jnp.inf, schedule(u)),
+        )
+        logsnr_t, logsnr_s, logsnr_u = (
+            jnp.broadcast_to(logsnr, z_t.shape[:1]) for logsnr in times
+        )
         noise = None
         if keys is not None:
             noise = jax.vmap(
                 lambda key: jax.random.normal(jax.random.fold_in(key, i), z_t.shape[1:])
             )(keys)
-        prediction = denoise(z_t, logsnr_t)
-        z_s = stepper(prediction, Step(logsnr_t, logsnr_s, noise))
-        return z_s, prediction.x
+        step = Step(logsnr_t, logsnr_s, noise, logsnr_u, state.x_hat)
+        prediction, x_hat = predictor(denoise, z_t, step)
+        return _State(stepper(prediction, step), x_hat)
 
     return advance
