@@ -1,0 +1,213 @@
+"""Rows of the ladder as what is drawn and tabulated: one panel for each metric."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from vdiff_jax.evaluation.page.content import Row
+
+SAMPLERS = {
+    "ddim": "DDIM",
+    "ancestral": "ancestral",
+    "dpmpp_2m": "DPM-Solver++(2M)",
+    "heun": "Heun",
+}
+
+
+class Metric(NamedTuple):
+    """How a metric is read.
+
+    Attributes:
+      label: For people.
+      better: Which values are better; None if that is not known.
+      scale: Of the axis. "unit" is linear and shows 0 .. 1 at least.
+    """
+
+    label: str
+    better: Literal["lower", "higher"] | None
+    scale: Literal["log", "linear", "unit"]
+
+
+METRICS = {
+    "fid": Metric("FID", "lower", "log"),
+    "sfid": Metric("sFID", "lower", "log"),
+    "inception_score": Metric("Inception score", "higher", "linear"),
+    "frechet": Metric("Fréchet distance", "lower", "log"),
+    "spatial_frechet": Metric("Spatial Fréchet distance", "lower", "log"),
+    "score": Metric("Score", "higher", "linear"),
+    "kid": Metric("KID", "lower", "linear"),
+    "precision": Metric("Precision", "higher", "unit"),
+    "recall": Metric("Recall", "higher", "unit"),
+    "density": Metric("Density", "higher", "unit"),
+    "coverage": Metric("Coverage", "higher", "unit"),
+}
+
+
+class Point(NamedTuple):
+    """A measurement, as drawn.
+
+    Attributes:
+      curve: The curve it lies on.
+      evaluations: Of the network, for one picture.
+      value: Of the metric; None if it is not a number.
+      low: Value less spread, on a logarithmic axis at least `lowest`; None without.
+      high: Value and spread; None without.
+      shown: Value and spread as text.
+      best: Whether no other at as many evaluations is better, of two or more.
+      note: Number of its warning, 0 without.
+    """
+
+    curve: str
+    evaluations: int
+    value: float | None
+    low: float | None
+    high: float | None
+    shown: str
+    best: bool
+    note: int
+
+
+class Panel(NamedTuple):
+    """One metric of the ladder.
+
+    Attributes:
+      name: Of the metric in the rows.
+      label: Of the metric for people.
+      better: Which values are better, if that is known.
+      scale: "log", "linear" or "unit".
+      floor: The value for one half of the data against the other, or None.
+      floor_shown: The same as text.
+      curves: Names, in the order of the rows.
+      evaluations: All numbers of evaluations, ascending.
+      points: All measurements.
+      notes: Warnings; the first is number 1.
+    """
+
+    name: str
+    label: str
+    better: str | None
+    scale: str
+    floor: float | None
+    floor_shown: str
+    curves: list[str]
+    evaluations: list[int]
+    points: list[Point]
+    notes: list[str]
+
+    def at(self, curve: str, evaluations: int) -> Point | None:
+        """The measurement in one cell of the table."""
+        for point in self.points:
+            if (point.curve, point.evaluations) == (curve, evaluations):
+                return point
+        return None
+
+
+def panels(rows: Sequence[Row], floors: Mapping[str, float]) -> list[Panel]:
+    """One for each metric, in the order of the rows."""
+    names = dict.fromkeys(row["metric"] for row in rows)
+    return [
+        _panel(name, [row for row in rows if row["metric"] == name], floors.get(name))
+        for name in names
+    ]
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A value as text: fractions with `digits` digits, what is missing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else "infinite"
+    whole = isinstance(value, int) or abs(value) >= 10 ** (digits - 1)
+    return _minus(f"{value:,.0f}" if whole else f"{value:#.{digits}g}")
+
+
+def _with_spread(value: Any, spread: float | None) -> str:
+    """Both to the second digit of the spread."""
+    if not spread or finite(value) is None:
+        return number(value)
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return _minus(f"{value:,.{decimals}f} ± {spread:,.{decimals}f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def finite(value: Any) -> float | None:
+    """The value if it is a number that can be drawn."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _panel(name: str, rows: Sequence[Row], floor: float | None) -> Panel:
+    metric = _metric(name)
+    floor = finite(floor)
+    lowest = min(_values(rows) + ([] if floor is None else [floor]), default=0.0)
+    scale = "linear" if metric.scale == "log" and lowest <= 0 else metric.scale
+    notes = list(dict.fromkeys(row["warning"] for row in rows if row.get("warning")))
+    return Panel(
+        name=name,
+        label=metric.label,
+        better=metric.better,
+        scale=scale,
+        floor=floor,
+        floor_shown=number(floor),
+        curves=list(dict.fromkeys(_curve(row) for row in rows)),
+        evaluations=sorted({row["evaluations"] for row in rows}),
+        points=[
+            _point(
+                row,
+                least=lowest if scale == "log" else -math.inf,
+                best=_is_best(row, rows, metric.better),
+                notes=notes,
+            )
+            for row in sorted(rows, key=lambda row: row["evaluations"])
+        ],
+        notes=notes,
+    )
+
+
+def _metric(name: str) -> Metric:
+    """Of a name like "kid_classifier" what is known of "kid"."""
+    for known, metric in METRICS.items():
+        if f"{name}_".startswith(f"{known}_"):
+            rest = name.removeprefix(known).replace("_", " ").strip()
+            return metric._replace(label=f"{metric.label}, {rest}".removesuffix(", "))
+    return Metric(name.replace("_", " "), None, "linear")
+
+
+def _point(row: Row, *, least: float, best: bool, notes: Sequence[str]) -> Point:
+    value, spread = finite(row["value"]), finite(row.get("spread"))
+    low = high = None
+    if value is not None and spread is not None:
+        low, high = max(least, value - spread), value + spread
+    return Point(
+        curve=_curve(row),
+        evaluations=row["evaluations"],
+        value=value,
+        low=low,
+        high=high,
+        shown=_with_spread(row["value"], spread),
+        best=best,
+        note=notes.index(row["warning"]) + 1 if row.get("warning") else 0,
+    )
+
+
+def _curve(row: Row) -> str:
+    return f"{row['model']}, {SAMPLERS.get(row['sampler'], row['sampler'])}"
+
+
+def _is_best(row: Row, rows: Sequence[Row], better: str | None) -> bool:
+    rivals = _values(
+        other for other in rows if other["evaluations"] == row["evaluations"]
+    )
+    if better is None or len(rivals) < 2:
+        return False
+    return row["value"] == (min if better == "lower" else max)(rivals)
+
+
+def _values(rows: Iterable[Row]) -> list[float]:
+    """Those that are numbers."""
+    found = [finite(row["value"]) for row in rows]
+    return [value for value in found if value is not None]

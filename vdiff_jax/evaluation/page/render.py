@@ -1,0 +1,108 @@
+"""Fills the template of the page."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+from markupsafe import Markup
+
+from vdiff_jax.evaluation.page.content import Content, Point, Row
+from vdiff_jax.evaluation.page.ladder import Panel, finite, number, panels
+
+SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "page.js")
+MOST_POINTS = 400  # of a curve; a screen shows no more
+
+
+def render(content: Content) -> str:
+    """The page as text of HTML; of the same content always the same."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(columns=_columns, number=number, png=_png, words=_words)
+    ladder = panels(content.ladder, content.floors)
+    scripts = [_read(name) for name in SCRIPTS]
+    return environment.from_string(_read("template.html")).render(
+        page=content,
+        panels=ladder,
+        curves=_curves(ladder),
+        drawn=_drawn(content, ladder),
+        style=Markup(_read("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=[_hash(script) for script in scripts],
+        licences=Markup(_read("vendor/LICENSES")),
+    )
+
+
+def _read(name: str) -> str:
+    return (resources.files("vdiff_jax.evaluation.page") / name).read_text(
+        encoding="utf-8"
+    )
+
+
+def _hash(script: str) -> str:
+    """By which a browser knows the script from one that came in with the data."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return "sha256-" + base64.b64encode(digest).decode()
+
+
+def _drawn(content: Content, ladder: Sequence[Panel]) -> dict[str, Any]:
+    """What the script draws curves of."""
+    return {
+        "curves": _curves(ladder),
+        "panels": [
+            panel._asdict() | {"points": [point._asdict() for point in panel.points]}
+            for panel in ladder
+        ],
+        "losses": [
+            {
+                "name": loss.name,
+                "training": _thin(loss.training),
+                "held_out": _thin(loss.held_out),
+            }
+            for loss in content.losses
+        ],
+    }
+
+
+def _curves(ladder: Sequence[Panel]) -> list[str]:
+    """Names of all curves, so that each has one colour; those of students first."""
+    names = dict.fromkeys(curve for panel in ladder for curve in panel.curves)
+    return sorted(names, key=lambda name: not name.startswith("distilled"))
+
+
+def _thin(points: Sequence[Point]) -> list[tuple[int, float | None]]:
+    """Means of as many neighbours as leave few enough points."""
+    size = -(-len(points) // MOST_POINTS) or 1
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    return [
+        (group[-1][0], finite(np.mean([value for _, value in group])))
+        for group in groups
+    ]
+
+
+def _columns(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _png(picture: UInt8[np.ndarray, " h w c"]) -> str:
+    """The picture as a data URI."""
+    file = io.BytesIO()
+    one_channel = picture.shape[-1] == 1
+    image = PIL.Image.fromarray(picture[..., 0] if one_channel else picture)
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
