@@ -1,0 +1,108 @@
+"""Files of weights that other libraries wrote, as numpy arrays.
+
+Neither reader runs code from the file: torch's unpickler is restricted to tensors and
+plain containers, and the safetensors format holds nothing else.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+Tensors = dict[str, np.ndarray]
+
+
+def read(path: pathlib.Path) -> Tensors:
+    """Reads a state dict.
+
+    Args:
+      path: A `.pth` or `.pt` file of torch, with the state dict itself or with one
+        under "state_dict"; or a `.safetensors` file.
+
+    Returns:
+      Each tensor under its name in the file, in the layout of the file. Bfloat16, which
+      numpy does not have, becomes float32.
+
+    Raises:
+      ValueError: If there is no such file, its suffix is unknown, or it is damaged or
+        holds anything but tensors.
+    """
+    readers: dict[str, Callable[[pathlib.Path], Tensors]] = {
+        ".pth": _read_torch,
+        ".pt": _read_torch,
+        ".safetensors": _read_safetensors,
+    }
+    if path.suffix not in readers:
+        raise ValueError(
+            f"{path} is of no known kind; weights are read from {', '.join(readers)}."
+        )
+    _check_is_file(path)
+    return readers[path.suffix](path)
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits.
+
+    Raises:
+      ValueError: If there is no such file.
+    """
+    _check_is_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_torch(path: pathlib.Path) -> Tensors:
+    import torch  # here, because it takes seconds
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # of pickle, zipfile and torch, whose words mislead
+        raise _unreadable(path) from error
+    if isinstance(found, dict):
+        found = found.get("state_dict", found)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}, not a state dict. Save"
+            " `module.state_dict()`."
+        )
+    for name, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{name!r} in {path} is a {type(value).__name__}, not a tensor. Save"
+                " `module.state_dict()` alone, or under 'state_dict'."
+            )
+    tensors = {str(name): tensor.detach() for name, tensor in found.items()}
+    return {
+        name: (x.float() if x.dtype is torch.bfloat16 else x).numpy()
+        for name, x in tensors.items()
+    }
+
+
+def _read_safetensors(path: pathlib.Path) -> Tensors:
+    try:
+        found = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise _unreadable(path) from error
+    return {
+        # JAX's name: importing it teaches numpy the one that safetensors asks for.
+        name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
+        for name, x in found.items()
+    }
+
+
+def _check_is_file(path: pathlib.Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}. Fetch it, or give its place.")
+
+
+def _unreadable(path: pathlib.Path) -> ValueError:
+    return ValueError(
+        f"{path} is damaged, or holds more than tensors. Fetch it again; or, if you"
+        " trust it, load it with what wrote it and save its state dict alone."
+    )
