@@ -81,7 +81,11 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "warmup_steps": 50,
             },
             "sample": {"batch_size": 512},
-            "evaluate": {"reference_steps": 128, "num": 4096},
+            "evaluate": {
+                "reference_steps": 128,
+                "num": 2048,
+                "likelihood_num": 180,
+            },
         }
     )
     return config

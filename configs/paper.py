@@ -34,6 +34,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             "stage": stage,
             "seed": 0,
             "profile": 0,  # updates to trace; set by --profile
+            "wandb_project": "",  # also logs to Weights & Biases; needs the extra
             "model": {
                 "net": "unet",  # or your own, "package.module:make_net"
                 "output": "v",  # x, eps, v, both
@@ -116,16 +117,29 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "num": 64,
                 "seed": 0,
                 "batch_size": 64,
-                "sampler": "ddim",  # ddim, ancestral
-                "eta": 0.0,
-                "variance": "large",  # small, large, medium:F
-                "clip": True,
+                "labels": (),  # classes, in turn; (): all
+                "noise": "",  # an .npy of z_1 to start from
+                "sampler": "ddim",  # ddim, ancestral, dpmpp_2m, heun
+                "eta": 0.0,  # of ddim; 1 draws new noise in every step
+                "variance": "large",  # of ancestral: small, large, medium:F
+                "clip": True,  # x_hat to [-1, 1]
+                "clip_value": 0.0,  # > 0: x_hat and eps_hat to this instead
+                "trajectory": False,  # also what is passed through
+                "interpolate": 0,  # also so many pictures between two noises
             },
             "evaluate": {
                 "steps": (1, 2, 4, 8, 16),
                 "reference_steps": 1024,
-                "num": 50_000,
-                "seed": 0,
+                "samplers": ("ddim", "ancestral", "dpmpp_2m", "heun"),  # of the base
+                "num": 50_000,  # pictures of each seed
+                "seed": 0,  # and the next
+                "repeats": 3,  # so many seeds
+                "features": (),  # inception, classifier, pixels; (): all there are
+                "inception_weights": "",  # docs/evaluation.md tells where to get them
+                "reference_split": "train",
+                "reference_num": 50_000,  # real pictures, evenly spaced; 0: all
+                "reference_stats": "",  # published ones, an .npz of mu and sigma
+                "likelihood_num": 0,  # held-out pictures for bits/dim
             },
         }
     )

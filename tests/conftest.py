@@ -3,6 +3,8 @@ import pathlib
 import jax
 import pytest
 
+import launch
+import tiny
 from tests.faults.faults import Trial, prepare
 from tests.faults.runs import Lab
 
@@ -25,6 +27,15 @@ def strict_dtypes():
     """For mathematics: a float64 or an int that slips in is an error."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> pathlib.Path:
+    """A workdir with a base model and its students of 4, 2 and 1 steps."""
+    workdir = tmp_path_factory.mktemp("project")
+    launch.launch(tiny.config("train"), workdir)
+    launch.launch(tiny.config("distill"), workdir)
+    return workdir
 
 
 @pytest.fixture(scope="session")

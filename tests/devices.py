@@ -143,13 +143,14 @@ def under_pmap(bench):
 
 def pictures(bench, batch_size):
     """Pictures 0 to 47 of one seed, drawn in batches."""
-    sample = build.sampler(bench.config, bench.model)
+    sampler = build.sampler(bench.config, bench.model)
     params = parallel.put(bench.params(3), parallel.replicated(bench.mesh))
     made = []
     for first in range(0, 48, batch_size):
         index = np.arange(first, first + batch_size)
         index = parallel.put(index, parallel.split(bench.mesh))
-        made.append(np.asarray(sample(params, index, np.int32(4), np.int32(5))))
+        start = sampler.start(index, np.int32(5))
+        made.append(np.asarray(sampler.draw(params, start, np.int32(4))))
     return np.concatenate(made).ravel().tolist()
 
 

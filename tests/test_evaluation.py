@@ -2,76 +2,174 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.evaluation import report
-from vdiff_jax.evaluation.features import train_classifier
-from vdiff_jax.evaluation.frechet import Moments, frechet_distance, moments
+from vdiff_jax.evaluation import classifier, features, metrics, reference, report
+from vdiff_jax.evaluation.features import Features
+from vdiff_jax.evaluation.metrics import Ruler
 
 
-def _gaussian(mean, covariance):
-    return Moments(np.array(mean, float), np.array(covariance, float))
+def _normal(count, width=4, shift=0.0, seed=0):
+    drawn = np.random.default_rng(seed).normal(size=(count, width)) + shift
+    return drawn.astype(np.float32)
 
 
-def test_the_distance_of_two_gaussians_has_its_closed_form():
-    a = _gaussian([0.0, 1.0], [[4.0, 0.0], [0.0, 1.0]])
-    b = _gaussian([3.0, 1.0], [[1.0, 0.0], [0.0, 9.0]])
-    # Commuting covariances: |mean difference|^2 + sum of (std difference)^2.
-    assert frechet_distance(a, b) == pytest.approx(9 + (2 - 1) ** 2 + (1 - 3) ** 2)
-    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b))
-    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_the_distance_does_not_depend_on_the_axes():
-    rng = np.random.default_rng(0)
-    rotation, _ = np.linalg.qr(rng.normal(size=(5, 5)))
-    x, y = rng.normal(size=(2, 400, 5)) * [[[1.0]], [[2.0]]] + [[[0.0]], [[0.5]]]
-    plain = frechet_distance(moments(x), moments(y))
-    turned = frechet_distance(moments(x @ rotation), moments(y @ rotation))
-    assert turned == pytest.approx(plain, rel=1e-9)
-    assert plain == pytest.approx(5 * 0.25 + 5 * 1.0, rel=0.15)
-
-
-def test_a_singular_covariance_is_no_trouble():
-    flat = _gaussian([0.0, 0.0], [[1.0, 1.0], [1.0, 1.0]])
-    assert frechet_distance(flat, flat) == pytest.approx(0.0, abs=1e-7)
-
-
-def test_moments_of_one_example_are_refused():
-    with pytest.raises(ValueError, match="at least two"):
-        moments(np.zeros((1, 3)))
+def _features(count, shift=0.0, seed=0):
+    pooled = _normal(count, shift=shift, seed=seed)
+    return Features(pooled, pooled[:, :3] + 1.0, 5.0 * pooled)
 
 
 def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
     train, test = digits("train"), digits("test")
-    trained = train_classifier(train.images, train.labels, (test.images, test.labels))
+    held_out = test.images, test.labels
+    trained = classifier.train(train.images, train.labels, held_out)
     assert trained.accuracy > 0.95
-    again = train_classifier(train.images, train.labels, (test.images, test.labels))
-    features = trained.extract(test.images)
-    np.testing.assert_array_equal(features, again.extract(test.images))
+    assert (
+        classifier.train(train.images, train.labels, held_out).sha256 == trained.sha256
+    )
 
-    reference = moments(trained.extract(train.images))
-    near = frechet_distance(moments(features), reference)
+    known = features.of_classifier(trained)
+    ruler = Ruler(metrics.statistics(known.extract(train.images)), "classifier")
+    near = ruler.distance(known.extract(test.images))
     noise = np.random.default_rng(0).integers(0, 256, test.images.shape, np.uint8)
-    far = frechet_distance(moments(trained.extract(noise)), reference)
-    assert far > 20 * near
+    assert ruler.distance(known.extract(noise)) > 20 * near
 
 
 def test_unlabelled_data_have_no_classifier():
     images = np.zeros((4, 8, 8, 1), np.uint8)
+    labels = np.zeros(4, np.int32)
     with pytest.raises(ValueError, match="at least two classes"):
-        train_classifier(images, np.zeros(4, np.int32), (images, np.zeros(4, np.int32)))
+        classifier.train(images, labels, (images, labels))
+
+
+def test_features_do_not_depend_on_the_batch(monkeypatch):
+    images = digits("test").images[:37]
+    pixels = features.of_pixels()
+    whole = pixels.extract(images)
+    assert whole.pooled.shape == (37, 64)
+    assert whole.spatial is None
+    np.testing.assert_allclose(
+        whole.pooled, images.reshape(37, -1) / 127.5 - 1.0, atol=1e-6
+    )
+    monkeypatch.setattr(features, "BATCH_SIZE", 8)
+    np.testing.assert_array_equal(pixels.extract(images).pooled, whole.pooled)
+
+
+def test_large_pictures_are_averaged_to_16_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    found = features.of_pixels().extract(images).pooled
+    assert found.shape == (3, 16 * 16 * 3)
+    flat = np.full((1, 64, 64, 3), 51, np.uint8)
+    np.testing.assert_allclose(
+        features.of_pixels().extract(flat).pooled, -0.6, atol=1e-6
+    )
+    mean = images.mean(axis=(1, 2, 3)) / 127.5 - 1.0
+    np.testing.assert_allclose(found.mean(axis=1), mean, atol=5e-3)
+
+
+def test_only_inception_features_have_the_names_of_the_literature():
+    ruler = {
+        name: Ruler(metrics.statistics(_features(50)), name)
+        for name in ("inception", "pixels")
+    }
+    found = ruler["inception"].measure(_features(60, seed=1))
+    assert set(found) == {
+        "fid", "sfid", "kid", "precision", "recall", "density", "coverage",
+        "inception_score",
+    }  # fmt: skip
+    others = ruler["pixels"].measure(_features(60, seed=1))
+    assert all(name.endswith("_pixels") for name in others)
+    assert {"frechet_pixels", "score_pixels"} <= set(others)
+
+
+def test_the_same_pictures_are_at_no_distance_and_others_are():
+    real = _features(400)
+    ruler = Ruler(metrics.statistics(real), "inception")
+    same = {name: found.value for name, found in ruler.measure(real).items()}
+    assert same["fid"] == pytest.approx(0.0, abs=1e-6)
+    assert same["sfid"] == pytest.approx(0.0, abs=1e-6)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1.0
+    far = ruler.measure(_features(400, shift=2.0, seed=1))
+    assert far["fid"].value == pytest.approx(4 * 2.0**2, rel=0.05)
+    assert far["sfid"].value == pytest.approx(3 * 2.0**2, rel=0.05)
+    assert far["kid"].value > 1.0
+    assert far["precision"].value < 0.5
+
+
+def test_a_metric_of_few_pictures_says_so():
+    ruler = Ruler(metrics.statistics(_features(6000)), "inception")
+    few, many = ruler.measure(_features(20)), ruler.measure(_features(6000, seed=1))
+    assert all(found.warning for found in few.values())
+    assert not any(found.warning for found in many.values())
+
+
+def test_the_floor_is_between_random_halves():
+    # Sorted by class, as a folder is: its halves as they lie are far apart.
+    pooled = np.sort(_normal(2000, width=1), axis=0)
+    floor = metrics.floor(Features(pooled, None, None), "pixels")
+    assert floor["frechet_pixels"] < 0.02
+    assert floor["coverage_pixels"] > 0.9
+
+
+def test_pairs_are_taken_evenly(monkeypatch):
+    monkeypatch.setattr(metrics, "MOST_PAIRED", 100)
+    pooled = np.concatenate([_normal(200), _normal(200, shift=50.0)])
+    ruler = Ruler(metrics.statistics(Features(pooled, None, None)), "pixels")
+    near_both = np.concatenate([_normal(50, seed=1), _normal(50, shift=50.0, seed=2)])
+    found = ruler.measure(Features(near_both, None, None))
+    assert found["coverage_pixels"].value > 0.6
+
+
+def test_statistics_come_back_from_disk_and_only_for_the_same_pictures(tmp_path):
+    path, facts = tmp_path / "new" / "a.npz", {"split": "train", "num_images": 50}
+    kept = metrics.statistics(_features(50))
+    reference.save(path, kept, {"fid": 1.5}, facts)
+    found, floor = reference.load(path, dict(facts))
+    assert floor == {"fid": 1.5}
+    for name in ("pooled", "spatial"):
+        ours, theirs = getattr(found, name), getattr(kept, name)
+        assert ours.count == theirs.count
+        np.testing.assert_array_equal(ours.mean, theirs.mean)
+        np.testing.assert_array_equal(ours.scatter, theirs.scatter)
+    np.testing.assert_array_equal(found.features, kept.features)
+    with pytest.raises(ValueError, match=r"num_images: 50 there, 51 now"):
+        reference.load(path, {**facts, "num_images": 51})
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DamagedError, match="cannot be read"):
+        reference.load(path, facts)
+
+
+def test_published_statistics_are_taken_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    mu, root = rng.normal(size=2048), rng.normal(size=(2048, 8))
+    np.savez(tmp_path / "cifar10.npz", mu=mu, sigma=root @ root.T)
+    found = reference.published(tmp_path / "cifar10.npz")
+    np.testing.assert_array_equal(found.mean, mu)
+    np.testing.assert_array_equal(found.covariance, root @ root.T)
+
+
+def test_what_is_no_published_statistics_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    for content in ({"mu": np.zeros(2048)}, {"mu": np.zeros(3), "sigma": np.eye(3)}):
+        np.savez(path, **content)
+        with pytest.raises(ValueError, match=r"it should be an \.npz with mu \[2048\]"):
+            reference.published(path)
+    path.write_text("no zip")
+    with pytest.raises(ValueError, match="cannot be read"):
+        reference.published(path)
+
+
+def _row(model, sampler, steps, metric, value, spread=0.1):
+    return {
+        "model": model, "sampler": sampler, "steps": steps, "evaluations": steps,
+        "metric": metric, "value": value, "spread": spread, "num_images": 10, "seed": 0,
+        "seconds_per_image": 1e-3, "batch_size": 2, "device": "1 x cpu",
+    }  # fmt: skip
 
 
 def test_the_report_draws_its_pictures(tmp_path):
     rows = [
-        {
-            "model": kind,
-            "steps": steps,
-            "metric": "frechet_classifier",
-            "value": 1.0 / steps,
-            "num_images": 10,
-            "seconds_per_image": 1e-3,
-        }
+        _row(kind, "ddim", steps, "frechet_classifier", 1.0 / steps)
         for kind in ("base", "distilled")
         for steps in (1, 4)
     ]
@@ -82,4 +180,19 @@ def test_the_report_draws_its_pictures(tmp_path):
         picture = np.asarray(PIL.Image.open(tmp_path / name).convert("L"))
         assert picture.shape[0] > 100
         assert picture.std() > 10
-    assert "distilled      4     0.250       1.000" in report.table(rows)
+
+
+def test_the_table_has_a_line_for_each_candidate_and_a_column_for_each_metric():
+    rows = [
+        _row("base", "heun", 4, "fid", 12.345),
+        _row("base", "heun", 4, "kid", -0.01, spread=None),
+        _row("distilled", "ddim", 1, "fid", 2.0),
+        _row("distilled", "ddim", 1, "kid", 0.5),
+    ]
+    head, *lines = report.table(rows).splitlines()
+    assert head.split()[:5] == ["model", "sampler", "steps", "fid", "kid"]
+    assert " ".join(lines[0].split()) == "base heun 4 12.35 ± 0.1 -0.01 1.000"
+    assert " ".join(lines[1].split()) == "distilled ddim 1 2 ± 0.1 0.5 ± 0.1 1.000"
+    said = report.csv(rows).splitlines()
+    assert len(said) == 5
+    assert said[1].startswith("base,heun,4,4,fid,12.345,0.1,10,0,0.001")

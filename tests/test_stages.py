@@ -13,42 +13,15 @@ import PIL.Image
 import pytest
 
 import launch
-from configs import digits, folder
+import tiny
+from configs import folder
 from vdiff_jax import build, checkpoints
 from vdiff_jax.datasets.order import batch_indices
-from vdiff_jax.evaluation import features
 from vdiff_jax.stages import fit, replay
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
 
 pytestmark = pytest.mark.slow
-
-TINY = {
-    "model": {
-        "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4, "num_heads": 1,
-        "num_classes": 0,
-    },
-    "train": {
-        "steps": 6, "batch_size": 8, "warmup_steps": 0, "sample_steps": 2,
-        "steps_per_call": 2, "checkpoint_every_steps": 2, "log_every_steps": 2,
-        "eval_every_steps": 4, "sample_every_steps": 4,
-    },
-    "distill": {
-        "start_steps": 8, "updates": "4, 1: 6", "batch_size": 8, "steps_per_call": 2,
-        "checkpoint_every_steps": 2, "log_every_steps": 2,
-        "eval_every_steps": 4, "sample_every_steps": 4,
-    },
-    "data": {"held_out": 16},
-    "sample": {"batch_size": 16, "num": 5, "steps": 2},
-    "evaluate": {"num": 24, "steps": (1, 2), "reference_steps": 8},
-}  # fmt: skip
-
-
-def _config(stage, **changes):
-    config = digits.get_config(stage)
-    config.update(TINY)
-    config.update(changes)
-    return config
 
 
 def _result(folder):
@@ -80,15 +53,6 @@ class _StopAt:
             return counted
 
         monkeypatch.setattr(build, "train_step", made)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A workdir with a base model and its students of 4, 2 and 1 steps."""
-    workdir = tmp_path_factory.mktemp("project")
-    launch.launch(_config("train"), workdir)
-    launch.launch(_config("distill"), workdir)
-    return workdir
 
 
 def test_training_leaves_what_the_design_says(project):
@@ -157,7 +121,7 @@ def test_only_the_last_finished_student_is_read_again(project, tmp_path, monkeyp
         "restore_ema",
         lambda folder, *rest: [read.append(folder), restore(folder, *rest)][1],
     )
-    launch.launch(_config("distill"), workdir)
+    launch.launch(tiny.config("distill"), workdir)
     assert read == [workdir / "distill" / "0002" / "checkpoints"]
     found = _result(workdir / "distill" / "0001")["params_sha256"]
     assert found == _result(project / "distill" / "0001")["params_sha256"]
@@ -173,11 +137,11 @@ def test_a_damaged_teacher_is_made_again_from_the_checkpoint_before(project, tmp
     for file in (student / "checkpoints" / "4" / "ema_params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(checkpoints.DamagedError, match="counts as unfinished"):
-        launch.launch(_config("distill"), workdir)
+        launch.launch(tiny.config("distill"), workdir)
     gc.collect()
     assert (student / "damaged" / "4").is_dir()
     assert not (student / "result.json").exists()
-    launch.launch(_config("distill"), workdir)
+    launch.launch(tiny.config("distill"), workdir)
     for place in ("distill/0002", "distill/0001"):
         found, expected = _result(workdir / place), _result(project / place)
         assert found["params_sha256"] == expected["params_sha256"]
@@ -190,7 +154,7 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
     path = workdir / "train" / "result.json"
     path.write_text(json.dumps({**_result(workdir / "train"), "params_sha256": "0"}))
     with pytest.raises(checkpoints.DamagedError, match=r"and result\.json says 0"):
-        launch.launch(_config("distill"), workdir)
+        launch.launch(tiny.config("distill"), workdir)
 
 
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
@@ -209,7 +173,7 @@ def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_pa
         "checkpoint_every_steps": 0, "checkpoint_every_minutes": 1e-9,
         "keep_checkpoints": 9,
     }  # fmt: skip
-    launch.launch(_config("train", train=by_the_clock, profile=2), tmp_path)
+    launch.launch(tiny.config("train", train=by_the_clock, profile=2), tmp_path)
     assert list((tmp_path / "train" / "profile").rglob("*.xplane.pb"))
     assert checkpoints.steps(tmp_path / "train" / "checkpoints") == [4, 6]
     found, expected = _result(tmp_path / "train"), _result(project / "train")
@@ -221,22 +185,22 @@ def test_a_second_run_in_a_workdir_is_refused_by_name(project):
         with pytest.raises(
             ValueError, match=rf"Another run is at work in .*pid {os.getpid()}"
         ):
-            launch.launch(_config("train"), project)
-        launch.launch(_config("sample"), project)  # pictures can be drawn meanwhile
-    launch.launch(_config("train"), project)
+            launch.launch(tiny.config("train"), project)
+        launch.launch(tiny.config("sample"), project)  # pictures can be drawn meanwhile
+    launch.launch(tiny.config("train"), project)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="Nothing can be written in"):
-        launch.launch(_config("train"), tmp_path / "file" / "run")
+        launch.launch(tiny.config("train"), tmp_path / "file" / "run")
 
 
 def test_a_finished_project_does_nothing_again(project, monkeypatch):
     _StopAt(monkeypatch, 1)
     before = _result(project / "distill" / "0001")
-    launch.launch(_config("train"), project)
-    launch.launch(_config("distill"), project)
+    launch.launch(tiny.config("train"), project)
+    launch.launch(tiny.config("distill"), project)
     assert _result(project / "distill" / "0001") == before
 
 
@@ -246,15 +210,15 @@ def test_an_interrupted_project_ends_as_one_never_stopped(
     with monkeypatch.context() as patch:
         _StopAt(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            launch.launch(_config("train"), tmp_path)
+            launch.launch(tiny.config("train"), tmp_path)
     assert checkpoints.latest_step(tmp_path / "train" / "checkpoints") in (2, 4)
-    launch.launch(_config("train"), tmp_path)
+    launch.launch(tiny.config("train"), tmp_path)
     with monkeypatch.context() as patch:
         _StopAt(patch, 4)  # the second call of the second student
         with pytest.raises(KeyboardInterrupt):
-            launch.launch(_config("distill"), tmp_path)
+            launch.launch(tiny.config("distill"), tmp_path)
     assert checkpoints.latest_step(tmp_path / "distill" / "0002" / "checkpoints") == 2
-    launch.launch(_config("distill"), tmp_path)
+    launch.launch(tiny.config("distill"), tmp_path)
 
     for place in ("train", "distill/0004", "distill/0002", "distill/0001"):
         found, expected = _result(tmp_path / place), _result(project / place)
@@ -267,7 +231,8 @@ def test_an_interrupted_project_ends_as_one_never_stopped(
 def test_a_run_fed_from_the_host_ends_as_one_whose_data_are_on_the_device(
     project, tmp_path, monkeypatch
 ):
-    config = _config("train", data={"on_device": "never", "held_out": 16, "workers": 1})
+    data = {"on_device": "never", "held_out": 16, "workers": 1}
+    config = tiny.config("train", data=data)
     with monkeypatch.context() as patch:
         _StopAt(patch, 3)
         with pytest.raises(KeyboardInterrupt):
@@ -280,56 +245,17 @@ def test_a_run_fed_from_the_host_ends_as_one_whose_data_are_on_the_device(
 
 def test_the_whole_ladder_compiles_its_step_once(project, tmp_path, monkeypatch):
     spy = _StopAt(monkeypatch, -1)
-    config = _config("distill", distill={"teacher": str(project / "train")})
+    config = tiny.config("distill", distill={"teacher": str(project / "train")})
     launch.launch(config, tmp_path)
     (step,) = spy.steps
     assert spy.calls == 7
     assert step._cache_size() == 1
 
 
-def test_evaluation_measures_base_and_students_from_the_same_noise(
-    project, monkeypatch, capsys
-):
-    monkeypatch.setattr(features, "NUM_UPDATES", 5)
-    launch.launch(_config("evaluate"), project)
-    rows = json.loads((project / "evaluate" / "ladder.json").read_text())
-    assert [(row["model"], row["steps"]) for row in rows] == [
-        ("distilled", 1), ("base", 1), ("distilled", 2), ("base", 2), ("base", 8)
-    ]  # fmt: skip
-    for row in rows:
-        assert set(row) == {
-            "model", "steps", "sampler", "metric", "value", "num_images", "seed",
-            "seconds_per_image",
-        }  # fmt: skip
-        assert row["metric"] == "frechet_classifier"
-        assert row["num_images"] == 24
-        assert row["value"] > 0
-    reference = json.loads((project / "evaluate" / "reference.json").read_text())
-    assert reference["num_images"] == 1617
-    assert reference["floor"] > 0
-    assert "floor" in capsys.readouterr().out
-    for name in ("ladder.png", "grid.png"):
-        with PIL.Image.open(project / "evaluate" / name) as picture:
-            assert picture.size[0] > 300
-
-
-def test_pictures_are_the_same_whatever_the_batch(project):
-    def drawn(batch_size):
-        sample = {"batch_size": batch_size, "steps": 2}
-        launch.launch(_config("sample", sample=sample), project)
-        paths = sorted((project / "sample").glob("[0-9]*.png"))
-        return np.stack([np.asarray(PIL.Image.open(path)) for path in paths])
-
-    large, small = drawn(16), drawn(2)
-    assert large.shape == (5, 8, 8)
-    assert np.abs(large.astype(int) - small).max() <= 1
-    assert (project / "sample" / "grid.png").exists()
-
-
 def test_a_class_conditional_model_goes_the_same_way(tmp_path):
-    config = _config("train", model={"num_classes": 10}, train={"steps": 2})
+    config = tiny.config("train", model={"num_classes": 10}, train={"steps": 2})
     launch.launch(config, tmp_path)
-    config = _config(
+    config = tiny.config(
         "distill",
         model={"num_classes": 10},
         distill={"start_steps": 2, "updates": "2", "weight": "min_snr:5"},
@@ -345,7 +271,7 @@ def test_the_template_for_a_folder_needs_its_three_fields_only(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
         PIL.Image.fromarray(pixels).save(path)
-    config = folder.get_config("train")
+    config = folder.gettiny.config("train")
     config.update(
         {
             "data": {"path": str(tmp_path / "pictures"), "image_size": 8},
@@ -354,7 +280,7 @@ def test_the_template_for_a_folder_needs_its_three_fields_only(tmp_path):
     )
     config.update(  # and less of everything
         {
-            "model": TINY["model"]
+            "model": tiny.TINY["model"]
             | {"num_classes": 2, "head_dim": 0, "multipliers": (1,)},
             "train": {"steps": 2, "batch_size": 8, "sample_steps": 2},
             "data": {"held_out": 8, "workers": 1},
@@ -382,7 +308,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
     sample = {"clip": False, "num": 30, "batch_size": 30, "steps": 2}
     workdir = tmp_path / "workdir"
     for stage in ("train", "sample"):
-        launch.launch(_config(stage, data=data, sample=sample), workdir)
+        launch.launch(tiny.config(stage, data=data, sample=sample), workdir)
     # An untrained network predicts v = 0, so that x_hat = alpha z: of two DDIM steps
     # remains cos(pi / 4)^2 of the noise, here 5 * 0.5.
     drawn = np.load(workdir / "sample" / "latents.npz")["latents"]
@@ -391,9 +317,9 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
     with PIL.Image.open(workdir / "sample" / "grid.png") as grid:
         assert grid.mode == "RGB"
     with pytest.raises(ValueError, match="compares pictures, and these data are lat"):
-        launch.launch(_config("evaluate", data=data, sample=sample), workdir)
+        launch.launch(tiny.config("evaluate", data=data, sample=sample), workdir)
     with pytest.raises(ValueError, match=r"set sample\.clip=False"):
-        launch.launch(_config("train", data=data), tmp_path / "other")
+        launch.launch(tiny.config("train", data=data), tmp_path / "other")
 
 
 class _OwnNet(nn.Module):
@@ -411,14 +337,15 @@ def make_own_net(out_channels, num_classes):
 
 
 def test_a_network_of_the_users_own_trains(tmp_path):
-    config = _config("train", model={"net": "test_stages:make_own_net"})
+    config = tiny.config("train", model={"net": "test_stages:make_own_net"})
     launch.launch(config, tmp_path)
     assert _result(tmp_path / "train")["parameters"] == 2
 
 
 def test_a_workdir_of_another_config_is_refused_by_field(project):
     before = (project / "config.json").read_text()
-    other = _config("train", seed=3, train={"learning_rate": 0.5, "log_every_steps": 1})
+    changed = {"learning_rate": 0.5, "log_every_steps": 1}
+    other = tiny.config("train", seed=3, train=changed)
     with pytest.raises(ValueError, match=r"seed: 0 there, 3 now") as error:
         launch.launch(other, project)
     assert "train.learning_rate: 0.001 there, 0.5 now" in str(error.value)
@@ -428,27 +355,20 @@ def test_a_workdir_of_another_config_is_refused_by_field(project):
 
 def test_a_missing_teacher_is_never_replaced(tmp_path):
     with pytest.raises(ValueError, match="No finished teacher"):
-        launch.launch(_config("distill"), tmp_path)
+        launch.launch(tiny.config("distill"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_teacher_of_another_architecture_is_refused(project, tmp_path):
-    config = _config(
+    config = tiny.config(
         "distill", model={"channels": 16}, distill={"teacher": str(project / "train")}
     )
     with pytest.raises(ValueError, match="of another architecture"):
         launch.launch(config, tmp_path)
 
 
-def test_a_student_that_was_not_trained_cannot_be_sampled(project):
-    with pytest.raises(ValueError, match="No finished distilled model"):
-        launch.launch(
-            _config("sample", sample={"model": "distilled", "steps": 64}), project
-        )
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
-    config = _config("train", train={"learning_rate": 1e30})
+    config = tiny.config("train", train={"learning_rate": 1e30})
     with pytest.raises(NonFiniteError, match=r"train: loss is (nan|inf) at step 2"):
         launch.launch(config, tmp_path)
     assert not (tmp_path / "train" / "result.json").exists()
@@ -458,7 +378,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
 
 
 def test_a_step_that_went_wrong_can_be_replayed(tmp_path, capsys):
-    config = _config(
+    config = tiny.config(
         "train",
         train={"learning_rate": 1e30},
         model={"net": "test_stages:make_own_net"},
@@ -481,12 +401,12 @@ def test_a_step_of_the_student_under_way_can_be_replayed(project, tmp_path, caps
     workdir = tmp_path / "copy"
     shutil.copytree(project, workdir)
     (workdir / "distill" / "0001" / "result.json").unlink()
-    replay.run(_config("distill"), workdir, 3)
+    replay.run(tiny.config("distill"), workdir, 3)
     assert "distill 2 -> 1, step 3:\nLoss and gradient" in capsys.readouterr().out
 
 
 def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):
-    config = _config("train", train={"learning_rate": 1e30, "on_nonfinite": "skip"})
+    config = tiny.config("train", train={"learning_rate": 1e30, "on_nonfinite": "skip"})
     launch.launch(config, tmp_path)
     result = _result(tmp_path / "train")
     assert result["step"] == 6

@@ -13,9 +13,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int
 
 from vdiff_jax import diffusion, losses, parallel, samplers, schedules, training
 from vdiff_jax.datasets import catalog, feeds
@@ -23,96 +22,13 @@ from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.distillation import distillation_loss
+from vdiff_jax.model import Model, Sampler
 from vdiff_jax.nets.layers import LogsnrInput
 from vdiff_jax.nets.unet import Level, UNet
-from vdiff_jax.types import Denoiser, Params, PerExample, Schedule
+from vdiff_jax.types import Params, PerExample, Schedule
 
 # An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
 Config: TypeAlias = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A network with all that is needed to use it as a denoiser.
-
-    Attributes:
-      net: flax module, (z_t, logsnr_t, label, train=) -> output.
-      output: What it predicts.
-      schedule: log-SNR of time.
-      image_shape: [height, width, channels] of the data.
-      num_classes: 0 for an unconditional model.
-      latent_scale: 0 if the data are pictures; else they are latents, and x is this
-        times them.
-    """
-
-    net: nn.Module
-    output: diffusion.Output
-    schedule: Schedule
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    latent_scale: float
-
-    def to_x(self, image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """What the model sees of the data, in model units."""
-        if self.latent_scale:
-            return self.latent_scale * image
-        return diffusion.from_pixels(image)
-
-    def from_x(self, x: Float[Array, " *shape"]) -> Num[Array, " *shape"]:
-        """The data that the model means: uint8 pixels, or latents before scaling."""
-        return x / self.latent_scale if self.latent_scale else diffusion.to_pixels(x)
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters."""
-        z_t = jnp.zeros((1, *self.image_shape))
-        label = jnp.zeros(1, jnp.int32) if self.num_classes else None
-        # In one program: run by themselves, its hundreds of operations take longer.
-        return jax.jit(self.net.init)(key, z_t, jnp.zeros(1), label)["params"]
-
-    def abstract_params(self) -> Params:
-        """Shapes of the parameters; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
-
-    def forward_flops(self) -> float:
-        """Floating-point operations of one pass of the network over one example."""
-        z_t = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        label = jax.ShapeDtypeStruct((1,), jnp.int32) if self.num_classes else None
-        one = jax.ShapeDtypeStruct((1,), jnp.float32)
-
-        def forward(params: Params, z_t: Array, logsnr_t: Array, label: Any) -> Any:
-            return self.net.apply({"params": params}, z_t, logsnr_t, label)
-
-        lowered = jax.jit(forward).lower(self.abstract_params(), z_t, one, label)
-        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
-
-    def num_parameters(self) -> int:
-        """How many numbers the network has."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
-
-    def denoiser(
-        self,
-        params: Params,
-        label: Array | np.ndarray | None,
-        *,
-        dropout: Array | None = None,
-        clip_at: float | None = None,
-    ) -> Denoiser:
-        """The network with these parameters; dropout is on if it gets a key."""
-        label = jnp.asarray(label) if self.num_classes else None
-
-        def net(z_t: Array, logsnr_t: PerExample) -> Array:
-            output = self.net.apply(
-                {"params": params},
-                z_t,
-                logsnr_t,
-                label,
-                train=dropout is not None,
-                rngs=None if dropout is None else {"dropout": dropout},
-            )
-            assert isinstance(output, jax.Array)
-            return output
-
-        return diffusion.denoiser(net, self.output, clip_at)
 
 
 def model(config: Config) -> Model:
@@ -199,7 +115,7 @@ def _unet(config: Config, out_channels: int) -> UNet:
 
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
-SamplerName = Literal["ddim", "ancestral"]
+SamplerName = Literal["ddim", "ancestral", "dpmpp_2m", "heun"]
 OnDevice = Literal["auto", "always", "never"]
 
 
@@ -235,16 +151,55 @@ def weight(name: str) -> losses.Weight:
     )
 
 
-def stepper(config: Config) -> samplers.Stepper:
-    """The sampler's step."""
+def sampler(config: Config, model: Model, name: str = "") -> Sampler:
+    """What draws pictures, as `sample` in the config says.
+
+    Args:
+      config: The whole config.
+      model: The network.
+      name: A sampler to take instead of the config's, deterministic if it is ddim.
+    """
     spec = config.sample
-    if _choice("sample.sampler", spec.sampler, SamplerName) == "ddim":
-        if not 0.0 <= spec.eta <= 1.0:
-            raise ValueError(f"sample.eta must be in [0, 1], got {spec.eta}.")
-        return partial(samplers.ddim_step, eta=spec.eta)
-    return partial(
-        samplers.ancestral_step, interpolation=variance_interpolation(spec.variance)
+    kind = _choice("sample.sampler", name or spec.sampler, SamplerName)
+    if not 0.0 <= spec.eta <= 1.0:
+        raise ValueError(f"sample.eta must be in [0, 1], got {spec.eta}.")
+    if spec.clip_value < 0:
+        raise ValueError(
+            f"sample.clip_value must not be negative, got {spec.clip_value}."
+        )
+    eta = 0.0 if name or kind != "ddim" else spec.eta
+    clip_at = spec.clip_value or (1.0 if spec.clip else None)
+    return Sampler(
+        model,
+        predictor=PREDICTORS[kind],
+        stepper=_ancestral if kind == "ancestral" else _Ddim(eta),
+        variance=variance_interpolation(spec.variance),
+        clip_at=clip_at,
+        clip_eps_at=spec.clip_value or None,
     )
+
+
+PREDICTORS: dict[str, samplers.Predictor] = {
+    "ddim": samplers.at_start,
+    "ancestral": samplers.at_start,
+    "dpmpp_2m": samplers.extrapolated,
+    "heun": samplers.at_both_ends,
+}
+
+
+def _ancestral(variance: Float[Array, ""]) -> samplers.Stepper:
+    return partial(samplers.ancestral_step, interpolation=variance)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ddim:
+    """Makes the DDIM stepper, which has no variance to choose."""
+
+    eta: float
+
+    def __call__(self, variance: Float[Array, ""]) -> samplers.Stepper:
+        del variance
+        return partial(samplers.ddim_step, eta=self.eta)
 
 
 def variance_interpolation(name: str) -> float:
@@ -370,45 +325,6 @@ def learning_rate(section: Config) -> training.LearningRate:
     return training.make_learning_rate(
         section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
     )
-
-
-Sampler = Callable[..., Num[Array, " batch height width channels"]]
-
-
-def sampler(config: Config, model: Model) -> Sampler:
-    """A compiled function (params, index, num_steps, seed) -> images, as in the data.
-
-    Image number i of a seed depends on no other image: its noise comes from
-    fold_in(key(seed), i) and its class is i modulo the number of classes. `num_steps`
-    is traced, so one compilation serves every step count.
-    """
-    take_step = stepper(config)
-    clip_at = 1.0 if config.sample.clip else None
-
-    @jax.jit
-    def sample(
-        params: Params,
-        index: Int[Array, " batch"],
-        num_steps: Int[Array, ""],
-        seed: Int[Array, ""],
-    ) -> Num[Array, " batch height width channels"]:
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(index)
-        # Steps use fold_in(key, i) with i >= 1.
-        z_1 = jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, 0), model.image_shape)
-        )(keys)
-        label = index % model.num_classes if model.num_classes else None
-        x = samplers.sample(
-            model.denoiser(params, label, clip_at=clip_at),
-            z_1,
-            schedule=model.schedule,
-            num_steps=num_steps,
-            stepper=take_step,
-            keys=keys,
-        )
-        return model.from_x(x)
-
-    return sample
 
 
 def source(config: Config, split: catalog.Split) -> Source:

@@ -128,7 +128,22 @@ def clip(
     return predict(x, z_t, logsnr_t, "x")
 
 
-def denoiser(net: Network, kind: Output, clip_at: float | None = None) -> Denoiser:
+def clip_eps(prediction: Prediction, logsnr_t: PerExample, limit: float) -> Prediction:
+    """Clips eps_hat to [-limit, limit] and leaves x_hat, which then disagree with z_t.
+
+    After `clip` with the same limit this makes DDIM the "clipped sampler" that is found
+    in some implementations of progressive distillation.
+    """
+    eps = jnp.clip(prediction.eps, -limit, limit)
+    return Prediction(prediction.x, eps, velocity(prediction.x, eps, logsnr_t))
+
+
+def denoiser(
+    net: Network,
+    kind: Output,
+    clip_at: float | None = None,
+    clip_eps_at: float | None = None,
+) -> Denoiser:
     """Adapts a network to a denoiser: the one place that knows its output kind.
 
     Args:
@@ -136,13 +151,16 @@ def denoiser(net: Network, kind: Output, clip_at: float | None = None) -> Denois
       kind: What that output is.
       clip_at: Limit for x_hat. None leaves it unclipped, as teachers and students
         are in training.
+      clip_eps_at: Limit for eps_hat, after that.
     """
 
     def denoise(z_t: Examples, logsnr_t: PerExample) -> Prediction:
         prediction = predict(net(z_t, logsnr_t), z_t, logsnr_t, kind)
-        if clip_at is None:
-            return prediction
-        return clip(prediction, z_t, logsnr_t, clip_at)
+        if clip_at is not None:
+            prediction = clip(prediction, z_t, logsnr_t, clip_at)
+        if clip_eps_at is not None:
+            prediction = clip_eps(prediction, logsnr_t, clip_eps_at)
+        return prediction
 
     return denoise
 

@@ -16,7 +16,7 @@ to z_1 at logsnr_min, has three terms:
 (3) is the limit of infinitely many steps, and the same for every schedule. With T
 steps, each of them delta in log-SNR, |eps - eps_hat|^2 is taken at the noisier end of
 each step, and counts expm1(delta) / delta times. Steps even in the time of the cosine
-schedule would bound nothing: the first of them alone holds nearly all of the SNR.
+schedule make a poor bound: the first of them alone holds nearly all of the SNR.
 
 The probability flow of Song et al. (2021), arXiv:2011.13456, obeys dz / dphi = v_hat in
 the angle phi = arctan(sigma / alpha), from data to noise. Hence
@@ -24,7 +24,7 @@ the angle phi = arctan(sigma / alpha), from data to noise. Hence
 (4)  log p(z_0) = log N(z_1; 0, I) + integral tr(dv_hat / dz) dphi
 
 By default logsnr_max is 13.3, and not the 20 of training: there the noise already is a
-sixth of a grey value, while (2)-(4) magnify an error of x_hat by up to 1 / sigma. A
+sixth of a grey value, while (3) and (4) magnify an error of x_hat by 1 / sigma. A
 denoiser that does not know that pixels are whole greys pays for greys it need not have
 told apart: where its density is smooth, the bound lies above it by 0.56 bits at 13.3,
 0.14 at 12.5 and 0.03 at 12. Denoisers are unclipped, and asked only for log-SNRs

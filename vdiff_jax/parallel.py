@@ -197,6 +197,11 @@ def put_rows(tree: Tree, sharding: NamedSharding, batch_size: int) -> Tree:
     return jax.tree.map(place, tree)
 
 
+def on_all_hosts(condition: bool) -> bool:
+    """Whether something holds on every host; all of them must ask, and wait."""
+    return not int(highest(int(not condition), make_mesh()))
+
+
 def highest(number: int, mesh: Mesh) -> Any:
     """The largest number that any host says; of many hosts, read it later.
 

@@ -3,11 +3,13 @@
 Of several hosts only one writes; the others call the same functions in vain.
 """
 
+import hashlib
+import importlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -19,7 +21,7 @@ from vdiff_jax import parallel
 
 
 class Records:
-    """Metrics of one run, to `metrics.jsonl`, to TensorBoard and to a progress bar."""
+    """Metrics of one run: in `metrics.jsonl`, on boards, and in a progress bar."""
 
     def __init__(
         self,
@@ -29,20 +31,25 @@ class Records:
         done: int,
         num_updates: int,
         batch_size: int,
+        wandb_project: str = "",
     ):
-        """Opens the files in `folder`, dropping what was logged beyond step `done`."""
+        """Opens the files in `folder`, dropping what was logged beyond step `done`.
+
+        Raises:
+          ValueError: If there is a `wandb_project`, and no wandb.
+        """
         self._metrics = folder / "metrics.jsonl"
         self._samples = folder / "samples"
         self._batch_size = batch_size
         self._folder, self._identity = folder, None
-        self._board = None
+        self._boards: list[Board] = []
         if parallel.is_main():
             folder.mkdir(parents=True, exist_ok=True)
             self._identity = _identity(folder)
             _drop_later_lines(self._metrics, done)
-            self._board = tensorboardX.SummaryWriter(
-                str(folder / "tensorboard"), purge_step=done + 1
-            )
+            self._boards.append(_TensorBoard(folder, done))
+            if wandb_project:
+                self._boards.append(_WeightsAndBiases(folder, wandb_project, name))
         self._bar = tqdm.tqdm(
             desc=name,
             initial=done * batch_size,
@@ -75,33 +82,95 @@ class Records:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one line of metrics."""
-        if self._board is None:
+        if not parallel.is_main():
             return
         self.check_folder()
         with self._metrics.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for board in self._boards:
+            board.scalars(step, values)
         if "loss" in values:
             self._bar.set_postfix(_shown(values), refresh=False)
 
     def grid(self, step: int, images: UInt8[np.ndarray, " n h w c"]) -> None:
         """Saves a square of samples as `samples/<step>.png`."""
-        if self._board is None:
+        if not parallel.is_main():
             return
         grid = tile(images, columns=int(np.ceil(np.sqrt(len(images)))))
         save_image(self._samples / f"{step:08d}.png", enlarge(grid))
-        self._board.add_image("samples", grid, step, dataformats="HWC")
+        for board in self._boards:
+            board.image(step, grid)
 
     def __enter__(self) -> "Records":
         """Nothing is opened that was not open."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Closes the bar and the TensorBoard file."""
+        """Closes the bar and the boards."""
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
+
+
+@runtime_checkable
+class Board(Protocol):
+    """Where else metrics and samples are shown."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows metrics."""
+        ...
+
+    def image(self, step: int, image: UInt8[np.ndarray, " height width c"]) -> None:
+        """Shows a grid of samples."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left."""
+        ...
+
+
+class _TensorBoard:
+    def __init__(self, folder: pathlib.Path, done: int):
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=done + 1
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, image: UInt8[np.ndarray, " height width c"]) -> None:
+        self._writer.add_image("samples", image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, folder: pathlib.Path, project: str, name: str):
+        try:
+            self._wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ValueError(
+                f"wandb_project={project!r} needs Weights & Biases: pip install"
+                " 'vdiff_jax[wandb]', or leave wandb_project empty."
+            ) from error
+        # The folder names the run, so that a resumed one goes on in the same.
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self._run = self._wandb.init(
+            project=project, name=name, id=identity, resume="allow", dir=str(folder)
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def image(self, step: int, image: UInt8[np.ndarray, " height width c"]) -> None:
+        # Pillow takes grey pictures without an axis of channels.
+        shown = image[..., 0] if image.shape[-1] == 1 else image
+        self._run.log({"samples": self._wandb.Image(shown)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int] | None:
@@ -191,12 +260,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Replaces a file at once."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file at once."""
     if not parallel.is_main():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -27,6 +27,7 @@ from vdiff_jax.types import (
     Keys,
     PerExample,
     Prediction,
+    Scalar,
     Schedule,
 )
 
@@ -86,7 +87,7 @@ def ddim_step(prediction: Prediction, step: Step, eta: float = 0.0) -> Examples:
 
 
 def ancestral_step(
-    prediction: Prediction, step: Step, interpolation: float = 1.0
+    prediction: Prediction, step: Step, interpolation: float | Scalar = 1.0
 ) -> Examples:
     """Draws z_s given z_t and x_hat.
 

@@ -4,7 +4,6 @@ They need no download and suit data that look nothing like ImageNet. The distanc
 them is called `frechet_classifier`; it is not FID, and compares only with itself.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,12 +13,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
+from vdiff_jax.checkpoints import params_sha256
 from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.types import Params
 
 NUM_UPDATES = 600
 BATCH_SIZE = 128
+SPATIAL_CHANNELS = 7  # as many as sFID takes of the Inception network
 
 
 class Classifier(nn.Module):
@@ -31,33 +32,55 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, " batch height width channels"]
-    ) -> tuple[Float[Array, " batch features"], Float[Array, " batch classes"]]:
-        """Returns features and class logits."""
+    ) -> tuple[
+        Float[Array, " batch features"],
+        Float[Array, " batch spatial"],
+        Float[Array, " batch classes"],
+    ]:
+        """Returns features, spatial features and class logits."""
         h = nn.relu(conv3x3(32, name="conv_in")(x))
         level = 0
         while h.shape[1] > 4:
             h = nn.avg_pool(h, (2, 2), strides=(2, 2))
             h = nn.relu(conv3x3(64, name=f"conv_{level}")(h))
             level += 1
+        spatial = h[..., :SPATIAL_CHANNELS].reshape(h.shape[0], -1)
         h = h.reshape(h.shape[0], -1)
         h = nn.relu(nn.Dense(self.num_features, name="features")(h))
-        return h, nn.Dense(self.num_classes, name="logits")(h)
+        return h, spatial, nn.Dense(self.num_classes, name="logits")(h)
 
 
-class TrainedClassifier(NamedTuple):
-    """A classifier after training."""
+class Trained(NamedTuple):
+    """A classifier after training.
 
-    extract: Callable[[UInt8[np.ndarray, " b h w c"]], Float[np.ndarray, " b features"]]
+    Attributes:
+      params: Of the network.
+      accuracy: On the held-out data.
+      sha256: Of the parameters.
+    """
+
+    params: Params
     accuracy: float
+    sha256: str
 
 
-def train_classifier(
+def apply(
+    params: Params, images: UInt8[Array, " batch height width channels"]
+) -> tuple[Array, Array, Array]:
+    """Features, 7 channels of the last convolution with their places, class logits."""
+    outputs: Any = Classifier(
+        num_classes=params["params"]["logits"]["bias"].size
+    ).apply(params, from_pixels(images))
+    return outputs
+
+
+def train(
     images: UInt8[np.ndarray, " examples height width channels"],
     labels: Int[np.ndarray, " examples"],
     held_out: tuple[np.ndarray, np.ndarray],
     *,
     seed: int = 0,
-) -> TrainedClassifier:
+) -> Trained:
     """Trains with a fixed seed: the same data give the same features.
 
     Args:
@@ -65,9 +88,6 @@ def train_classifier(
       labels: Their classes.
       held_out: Images and labels on which the accuracy is measured.
       seed: Of the initialisation and the order.
-
-    Returns:
-      The function from pixels to features, and the held-out accuracy.
 
     Raises:
       ValueError: If the images are all of one class.
@@ -78,18 +98,15 @@ def train_classifier(
             " one. Leave the evaluate stage out."
         )
     net = Classifier(num_classes=int(labels.max()) + 1)
-    params = net.init(jax.random.key(seed), from_pixels(jnp.asarray(images[:1])))
+    # On one device: the sums of a small network are not worth their communication.
+    params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, NUM_UPDATES))
     order = np.random.default_rng(seed).integers(
         len(images), size=(NUM_UPDATES, BATCH_SIZE)
     )
 
-    def apply(params: Params, x: Array) -> tuple[Array, Array]:
-        outputs: Any = net.apply(params, x)
-        return outputs
-
     def loss(params: Params, image: Array, target: Array) -> Array:
-        logits = apply(params, from_pixels(image))[1]
+        logits = apply(params, image)[2]
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
     @jax.jit
@@ -103,7 +120,11 @@ def train_classifier(
     opt_state = optimizer.init(params)
     for batch in order:
         params, opt_state = update(params, opt_state, images[batch], labels[batch])
-    classify = jax.jit(lambda image: apply(params, from_pixels(image)))
-    guesses = np.asarray(classify(held_out[0])[1]).argmax(axis=1)
-    accuracy = float((guesses == held_out[1]).mean())
-    return TrainedClassifier(lambda image: np.asarray(classify(image)[0]), accuracy)
+    guess = jax.jit(lambda image: apply(params, image)[2].argmax(axis=1))
+    parts = np.array_split(held_out[0], -(-len(held_out[0]) // 1024))
+    guesses = np.concatenate([np.asarray(guess(part)) for part in parts])
+    return Trained(
+        params=jax.tree.map(np.asarray, params),
+        accuracy=float((guesses == held_out[1]).mean()),
+        sha256=params_sha256(params),
+    )

@@ -1,48 +1,95 @@
-"""The Frechet distance between two sets of features, each taken as a Gaussian."""
+"""The Frechet distance between two sets of features, each taken as a Gaussian.
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (R C_b R)^1/2),    R = C_a^1/2
+
+is the squared 2-Wasserstein distance of two Gaussians (Dowson & Landau, 1982). It is
+called FID only on Inception features (Heusel et al., 2017, arXiv:1706.08500), which
+these need not be.
+
+Both roots are of symmetric matrices, by their eigenvalues, so they are real, and
+singular covariances have them too. Eigenvalues that rounding made negative count as
+zero.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from vdiff_jax.evaluation.moments import Moments
 
-class Moments(NamedTuple):
-    """Mean and covariance of a set of features, in float64."""
+
+class Rooted(NamedTuple):
+    """Moments made ready for many distances, with the root that all of them need.
+
+    Attributes:
+      mean: Of the features.
+      variance: The total, tr(C).
+      root: R, symmetric.
+      residual: |R R - C| / |C| in the Frobenius norm; 0 if C = 0, whose root is exact.
+    """
 
     mean: Float[np.ndarray, " features"]
-    covariance: Float[np.ndarray, " features features"]
+    variance: float
+    root: Float[np.ndarray, " features features"]
+    residual: float
 
 
-def moments(features: Float[np.ndarray, " examples features"]) -> Moments:
-    """Mean and unbiased covariance.
+class Frechet(NamedTuple):
+    """A distance, and how exact the root in it is.
+
+    Attributes:
+      value: Squared distance, at least 0.
+      residual: Of the reference's root: about 1e-14, unless the root has failed.
+    """
+
+    value: float
+    residual: float
+
+
+def with_root(moments: Moments) -> Rooted:
+    """Takes the root of the covariance: most of the work of a distance.
 
     Raises:
-      ValueError: If there are fewer than two examples.
+      ValueError: If the moments are of fewer than two examples.
     """
-    if len(features) < 2:
-        raise ValueError(f"Moments need at least two examples, got {len(features)}.")
-    features = features.astype(np.float64)
-    covariance = np.atleast_2d(np.cov(features, rowvar=False))
-    return Moments(features.mean(axis=0), covariance)
-
-
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2).
-
-    The squared 2-Wasserstein distance of two Gaussians (Dowson & Landau, 1982). It is
-    called FID only on Inception features (Heusel et al., 2017, arXiv:1706.08500), which
-    these need not be. The root is taken of a symmetric matrix, so it is real.
-    """
-    root = _square_root(a.covariance)
-    eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)
-    trace_of_root = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
-    difference = a.mean - b.mean
-    traces = np.trace(a.covariance) + np.trace(b.covariance)
-    return float(difference @ difference + traces - 2.0 * trace_of_root)
-
-
-def _square_root(
-    covariance: Float[np.ndarray, " features features"],
-) -> Float[np.ndarray, " features features"]:
+    covariance = moments.covariance
     eigenvalues, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
+    root = (vectors * np.sqrt(np.clip(eigenvalues, 0.0, None))) @ vectors.T
+    size = np.linalg.norm(covariance)
+    error = np.linalg.norm(root @ root - covariance)
+    return Rooted(
+        mean=moments.mean,
+        variance=float(np.trace(covariance)),
+        root=root,
+        residual=float(error / size) if size else 0.0,
+    )
+
+
+def frechet_distance(generated: Moments, reference: Rooted) -> Frechet:
+    """The distance above; which of the two is rooted makes no difference to it.
+
+    The value of two equal sets is rounding of either sign: up to about 1e-8 of the
+    total variance for each direction in which they do not vary. Below 0 it is returned
+    as 0.
+
+    Args:
+      generated: Moments of one set.
+      reference: Of the other: `with_root(moments)`.
+
+    Raises:
+      ValueError: If the moments are of fewer than two examples, or of other features.
+    """
+    if generated.mean.shape != reference.mean.shape:
+        raise ValueError(
+            f"Moments of {generated.mean.size} features cannot be compared with those"
+            f" of {reference.mean.size}. Take both from one extractor."
+        )
+    covariance = generated.covariance
+    product = reference.root @ covariance @ reference.root
+    eigenvalues = np.linalg.eigvalsh(product)
+    trace_of_root = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
+    difference = generated.mean - reference.mean
+    variances = np.trace(covariance) + reference.variance
+    value = float(difference @ difference + variances - 2.0 * trace_of_root)
+    return Frechet(max(value, 0.0), reference.residual)

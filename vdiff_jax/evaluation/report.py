@@ -1,5 +1,7 @@
 """Tables, figures and picture grids of an evaluation."""
 
+import csv as csv_format
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,45 +16,111 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 Row = dict[str, Any]
 
 
+# What of a row is in the CSV.
+COLUMNS = (
+    "model",
+    "sampler",
+    "steps",
+    "evaluations",
+    "metric",
+    "value",
+    "spread",
+    "num_images",
+    "seed",
+    "seconds_per_image",
+    "batch_size",
+    "device",
+)
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, one line each."""
-    lines = [f"{'model':>10} {'steps':>6} {'value':>9} {'ms / image':>11}"]
-    lines += [
-        f"{row['model']:>10} {row['steps']:>6} {row['value']:>9.3f}"
-        f" {1e3 * row['seconds_per_image']:>11.3f}"
-        for row in rows
+    """The rows as text: a line for each candidate, a column for each metric."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    lines = [
+        f"{'model':>10} {'sampler':>10} {'steps':>6}"
+        + "".join(f" {name:>{_width(name)}}" for name in metrics)
+        + f" {'ms / image':>11}"
     ]
+    for candidate in dict.fromkeys(_candidate(row) for row in rows):
+        found = {row["metric"]: row for row in rows if _candidate(row) == candidate}
+        model, sampler, steps = candidate
+        some = next(iter(found.values()))
+        lines.append(
+            f"{model:>10} {sampler:>10} {steps:>6}"
+            + "".join(f" {_value(found[name]):>{_width(name)}}" for name in metrics)
+            + f" {1e3 * some['seconds_per_image']:>11.3f}"
+        )
     return "\n".join(lines)
 
 
-def ladder_figure(path: pathlib.Path, rows: Sequence[Row], *, floor: float) -> None:
-    """Distance against steps, one curve for each kind of model.
+def _candidate(row: Row) -> tuple[str, str, int]:
+    return row["model"], row["sampler"], row["steps"]
+
+
+def _width(metric: str) -> int:
+    return max(len(metric), 17)
+
+
+def _value(row: Row) -> str:
+    if row["spread"] is None:
+        return f"{row['value']:.4g}"
+    return f"{row['value']:.4g} ± {row['spread']:.2g}"
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """The rows as comma-separated values."""
+    file = io.StringIO()
+    writer: Any = csv_format.DictWriter(
+        file, COLUMNS, extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+# Of each curve: colour, line, and its name.
+CURVES = {
+    ("distilled", "ddim"): ("C0", "o-", "distilled"),
+    ("base", "ddim"): ("C7", "o--", "base, DDIM"),
+    ("base", "ancestral"): ("C1", "s--", "base, ancestral"),
+    ("base", "dpmpp_2m"): ("C2", "^--", "base, DPM-Solver++(2M)"),
+    ("base", "heun"): ("C4", "v--", "base, Heun"),
+}
+
+
+def ladder_figure(
+    path: pathlib.Path, rows: Sequence[Row], *, floor: float | None
+) -> None:
+    """Distance against evaluations, one curve for each sampler, spread as a band.
 
     Args:
       path: The PNG to write.
-      rows: Rows of ladder.json.
+      rows: Rows of ladder.json, of one metric.
       floor: The distance between two halves of the data.
     """
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    looks = {
-        "base": ("C7", "o--", "base, DDIM"),
-        "distilled": ("C0", "o-", "distilled"),
-    }
-    for kind, (color, line, label) in looks.items():
+    for (model, sampler), (color, line, label) in CURVES.items():
         points = sorted(
-            (row["steps"], row["value"]) for row in rows if row["model"] == kind
+            (row["evaluations"], row["value"], row["spread"] or 0.0)
+            for row in rows
+            if (row["model"], row["sampler"]) == (model, sampler)
         )
         if points:
-            axes.plot(*zip(*points, strict=True), line, color=color, label=label)
-    axes.axhline(floor, color="C2", linestyle=":", label="half the data to the other")
+            x, y, spread = np.array(points).T
+            axes.plot(x, y, line, color=color, label=label, markersize=4)
+            low = np.maximum(y - spread, 0.5 * y)  # a band has no end at zero
+            axes.fill_between(x, low, y + spread, color=color, alpha=0.2, linewidth=0)
+    if floor:
+        axes.axhline(floor, color="C3", linestyle=":", label="half the data to half")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    steps = sorted({row["steps"] for row in rows})
-    axes.set_xticks(steps, [str(step) for step in steps])
+    ticks = sorted({row["steps"] for row in rows if row["sampler"] == "ddim"})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("network evaluations per image")
     axes.set_ylabel(f"{rows[0]['metric']} ({rows[0]['num_images']:,} images)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from vdiff_jax import build, checkpoints, schedules, training
 from vdiff_jax.build import Config
 from vdiff_jax.distillation import ladder
+from vdiff_jax.model import Model
 from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import Run, Tools, fit, make_tools
@@ -79,7 +80,7 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     raise ValueError(f"All students in {workdir}/distill are finished.")
 
 
-def _tools(config: Config, model: build.Model) -> Tools:
+def _tools(config: Config, model: Model) -> Tools:
     loss = build.distill_loss(config, model)
     # Two passes of the teacher, one of the student, and its gradient.
     return make_tools(config, config.distill, model, loss, loss, passes=5)

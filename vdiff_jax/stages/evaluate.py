@@ -1,24 +1,59 @@
-"""The ladder, measured: the base model and the students at each number of steps."""
+"""The ladder, measured: base and students, and what one would take instead of them."""
 
+import functools
+import hashlib
+import json
 import pathlib
-from typing import Any
+import shutil
+import statistics
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+import tqdm
 
-from vdiff_jax import build, parallel, schedules
+from vdiff_jax import build, parallel, samplers, schedules
 from vdiff_jax.build import Config
 from vdiff_jax.datasets.catalog import Split
-from vdiff_jax.datasets.loader import read_all
 from vdiff_jax.evaluation import report
-from vdiff_jax.evaluation.features import TrainedClassifier, train_classifier
-from vdiff_jax.evaluation.frechet import Moments, frechet_distance, moments
-from vdiff_jax.records import write_json
+from vdiff_jax.evaluation.metrics import Measured
+from vdiff_jax.model import Model
+from vdiff_jax.records import write_json, write_text
+from vdiff_jax.stages import page
 from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.draw import Drawn, draw, seconds_per_image, start_of_seed
+from vdiff_jax.stages.likelihood import measure_likelihood
 from vdiff_jax.stages.models import folder_of, load_params
-from vdiff_jax.stages.sample import Pictures, pictures
+from vdiff_jax.stages.references import Real, Reference, feature_sets, published
+from vdiff_jax.types import Params
 
-METRIC = "frechet_classifier"
+# The variance of the ancestral sampler is chosen among these, for each number of steps,
+# as in Salimans & Ho (2022), Sec. 5; on pictures that are not among those measured.
+VARIANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+TUNING_IMAGES = 1024
+TUNING_SEED = 1_000_000
+BATCHES_IN_A_PART = 16
+KEPT_PICTURES = 64
 GRID_COLUMNS = 12
+
+Row = dict[str, Any]
+
+
+class Candidate(NamedTuple):
+    """What is measured: a model, and how it is sampled."""
+
+    model: str
+    sampler: str
+    steps: int
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, for one picture."""
+        return samplers.evaluations(build.PREDICTORS[self.sampler], self.steps)
+
+    def __str__(self) -> str:
+        """For people and file names."""
+        return f"{self.model}-{self.sampler}-{self.steps:04d}"
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -28,120 +63,305 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
             "stage": "evaluate",
             "folder": str(workdir / "evaluate"),
             "models": [
-                {"model": kind, "steps": steps} for kind, steps in _candidates(config)
+                {"model": found.model, "sampler": found.sampler, "steps": found.steps}
+                for found in candidates(config)
             ],
             "num": config.evaluate.num,
+            "repeats": config.evaluate.repeats,
         }
     ]
 
 
 def run(config: Config, workdir: pathlib.Path) -> None:
-    """Measures every candidate from the same noise; writes table, figure and grid."""
-    spec = config.evaluate
-    candidates = [
-        (kind, steps, folder_of(workdir, kind, steps))
-        for kind, steps in _candidates(config)
-    ]
-    model = build.model(config)
+    """Measures all candidates from the same noise; writes tables, figures, the page."""
+    chosen = candidates(config)
+    for found in chosen:
+        folder_of(workdir, found.model, found.steps)
     places.claim(workdir, config, None)
-    out = workdir / "evaluate"
+    bench = _Bench(config, workdir)
+    rows: list[Row] = []
+    for found in chosen:
+        rows += bench.rows(found)
+        write_json(bench.out / "ladder.json", rows)
+    shutil.rmtree(bench.out / "parts", ignore_errors=True)
+    likelihood = measure_likelihood(config, bench.model, workdir)
+    _report(bench, rows)
+    page.write(config, workdir, rows, bench.references, bench.real, likelihood)
+    print(f"evaluate: see {bench.out}/report.html")
 
-    reference = _Reference(config)
-    write_json(out / "reference.json", reference.facts)
-    print(
-        "evaluate: the classifier is right on"
-        f" {reference.facts['classifier_accuracy']:.1%} of the held-out pictures;"
-        f" floor {reference.facts['floor']:.3f}: one half of the data to the other"
+
+def _report(bench: "_Bench", rows: list[Row]) -> None:
+    """Tables and figures."""
+    out, main = bench.out, bench.references[0]
+    print(report.table(rows))
+    write_text(out / "ladder.csv", report.csv(rows))
+    if not parallel.is_main():
+        return
+    metric = next(row["metric"] for row in rows)
+    shown = [row for row in rows if row["metric"] == metric]
+    report.ladder_figure(out / "ladder.png", shown, floor=main.floor.get(metric))
+    by_kind = [row for row in shown if row["sampler"] == "ddim"]
+    by_kind.sort(key=lambda row: (row["steps"], row["model"] == "base"))
+    report.comparison_grid(
+        out / "grid.png",
+        [np.load(bench.pictures_of(_of(row)))[:GRID_COLUMNS] for row in by_kind],
+        [f"{row['model']}, {row['steps']}" for row in by_kind],
     )
 
-    sampler = build.sampler(config, model)
-    rows, drawn = [], []
-    for kind, steps, folder in candidates:
-        made = pictures(
-            sampler,
-            load_params(model, folder),
-            num=spec.num,
-            num_steps=steps,
-            seed=spec.seed,
-            batch_size=config.sample.batch_size,
-            name=f"evaluate {kind}, {steps} steps",
-        )
-        rows.append(_row(config, kind, steps, reference.distance(made.images), made))
-        drawn.append(made.images[:GRID_COLUMNS])
-        write_json(out / "ladder.json", rows)
 
-    print(report.table(rows))
-    if parallel.is_main():
-        report.ladder_figure(out / "ladder.png", rows, floor=reference.facts["floor"])
-        labels = [f"{row['model']}, {row['steps']}" for row in rows]
-        report.comparison_grid(out / "grid.png", drawn, labels)
-    print(f"evaluate: see {out}/ladder.png and {out}/grid.png")
+def _of(row: Row) -> Candidate:
+    return Candidate(row["model"], row["sampler"], row["steps"])
 
 
-def _candidates(config: Config) -> list[tuple[str, int]]:
-    """(model, steps), the reference first, then base and student side by side."""
+def candidates(config: Config) -> list[Candidate]:
+    """The reference, the students, and the base at as many evaluations at most.
+
+    With one step all samplers are the same, so only ddim takes one.
+
+    Raises:
+      ValueError: If a number of steps is not allowed, or the data are latents.
+    """
     spec = config.evaluate
     if config.data.latent_scale:
         raise ValueError(
             "The evaluate stage compares pictures, and these data are latents"
             f" (data.latent_scale={config.data.latent_scale}): use the other stages."
         )
-    for steps in (*spec.steps, spec.reference_steps):
-        schedules.check_num_steps(build.schedule(config), steps)
-    pairs = [(kind, n) for n in sorted(spec.steps) for kind in ("distilled", "base")]
-    return [*pairs, ("base", spec.reference_steps)]
+    for field in ("num", "repeats"):
+        if spec[field] < 1:
+            raise ValueError(f"evaluate.{field} must be at least 1, got {spec[field]}.")
+    unknown = set(spec.samplers) - set(build.PREDICTORS)
+    if unknown:
+        raise ValueError(
+            f"evaluate.samplers has {sorted(unknown)}; choose from"
+            f" {tuple(build.PREDICTORS)}."
+        )
+    found = [Candidate("base", "ddim", spec.reference_steps)]
+    found += [Candidate("distilled", "ddim", steps) for steps in sorted(spec.steps)]
+    for sampler in spec.samplers:
+        for budget in sorted(spec.steps):
+            steps = (budget + 1) // 2 if sampler == "heun" else budget
+            if steps > 1 or sampler == "ddim":
+                found.append(Candidate("base", sampler, steps))
+    for candidate in found:
+        schedules.check_num_steps(build.schedule(config), candidate.steps)
+    return list(dict.fromkeys(found))
 
 
-def _row(
-    config: Config, kind: str, steps: int, value: float, made: Pictures
-) -> dict[str, Any]:
+class _Bench:
+    """All that measuring needs, made once.
+
+    Attributes:
+      out: The folder.
+      model: The network.
+      real: The pictures to measure against.
+      references: One for each set of features; the first is the one for figures.
+    """
+
+    def __init__(self, config: Config, workdir: pathlib.Path):
+        spec = config.evaluate
+        self._config, self._workdir = config, workdir
+        self.out = workdir / "evaluate"
+        path = self.out / "ladder.json"
+        self._before = json.loads(path.read_text()) if path.exists() else []
+        self.model: Model = build.model(config)
+        split = _split(spec.reference_split)
+        real = functools.cache(lambda split: Real(config, split, spec.reference_num))
+        self.real: Real = real(split)
+        folder = self.out / "reference"
+        self.references = [
+            Reference(made, self.real, folder)
+            for made in feature_sets(config, real, folder)
+        ]
+        self._published = published(config, self.references)
+        self._sampler = functools.cache(
+            lambda name: build.sampler(config, self.model, name)
+        )
+        self._params = functools.lru_cache(maxsize=1)(
+            lambda folder: load_params(self.model, folder)
+        )
+        facts = [{**made.facts, "floor": made.floor} for made in self.references]
+        write_json(self.out / "reference.json", facts)
+        for made in self.references:
+            (metric, value), *_ = made.floor.items()
+            print(
+                f"evaluate: {metric} to {made.facts['num_images']:,} real pictures; one"
+                f" half of these is at {value:.4g} from the other"
+            )
+
+    def rows(self, found: Candidate) -> list[Row]:
+        """The candidate's rows of the table, measured now or before."""
+        key = self._key(found)
+        known = [row for row in self._before if row.get("key") == key]
+        if parallel.on_all_hosts(bool(known) and self.pictures_of(found).exists()):
+            print(f"evaluate: {found} was measured before")
+            return known
+        params = self._params(folder_of(self._workdir, found.model, found.steps))
+        variance = self._variance(found, params)
+        drawn = [
+            self._drawn(found, params, variance, seed, key) for seed in self._seeds()
+        ]
+        if parallel.is_main():
+            self.pictures_of(found).parent.mkdir(parents=True, exist_ok=True)
+            np.save(self.pictures_of(found), drawn[0].images[:KEPT_PICTURES])
+        measured = [self._measure(images) for images, _ in drawn]
+        seconds = self._seconds_per_image(drawn)
+        return [
+            {
+                **found._asdict(),
+                "evaluations": found.evaluations,
+                "metric": metric,
+                **_summary([one[metric] for one in measured]),
+                "num_images": self._config.evaluate.num,
+                "seed": self._config.evaluate.seed,
+                "variance": variance,
+                "seconds_per_image": seconds,
+                "batch_size": self._config.sample.batch_size,
+                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "key": key,
+            }
+            for metric in measured[0]
+        ]
+
+    def pictures_of(self, found: Candidate) -> pathlib.Path:
+        """Where the first pictures of a candidate are kept."""
+        return self.out / "pictures" / f"{found}.npy"
+
+    def _key(self, found: Candidate) -> str:
+        """Changes with anything that changes the numbers."""
+        sample = {name: self._config.sample[name] for name in ("clip", "clip_value")}
+        spec = self._config.evaluate
+        folder = folder_of(self._workdir, found.model, found.steps)
+        said = {
+            "params": (places.result(folder) or {})["params_sha256"],
+            "candidate": found._asdict(),
+            "sample": sample,
+            "evaluate": [spec.seed, spec.repeats, spec.num],
+            "references": [made.facts for made in self.references],
+            "published": None if self._published is None else self._published.facts,
+        }
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+    def _seeds(self) -> range:
+        first = self._config.evaluate.seed
+        return range(first, first + self._config.evaluate.repeats)
+
+    def _drawn(
+        self,
+        found: Candidate,
+        params: Params,
+        variance: float | None,
+        seed: int,
+        key: str,
+    ) -> Drawn:
+        """The pictures of one seed, part by part; a part that is on disk is read."""
+        num, batch_size = self._config.evaluate.num, self._config.sample.batch_size
+        sampler = self._sampler(found.sampler)
+        folder, size = self.out / "parts" / key, batch_size * BATCHES_IN_A_PART
+        images, seconds = [], []
+        with _bar(f"evaluate {found}, seed {seed}", num) as bar:
+            for first in range(0, num, size):
+                path = folder / f"{seed}-{first:08d}.npz"
+                if parallel.on_all_hosts(path.exists()):
+                    part = _read(path)
+                    bar.update(len(part.images))
+                else:
+                    part = draw(
+                        sampler,
+                        params,
+                        range(first, min(first + size, num)),
+                        num_steps=found.steps,
+                        batch_size=batch_size,
+                        start_of=start_of_seed(sampler, seed),
+                        variance=variance,
+                        advance=bar.update,
+                    )
+                    _keep(path, part)
+                images.append(part.images)
+                seconds += part.seconds
+        return Drawn(np.concatenate(images), seconds)
+
+    def _seconds_per_image(self, drawn: list[Drawn]) -> float:
+        seconds = [second for one in drawn for second in one.seconds]
+        return seconds_per_image(seconds, self._config.sample.batch_size)
+
+    def _variance(self, found: Candidate, params: Params) -> float | None:
+        """The best of `VARIANCES` for the ancestral sampler, by the first reference."""
+        if found.sampler != "ancestral":
+            return None
+        sampler, reference = self._sampler(found.sampler), self.references[0]
+        distances = {}
+        for variance in VARIANCES:
+            with _bar(
+                f"tune {found}, variance medium:{variance}", TUNING_IMAGES
+            ) as bar:
+                images = draw(
+                    sampler,
+                    params,
+                    range(min(TUNING_IMAGES, self._config.evaluate.num)),
+                    num_steps=found.steps,
+                    batch_size=self._config.sample.batch_size,
+                    start_of=start_of_seed(sampler, TUNING_SEED),
+                    variance=variance,
+                    advance=bar.update,
+                ).images
+            distances[variance] = reference.ruler.distance(
+                reference.features.extract(images)
+            )
+        return min(distances, key=distances.__getitem__)
+
+    def _measure(self, images: np.ndarray) -> dict[str, Measured]:
+        """Every metric on every set of features."""
+        found: dict[str, Measured] = {}
+        for made in self.references:
+            features = made.features.extract(images)
+            found |= made.ruler.measure(features)
+            if made.features.name == "inception" and self._published is not None:
+                found |= self._published.measure(features)
+        return found
+
+
+def _summary(measured: list[Measured]) -> Row:
+    """Mean and spread over the seeds."""
+    values = [one.value for one in measured]
+    residuals = [one.residual for one in measured if one.residual is not None]
     return {
-        "model": kind,
-        "steps": steps,
-        "sampler": config.sample.sampler,
-        "metric": METRIC,
-        "value": value,
-        "num_images": len(made.images),
-        "seed": config.evaluate.seed,
-        "seconds_per_image": made.seconds_per_image,
+        "value": statistics.fmean(values),
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+        "warning": measured[0].warning,
+        "residual": max(residuals, default=None),
     }
 
 
-class _Reference:
-    """The training pictures as seen by a classifier trained on them."""
-
-    def __init__(self, config: Config):
-        images, labels = _everything(config, "train")
-        held_out = _everything(config, "test")
-        self._classifier: TrainedClassifier = train_classifier(images, labels, held_out)
-        features = self._features(images)
-        self._moments: Moments = moments(features)
-        # The order of the data is random already, but a user's may not be.
-        order = np.random.default_rng(0).permutation(len(features))
-        one, other = np.array_split(features[order], 2)
-        self.facts = {
-            "metric": METRIC,
-            "split": config.data.train_split,
-            "num_images": len(images),
-            "floor": frechet_distance(moments(one), moments(other)),
-            "classifier_accuracy": self._classifier.accuracy,
-        }
-
-    def distance(self, images: np.ndarray) -> float:
-        """From generated pictures to the training pictures."""
-        return frechet_distance(moments(self._features(images)), self._moments)
-
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [
-                self._classifier.extract(part)
-                for part in np.array_split(images, -(-len(images) // 1024))
-            ]
+def _split(name: str) -> Split:
+    if name not in ("train", "test"):
+        raise ValueError(
+            f"evaluate.reference_split={name!r} is unknown; choose train or test."
         )
+    return name
 
 
-def _everything(config: Config, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    spec = config.data
-    pictures = build.source(config, split)
-    everything = read_all(pictures, spec.workers, spec.worker_timeout)
-    return everything["image"], everything["label"]
+def _bar(name: str, total: int) -> tqdm.tqdm:
+    return tqdm.tqdm(
+        desc=name,
+        total=total,
+        unit=" images",
+        dynamic_ncols=True,
+        disable=not parallel.is_main(),
+    )
+
+
+def _keep(path: pathlib.Path, part: Drawn) -> None:
+    if not parallel.is_main():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, images=part.images, seconds=np.array(part.seconds))
+    temporary.replace(path)
+
+
+def _read(path: pathlib.Path) -> Drawn:
+    with np.load(path, allow_pickle=False) as file:
+        return Drawn(file["images"], file["seconds"].tolist())

@@ -21,6 +21,7 @@ from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.interrupts import InterruptedRunError, Interrupts
+from vdiff_jax.model import Model, Sampler
 from vdiff_jax.records import Records, to_show, write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.throughput import Profile, Throughput, peak_flops
@@ -62,7 +63,7 @@ class Tools:
     section: Config
     train_step: Callable[..., tuple[training.TrainState, training.Metrics]]
     eval_step: Callable[..., Any]
-    sampler: build.Sampler
+    sampler: Sampler
     optimizer: optax.GradientTransformation
     abstract_state: training.TrainState
     shardings: training.TrainState
@@ -102,7 +103,7 @@ class Run:
 def make_tools(
     config: Config,
     section: Config,
-    model: build.Model,
+    model: Model,
     loss: training.Loss,
     eval_loss: training.Loss,
     *,
@@ -206,6 +207,7 @@ def fit(tools: Tools, run: Run) -> Params:
                 done=int(state.step),
                 num_updates=run.num_updates,
                 batch_size=section.batch_size,
+                wandb_project=tools.config.wandb_project,
             ) as records,
         ):
             loop = _Loop(tools, run, manager, records, interrupts, info)
@@ -475,10 +477,9 @@ class _Loop:
         mesh = self._tools.mesh
         sharding = parallel.replicated(mesh) if 64 % mesh.size else parallel.split(mesh)
         index = parallel.put(np.arange(64), sharding)
-        steps = np.int32(self._run.sample_steps)
-        return parallel.fetch(
-            self._tools.sampler(ema_params, index, steps, np.int32(0))
-        )
+        sampler, steps = self._tools.sampler, np.int32(self._run.sample_steps)
+        start = sampler.start(index, np.int32(0))
+        return parallel.fetch(sampler.draw(ema_params, start, steps))
 
     def _held_out_loss(self, params: Params) -> float:
         losses = [

@@ -2,7 +2,8 @@
 
 import pathlib
 
-from vdiff_jax import build, checkpoints, parallel
+from vdiff_jax import checkpoints, parallel
+from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.types import Params
 
@@ -38,7 +39,7 @@ def folder_of(workdir: pathlib.Path, kind: str, num_steps: int) -> pathlib.Path:
 
 
 def load_params(
-    model: build.Model, folder: pathlib.Path, shardings: Params | None = None
+    model: Model, folder: pathlib.Path, shardings: Params | None = None
 ) -> Params:
     """The EMA parameters of a finished folder.
 

@@ -1,21 +1,26 @@
-"""Pictures from a trained model: one PNG each, and a grid."""
+"""Pictures from a trained model: one PNG each, a grid, and what they came from."""
 
 import pathlib
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Num
+from jax.sharding import NamedSharding
+from jaxtyping import Float, Num
 
 from vdiff_jax import build, parallel, schedules
 from vdiff_jax.build import Config
+from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.records import enlarge, save_image, tile, to_show
 from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.draw import draw
 from vdiff_jax.stages.models import folder_of, load_params
-from vdiff_jax.types import Params
+from vdiff_jax.stages.paths import interpolation, trajectory_sheet
 
 GRID = 64
+ROWS = 8  # of trajectories and interpolations
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -33,24 +38,48 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `sample.num` pictures of the model for `sample.steps` steps."""
-    _check(config)
+    model = _check(config)
     spec = config.sample
+    starts = _Starts(config, model)
     folder = folder_of(workdir, spec.model, spec.steps)
-    model = build.model(config)
     places.claim(workdir, config, None)
     params = load_params(model, folder)
     print(f"sample: {spec.num} pictures in {spec.steps} steps with {folder}")
 
-    images = pictures(
-        build.sampler(config, model),
-        params,
-        num=spec.num,
-        num_steps=spec.steps,
-        seed=spec.seed,
-        batch_size=spec.batch_size,
-        name="sample",
-    ).images
     out = workdir / "sample"
+    with tqdm.tqdm(
+        desc="sample",
+        total=spec.num,
+        unit=" images",
+        dynamic_ncols=True,
+        disable=not parallel.is_main(),
+    ) as bar:
+        images = draw(
+            starts.sampler,
+            params,
+            range(spec.num),
+            num_steps=spec.steps,
+            batch_size=spec.batch_size,
+            start_of=starts,
+            advance=bar.update,
+        ).images
+    _write(out, images)
+    if spec.trajectory:
+        start = starts.on_all(np.arange(min(ROWS, spec.num)))
+        path = starts.sampler.path(params, start, spec.steps)
+        sheet = trajectory_sheet(jax.tree.map(parallel.fetch, path))
+        save_image(out / "trajectory.png", enlarge(sheet))
+    if spec.interpolate:
+        ends = starts.on_all(np.arange(2 * ROWS))
+        frames = interpolation(
+            starts.sampler, params, ends, num_steps=spec.steps, frames=spec.interpolate
+        )
+        rows = to_show(frames.reshape(-1, *frames.shape[2:]))
+        save_image(out / "interpolation.png", enlarge(tile(rows, spec.interpolate)))
+    print(f"sample: see {out}/grid.png")
+
+
+def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
     if images.dtype == np.uint8:
         for i, image in enumerate(images):
             save_image(out / f"{i:06d}.png", image)
@@ -59,56 +88,83 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         np.savez(out / "latents.npz", latents=images)
     columns = int(np.ceil(np.sqrt(min(len(images), GRID))))
     save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
-    print(f"sample: see {out}/grid.png")
 
 
-class Pictures(NamedTuple):
-    """Pictures, and what one of them took.
+class _Starts:
+    """The start of picture number i as `sample` in the config says."""
 
-    Attributes:
-      images: All of them: uint8, or float32 latents.
-      seconds_per_image: Without the first batch, which compiles, if there are two.
-    """
+    def __init__(self, config: Config, model: Model):
+        spec = config.sample
+        self.sampler: Sampler = build.sampler(config, model)
+        self._seed = spec.seed
+        self._labels = _labels(spec.labels, model.num_classes)
+        self._noise = _noise(spec.noise, (spec.num, *model.image_shape))
+        self._mesh = parallel.make_mesh()
 
-    images: Num[np.ndarray, " n h w c"]
-    seconds_per_image: float
+    def __call__(self, index: np.ndarray) -> Start:
+        """Split over the devices."""
+        return self._start(index, parallel.split(self._mesh))
 
+    def on_all(self, index: np.ndarray) -> Start:
+        """Whole on every device, for any number of pictures."""
+        return self._start(index, parallel.replicated(self._mesh))
 
-def pictures(
-    sampler: build.Sampler,
-    params: Params,
-    *,
-    num: int,
-    num_steps: int,
-    seed: int,
-    batch_size: int,
-    name: str,
-) -> Pictures:
-    """Draws pictures number 0 .. num - 1 of a seed, batch by batch."""
-    mesh = parallel.make_mesh()
-    parallel.check_batch_size(batch_size, mesh)
-    split = parallel.split(mesh)
-    done, seconds = [], []
-    with tqdm.tqdm(
-        desc=name,
-        total=num,
-        unit=" images",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    ) as bar:
-        for first in range(0, num, batch_size):
-            began = time.monotonic()
-            index = parallel.put(np.arange(first, first + batch_size), split)
-            batch = sampler(params, index, np.int32(num_steps), np.int32(seed))
-            done.append(parallel.fetch(batch))
-            seconds.append(time.monotonic() - began)
-            bar.update(min(batch_size, num - first))
-    steady = seconds[1:] or seconds
-    return Pictures(
-        np.concatenate(done)[:num], sum(steady) / (len(steady) * batch_size)
-    )
+    def _start(self, index: np.ndarray, place: NamedSharding) -> Start:
+        start = self.sampler.start(parallel.put(index, place), np.int32(self._seed))
+        # Numbers beyond the last only fill up a batch.
+        if self._labels is not None:
+            label = jnp.asarray(self._labels[index % len(self._labels)])
+            start = start._replace(label=parallel.put(label, place))
+        if self._noise is not None:
+            z_1 = jnp.asarray(self._noise[index % len(self._noise)])
+            start = start._replace(z_1=parallel.put(z_1, place))
+        return start
 
 
-def _check(config: Config) -> None:
-    build.stepper(config)
-    schedules.check_num_steps(build.schedule(config), config.sample.steps)
+def _labels(labels: tuple[int, ...], num_classes: int) -> np.ndarray | None:
+    if not labels:
+        return None
+    if not num_classes:
+        raise ValueError(
+            f"sample.labels={labels}, but this model knows no classes"
+            " (model.num_classes=0): leave sample.labels out."
+        )
+    if not all(0 <= label < num_classes for label in labels):
+        raise ValueError(
+            f"sample.labels={labels} must be from 0 to {num_classes - 1}, the last of"
+            f" model.num_classes={num_classes}."
+        )
+    return np.asarray(labels, np.int32)
+
+
+def _noise(
+    path: str, shape: tuple[int, ...]
+) -> Float[np.ndarray, " n height width channels"] | None:
+    if not path:
+        return None
+    wanted = f"an .npy of z_1 of shape {shape}, standard normal"
+    try:
+        noise = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"sample.noise={path!r} cannot be read ({error}); it should be {wanted}."
+        ) from error
+    if not isinstance(noise, np.ndarray) or noise.shape != shape:
+        found = getattr(noise, "shape", "several arrays")
+        raise ValueError(
+            f"sample.noise={path!r} holds {found}; it should be {wanted}: sample.num"
+            " pictures of the data's size."
+        )
+    return noise.astype(np.float32)
+
+
+def _check(config: Config) -> Model:
+    model, spec = build.model(config), config.sample
+    build.sampler(config, model)
+    schedules.check_num_steps(model.schedule, spec.steps)
+    for field, least in (("num", 1), ("interpolate", 0)):
+        if spec[field] < least:
+            raise ValueError(
+                f"sample.{field} must be at least {least}, got {spec[field]}."
+            )
+    return model

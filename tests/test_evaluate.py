@@ -1,0 +1,210 @@
+"""The evaluate stage: the same numbers again, however it was stopped and shared out."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import launch
+import tiny
+from vdiff_jax.evaluation import classifier
+from vdiff_jax.stages import evaluate
+
+pytestmark = pytest.mark.slow
+
+CANDIDATES = [
+    ("base", "ddim", 8, 8), ("distilled", "ddim", 1, 1), ("distilled", "ddim", 2, 2),
+    ("base", "ddim", 1, 1), ("base", "ddim", 2, 2), ("base", "ancestral", 2, 2),
+    ("base", "dpmpp_2m", 2, 2),
+]  # fmt: skip
+
+
+def _rows(workdir):
+    return json.loads((workdir / "evaluate" / "ladder.json").read_text())
+
+
+def _numbers(workdir):
+    """What must not change: everything but the times, and who drew it."""
+    varies = ("seconds_per_image", "batch_size", "device")
+    return [{k: v for k, v in row.items() if k not in varies} for row in _rows(workdir)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    """A classifier of a few updates is enough here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "NUM_UPDATES", 5)
+        patch.setattr(evaluate, "TUNING_IMAGES", 16)
+        patch.setattr(evaluate, "BATCHES_IN_A_PART", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def measured(project, tmp_path_factory):
+    """The project after evaluation."""
+    workdir = shutil.copytree(project, tmp_path_factory.mktemp("measured") / "project")
+    launch.launch(tiny.config("evaluate"), workdir)
+    return workdir
+
+
+@pytest.fixture
+def workdir(measured, tmp_path):
+    """An evaluated project of one's own."""
+    return shutil.copytree(measured, tmp_path / "project")
+
+
+class _Draws:
+    """Counts the calls of `draw`, and fails at one of them."""
+
+    def __init__(self, patch, fail_at=0):
+        self.calls, draw = 0, evaluate.draw
+
+        def counted(*args, **kwargs):
+            self.calls += 1
+            if self.calls == fail_at:
+                raise KeyboardInterrupt
+            return draw(*args, **kwargs)
+
+        patch.setattr(evaluate, "draw", counted)
+
+
+def test_every_model_and_sampler_is_measured_by_every_metric(measured):
+    rows = _rows(measured)
+    names = list(dict.fromkeys(row["metric"] for row in rows))
+    assert names[0] == "frechet_classifier"
+    assert {"kid_classifier", "coverage_pixels", "score_classifier"} <= set(names)
+    assert len(names) == 8 + 6
+    assert not any("fid" in name or name == "kid" for name in names)
+    found = [
+        (row["model"], row["sampler"], row["steps"], row["evaluations"]) for row in rows
+    ]
+    assert found == [candidate for candidate in CANDIDATES for _ in names]
+    for row in rows:
+        assert row["num_images"] == 24
+        assert row["value"] == pytest.approx(np.mean(row["values"]))
+        assert row["spread"] == pytest.approx(np.std(row["values"], ddof=1))
+        assert len(row["values"]) == 2
+        assert row["warning"] is not None
+        assert row["seconds_per_image"] > 0
+        assert (row["variance"] in evaluate.VARIANCES) == (
+            row["sampler"] == "ancestral"
+        )
+        if "frechet" in row["metric"]:
+            assert row["value"] > 0
+            assert row["residual"] < 1e-9
+
+
+def test_one_step_is_worth_as_much_by_any_sampler_and_noise_is_shared(measured):
+    pictures = measured / "evaluate" / "pictures"
+    two = np.load(pictures / "base-dpmpp_2m-0002.npy")
+    # Its first step has no memory and its last needs none: it is DDIM.
+    difference = two.astype(int) - np.load(pictures / "base-ddim-0002.npy")
+    assert np.abs(difference).max() <= 1
+    assert len(two) == 24
+
+
+def test_tables_figures_and_the_page_are_there(measured):
+    out = measured / "evaluate"
+    with (out / "ladder.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(_rows(measured))
+    assert float(table[0]["value"]) == _rows(measured)[0]["value"]
+    for name in ("ladder.png", "grid.png"):
+        with PIL.Image.open(out / name) as picture:
+            assert picture.size[0] > 300
+    facts = json.loads((out / "reference.json").read_text())
+    assert [fact["features"] for fact in facts] == ["classifier", "pixels"]
+    assert facts[0]["num_images"] == 1617
+    assert facts[0]["floor"]["frechet_classifier"] > 0
+    page = (out / "report.html").read_text()
+    for what in ("frechet_classifier", "probability flow", "distilled, 1 step", "Heun"):
+        assert what in page or what == "Heun"
+    assert "http://" not in page.split("<main")[1].split("<script")[0]
+    assert not (out / "parts").exists()
+
+
+def test_the_likelihood_is_of_the_base_model_on_held_out_pictures(measured):
+    rows = json.loads((measured / "evaluate" / "likelihood.json").read_text())
+    assert len(rows) == 3
+    for row in rows:
+        assert row["model"] == "base"
+        assert row["split"] == "test"
+        assert row["num_images"] == 8
+        assert 0 < row["bits_per_dim"] < 20
+        assert row["standard_error"] > 0
+
+
+def test_what_was_measured_is_not_measured_again(workdir, monkeypatch):
+    draws = _Draws(monkeypatch)
+    before = _numbers(workdir)
+    launch.launch(tiny.config("evaluate"), workdir)
+    assert draws.calls == 0
+    assert _numbers(workdir) == before
+
+
+def test_only_what_changed_is_measured_again(workdir, monkeypatch):
+    before = _rows(workdir)
+    draws = _Draws(monkeypatch)
+    path = workdir / "evaluate" / "ladder.json"
+    rows = [{**row, "key": "other"} if row["steps"] == 8 else row for row in before]
+    path.write_text(json.dumps(rows))
+    launch.launch(tiny.config("evaluate"), workdir)
+    assert draws.calls == 2 * 2  # seeds, and parts of each
+    assert [row["values"] for row in _rows(workdir)] == [
+        row["values"] for row in before
+    ]
+
+
+def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
+    measured, project, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(project, tmp_path / "project")
+    with monkeypatch.context() as patch:
+        draws = _Draws(patch, fail_at=8)
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(tiny.config("evaluate"), workdir)
+    assert draws.calls == 8
+    with monkeypatch.context() as patch:
+        draws = _Draws(patch)
+        launch.launch(tiny.config("evaluate"), workdir)
+    whole = 4 * len(CANDIDATES) + len(evaluate.VARIANCES)
+    assert draws.calls == whole - 7
+    assert _numbers(workdir) == _numbers(measured)
+
+
+def test_the_batch_size_changes_no_number_beyond_rounding(measured, project, tmp_path):
+    workdir = shutil.copytree(project, tmp_path / "project")
+    sample = {"batch_size": 6}
+    launch.launch(tiny.config("evaluate", sample=sample), workdir)
+    for ours, theirs in zip(_rows(workdir), _rows(measured), strict=True):
+        assert ours["key"] == theirs["key"]
+        assert ours["value"] == pytest.approx(theirs["value"], rel=0.01, abs=0.05)
+
+
+def test_statistics_of_other_pictures_are_refused(workdir):
+    config = tiny.config("evaluate", evaluate={"reference_num": 1000})
+    with pytest.raises(
+        ValueError,
+        match=r"computed from something else \(.*num_images: 1617 there, 1000",
+    ):
+        launch.launch(config, workdir)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"features": ("inception",)}, "no FID: fetch https://.*inception_weights"),
+        ({"features": ("vgg",)}, r"evaluate\.features=\('vgg',\) is unknown"),
+        ({"samplers": ("euler",)}, r"evaluate\.samplers has \['euler'\]"),
+        ({"reference_split": "val"}, r"reference_split='val' is unknown"),
+        ({"repeats": 0}, r"evaluate\.repeats must be at least 1, got 0"),
+        ({"reference_stats": "x.npz"}, r"set evaluate\.inception_weights too"),
+        ({"inception_weights": "none.pth"}, "none.pth"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(workdir, spec, message):
+    with pytest.raises(ValueError, match=message):
+        launch.launch(tiny.config("evaluate", evaluate=spec), workdir)

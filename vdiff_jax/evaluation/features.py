@@ -1,0 +1,125 @@
+"""What pictures are compared by: sets of features, each with a name of its own.
+
+    inception    the network of FID; needs its weights, see `evaluation.inception`
+    classifier   a small network trained on the labelled data themselves
+    pixels       the pictures, averaged to at most 16 x 16 pixels
+
+Distances on different sets do not compare. Only those on Inception features have the
+names of the literature: FID, sFID, KID, Inception score.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from vdiff_jax import parallel
+from vdiff_jax.diffusion import from_pixels
+from vdiff_jax.evaluation import classifier, inception
+from vdiff_jax.types import Params
+
+LARGEST_PIXELS = 16
+BATCH_SIZE = 256
+
+
+class Features(NamedTuple):
+    """What the metrics are computed from; on the host, or in a compiled function.
+
+    Attributes:
+      pooled: [n, features], for all metrics but the next two.
+      spatial: [n, features] with the place in the picture, for the spatial Frechet
+        distance; None if the set has none.
+      logits: [n, classes], for the Inception score; None if the set has none.
+    """
+
+    pooled: Any
+    spatial: Any
+    logits: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """A set of features.
+
+    Attributes:
+      name: One of those above.
+      params: Of its network.
+      apply: (params, uint8 images) -> Features; pure.
+      facts: Where it is from, as JSON; equal facts mean equal features.
+    """
+
+    name: str
+    params: Params
+    apply: Callable[[Params, Array], Features]
+    facts: dict[str, Any]
+
+    def extract(
+        self, images: UInt8[np.ndarray, " n height width channels"]
+    ) -> Features:
+        """Features of pictures in float32, computed on all devices."""
+        mesh = parallel.make_mesh()
+        params = parallel.put(self.params, parallel.replicated(mesh))
+        batch_size = -(-min(BATCH_SIZE, len(images)) // mesh.size) * mesh.size
+        parts = []
+        for first in range(0, len(images), batch_size):
+            # The last batch is filled up from the start: one shape, compiled once.
+            index = np.arange(first, first + batch_size) % len(images)
+            batch = parallel.put(images[index], parallel.split(mesh))
+            parts.append(jax.tree.map(parallel.fetch, _run(self.apply, params, batch)))
+        whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        return jax.tree.map(lambda x: x[: len(images)], whole)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(
+    apply: Callable[[Params, Array], Features], params: Params, images: Array
+) -> Features:
+    return apply(params, images)
+
+
+def of_inception(path: pathlib.Path) -> FeatureSet:
+    """The network of FID, with weights from a file.
+
+    Raises:
+      ValueError: If the file is not that network's.
+    """
+    found = inception.load(path)
+    facts = {"weights": path.name, "sha256": found.sha256, "of_fid": found.known}
+    return FeatureSet("inception", found.params, _inception, facts)
+
+
+def _inception(params: Params, images: Array) -> Features:
+    found = inception.apply(params, images)
+    return Features(found.pool3, found.spatial, found.logits)
+
+
+def of_classifier(trained: classifier.Trained) -> FeatureSet:
+    """A classifier of the data."""
+    facts = {
+        "params_sha256": trained.sha256,
+        "held_out_accuracy": trained.accuracy,
+    }
+    return FeatureSet("classifier", trained.params, _classifier, facts)
+
+
+def _classifier(params: Params, images: Array) -> Features:
+    return Features(*classifier.apply(params, images))
+
+
+def of_pixels() -> FeatureSet:
+    """The pictures themselves, in [-1, 1]."""
+    facts = {"largest": LARGEST_PIXELS}
+    return FeatureSet("pixels", {}, _pixels, facts)
+
+
+def _pixels(params: Params, images: Array) -> Features:
+    del params
+    x = from_pixels(images)
+    height, width = (min(size, LARGEST_PIXELS) for size in x.shape[1:3])
+    x = jax.image.resize(x, (len(x), height, width, x.shape[3]), "linear")
+    return Features(x.reshape(len(x), -1), None, None)

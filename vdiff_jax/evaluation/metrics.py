@@ -1,0 +1,135 @@
+"""All metrics of one set of pictures against a reference, by their names."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from vdiff_jax.evaluation import enough
+from vdiff_jax.evaluation.features import Features
+from vdiff_jax.evaluation.frechet import Rooted, frechet_distance, with_root
+from vdiff_jax.evaluation.kernel import kernel_distance
+from vdiff_jax.evaluation.moments import Moments, moments
+from vdiff_jax.evaluation.neighbours import overlap
+from vdiff_jax.evaluation.scores import inception_score
+
+# Pairs of pictures are compared among so many: as published for precision and recall
+# with ImageNet models, and what takes seconds.
+MOST_PAIRED = 10_000
+# On Inception features metrics have the names of the literature, elsewhere others.
+OF_INCEPTION = {
+    "frechet": "fid",
+    "spatial_frechet": "sfid",
+    "score": "inception_score",
+    "kid": "kid",
+}
+OVERLAP = ("precision", "recall", "density", "coverage")
+
+
+def name(metric: str, feature_set: str) -> str:
+    """What a metric is called: `fid` is `frechet` on Inception features only."""
+    if feature_set == "inception":
+        return OF_INCEPTION.get(metric, metric)
+    return f"{metric}_{feature_set}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What is kept of the real pictures.
+
+    Attributes:
+      pooled: Moments of the features.
+      spatial: Moments of the spatial features; None if the set has none.
+      features: Those of every picture, in their order.
+    """
+
+    pooled: Moments
+    spatial: Moments | None
+    features: Float[np.ndarray, " n features"]
+
+
+def statistics(features: Features) -> Statistics:
+    """Keeps of real pictures what the metrics need."""
+    return Statistics(
+        pooled=moments(features.pooled),
+        spatial=None if features.spatial is None else moments(features.spatial),
+        features=features.pooled,
+    )
+
+
+def evenly(length: int, most: int) -> np.ndarray:
+    """At most so many indices, evenly spaced over 0 .. length - 1."""
+    return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
+
+
+class Measured(NamedTuple):
+    """The value of a metric.
+
+    Attributes:
+      value: The distance, share or score.
+      warning: Why it means little; None if it is of enough pictures.
+      residual: Of the matrix root in a Frechet distance; else None.
+    """
+
+    value: float
+    warning: str | None
+    residual: float | None = None
+
+
+class Ruler:
+    """Measures sets of pictures against one reference."""
+
+    def __init__(self, real: Statistics, feature_set: str):
+        """Takes the roots, which all distances share."""
+        self._count, self._set = real.pooled.count, feature_set
+        self._some = real.features[evenly(len(real.features), MOST_PAIRED)]
+        self._root = with_root(real.pooled)
+        self._spatial_root = None if real.spatial is None else with_root(real.spatial)
+
+    def distance(self, features: Features) -> float:
+        """The Frechet distance alone."""
+        return frechet_distance(moments(features.pooled), self._root).value
+
+    def measure(self, features: Features) -> dict[str, Measured]:
+        """Every metric that the features allow, by name."""
+        found = {"frechet": self._frechet(features.pooled, self._root)}
+        if self._spatial_root is not None:
+            found["spatial_frechet"] = self._frechet(
+                features.spatial, self._spatial_root
+            )
+        some = features.pooled[:MOST_PAIRED]
+        count = min(len(some), len(self._some))
+        found["kid"] = Measured(
+            kernel_distance(some, self._some),
+            enough.warning("kernel_distance", count, some.shape[1]),
+        )
+        shares = overlap(some, self._some)
+        warning = enough.warning("overlap", count, some.shape[1])
+        found |= {kind: Measured(getattr(shares, kind), warning) for kind in OVERLAP}
+        if features.logits is not None:
+            found["score"] = Measured(
+                inception_score(features.logits).mean,
+                enough.warning("inception_score", *features.logits.shape),
+            )
+        return {name(kind, self._set): value for kind, value in found.items()}
+
+    def _frechet(self, features: Any, root: Rooted) -> Measured:
+        distance = frechet_distance(moments(features), root)
+        few = min(len(features), self._count)
+        warning = enough.warning("frechet_distance", few, features.shape[1])
+        return Measured(distance.value, warning, distance.residual)
+
+
+def floor(features: Features, feature_set: str) -> dict[str, float]:
+    """Every metric of one half of the real pictures against the other.
+
+    The halves are random: a source may be sorted by class.
+    """
+    order = np.random.default_rng(0).permutation(len(features.pooled))
+    one, other = (
+        Features(*(None if part is None else part[half] for part in features))
+        for half in np.array_split(order, 2)
+    )
+    ruler = Ruler(statistics(one), feature_set)
+    return {kind: found.value for kind, found in ruler.measure(other).items()}

@@ -1,0 +1,80 @@
+"""Mean and covariance of features that come in parts, in float64."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+from vdiff_jax.evaluation.checks import check_finite
+
+CHUNK = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """What is kept of a set of features, wherever its examples are.
+
+    Attributes:
+      count: Number of examples.
+      mean: Their mean; zeros of none.
+      scatter: Sum over them of (x - mean)(x - mean)^T.
+    """
+
+    count: int
+    mean: Float[np.ndarray, " features"]
+    scatter: Float[np.ndarray, " features features"]
+
+    @property
+    def covariance(self) -> Float[np.ndarray, " features features"]:
+        """The unbiased covariance: scatter / (count - 1).
+
+        Raises:
+          ValueError: If there are fewer than two examples.
+        """
+        if self.count < 2:
+            raise ValueError(
+                f"A covariance needs at least two examples, got {self.count}."
+            )
+        return self.scatter / (self.count - 1)
+
+
+def moments(features: Float[np.ndarray, " examples features"]) -> Moments:
+    """Moments of any number of examples, also of none.
+
+    Only `CHUNK` examples at a time are copied to float64.
+
+    Raises:
+      ValueError: If a feature is not finite.
+    """
+    num_features = features.shape[1]
+    none = Moments(0, np.zeros(num_features), np.zeros((num_features, num_features)))
+    parts = (
+        _moments(features[start : start + CHUNK])
+        for start in range(0, len(features), CHUNK)
+    )
+    return functools.reduce(merge, parts, none)
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of the examples of both, exact up to rounding.
+
+        mean    = mean_a + (n_b / n) difference
+        scatter = S_a + S_b + (n_a n_b / n) difference difference^T
+
+    with n = n_a + n_b and difference = mean_b - mean_a (Chan, Golub & LeVeque, 1983).
+    No large sums are subtracted, so a mean far from zero costs no accuracy.
+    """
+    count = a.count + b.count
+    share = b.count / max(count, 1)
+    difference = b.mean - a.mean
+    between = a.count * share * np.outer(difference, difference)
+    return Moments(count, a.mean + share * difference, a.scatter + b.scatter + between)
+
+
+def _moments(part: Float[np.ndarray, " examples features"]) -> Moments:
+    check_finite(part)
+    part = part.astype(np.float64)
+    mean = part.mean(axis=0)
+    centred = part - mean
+    return Moments(len(part), mean, centred.T @ centred)

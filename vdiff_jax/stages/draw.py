@@ -1,0 +1,85 @@
+"""Draws many pictures, batch by batch, over all devices."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Num
+
+from vdiff_jax import parallel
+from vdiff_jax.model import Sampler, Start
+from vdiff_jax.types import Params
+
+
+class Drawn(NamedTuple):
+    """Pictures, and the time they took.
+
+    Attributes:
+      images: As in the data: uint8, or float32 latents.
+      seconds: Of each batch; the first includes compiling.
+    """
+
+    images: Num[np.ndarray, " n h w c"]
+    seconds: list[float]
+
+
+def seconds_per_image(seconds: list[float], batch_size: int) -> float:
+    """The median over batches, of which the first is left out if there are others."""
+    return float(np.median(seconds[1:] or seconds)) / batch_size
+
+
+def draw(
+    sampler: Sampler,
+    params: Params,
+    numbers: range,
+    *,
+    num_steps: int,
+    batch_size: int,
+    start_of: Callable[[np.ndarray], Start],
+    variance: float | None = None,
+    advance: Callable[[int], object] = lambda images: None,
+) -> Drawn:
+    """Draws the pictures with these numbers; one batch is fetched while the next runs.
+
+    Args:
+      sampler: See `build.sampler`.
+      params: Of the model.
+      numbers: Of the pictures.
+      num_steps: Of the sampler.
+      batch_size: Pictures drawn at once; the last batch is filled up with more.
+      start_of: The start of the pictures with the given numbers, over all devices.
+      variance: See `Sampler`.
+      advance: Is told how many pictures came in.
+
+    Raises:
+      ValueError: If the devices cannot share a batch.
+    """
+    parallel.check_batch_size(batch_size, parallel.make_mesh())
+    images, seconds = [], []
+    waiting: list[jax.Array] = []
+    began = time.monotonic()
+
+    def fetch() -> None:
+        nonlocal began
+        images.append(parallel.fetch(waiting.pop()))
+        seconds.append(time.monotonic() - began)
+        began = time.monotonic()
+        advance(min(batch_size, len(numbers) - batch_size * (len(seconds) - 1)))
+
+    options = {} if variance is None else {"variance": np.float32(variance)}
+    for first in range(numbers.start, numbers.stop, batch_size):
+        start = start_of(np.arange(first, first + batch_size))
+        batch = sampler.draw(params, start, np.int32(num_steps), **options)
+        if waiting:
+            fetch()
+        waiting.append(batch)
+    fetch()
+    return Drawn(np.concatenate(images)[: len(numbers)], seconds)
+
+
+def start_of_seed(sampler: Sampler, seed: int) -> Callable[[np.ndarray], Start]:
+    """The start of picture number i of a seed, for any i."""
+    split = parallel.split(parallel.make_mesh())
+    return lambda index: sampler.start(parallel.put(index, split), np.int32(seed))

@@ -1,0 +1,104 @@
+"""Bits per dimension of held-out pictures under the base model."""
+
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from jaxtyping import Array
+
+from vdiff_jax import likelihood, parallel
+from vdiff_jax.build import Config
+from vdiff_jax.model import Model
+from vdiff_jax.records import write_json
+from vdiff_jax.stages.models import folder_of, load_params
+from vdiff_jax.stages.references import Real
+from vdiff_jax.types import Params, PerExample
+
+# Above this log-SNR the noise is finer than the grey values: see `likelihood`.
+LARGEST_LOGSNR = 13.3
+DISCRETE_STEPS = 1000
+FLOW_STEPS = 32
+
+Row = dict[str, Any]
+
+
+def measure_likelihood(
+    config: Config, model: Model, workdir: pathlib.Path
+) -> list[Row]:
+    """Rows for `evaluate.likelihood_num` pictures; none if that is 0.
+
+    Only the base model has a likelihood: see `likelihood`.
+    """
+    num = config.evaluate.likelihood_num
+    if not num:
+        return []
+    real = Real(config, "test", num)
+    params = load_params(model, folder_of(workdir, "base", 1))
+    ends = {
+        "logsnr_min": float(model.schedule(jnp.float32(1.0))),
+        "logsnr_max": min(LARGEST_LOGSNR, float(model.schedule(jnp.float32(0.0)))),
+    }
+    estimates = {
+        "variational bound": partial(likelihood.variational_bits, **ends),
+        f"variational bound of {DISCRETE_STEPS} steps": partial(
+            likelihood.variational_bits, num_steps=DISCRETE_STEPS, **ends
+        ),
+        "probability flow": partial(likelihood.flow_bits, num_steps=FLOW_STEPS, **ends),
+    }
+    rows = []
+    for name, estimate in estimates.items():
+        bits = _bits(estimate, model, params, real, config.sample.batch_size, name)
+        rows.append(
+            {
+                "model": "base",
+                "estimate": name,
+                "bits_per_dim": float(bits.mean()),
+                "standard_error": float(bits.std() / np.sqrt(len(bits))),
+                "num_images": len(bits),
+                "split": "test",
+                **ends,
+            }
+        )
+        print(f"evaluate: {name}: {rows[-1]['bits_per_dim']:.4f} bits/dim")
+    write_json(workdir / "evaluate" / "likelihood.json", rows)
+    return rows
+
+
+def _bits(
+    estimate: Callable[..., PerExample],
+    model: Model,
+    params: Params,
+    real: Real,
+    batch_size: int,
+    name: str,
+) -> np.ndarray:
+    """One estimate for each picture."""
+
+    @jax.jit
+    def compiled(params: Params, image: Array, label: Array, key: Array) -> PerExample:
+        return estimate(model.denoiser(params, label), image, key)
+
+    images = real.everything["image"]
+    labels = real.everything.get("label", np.zeros(len(images), np.int32))
+    split = parallel.split(parallel.make_mesh())
+    done = []
+    for first in tqdm.trange(
+        0,
+        len(images),
+        batch_size,
+        desc=name,
+        unit=" batches",
+        dynamic_ncols=True,
+        disable=not parallel.is_main(),
+    ):
+        # The last batch is filled up from the start: one shape, compiled once.
+        index = np.arange(first, first + batch_size) % len(images)
+        key = jax.random.fold_in(jax.random.key(0), first)
+        batch = parallel.put((images[index], labels[index]), split)
+        done.append(parallel.fetch(compiled(params, *batch, key)))
+    return np.concatenate(done)[: len(images)]

@@ -1,0 +1,300 @@
+"""Gathers what a workdir holds, and draws a few pictures more, for report.html."""
+
+import json
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vdiff_jax import build, parallel
+from vdiff_jax.build import Config
+from vdiff_jax.evaluation import neighbours, page
+from vdiff_jax.evaluation.page import (
+    Content,
+    Frame,
+    Loss,
+    Neighbours,
+    Series,
+    Strip,
+    Trajectory,
+)
+from vdiff_jax.evaluation.page.ladder import SAMPLERS
+from vdiff_jax.model import Model, Start
+from vdiff_jax.records import write_text
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import folder_of, load_params
+from vdiff_jax.stages.paths import columns_of, interpolation
+from vdiff_jax.stages.references import Real, Reference
+from vdiff_jax.types import Params
+
+NOISES = 12  # in the strips
+PATHS = 4  # trajectories of each model
+BASE_STEPS, STUDENT_STEPS = 16, 4  # of trajectories
+ROWS = 4  # of interpolations
+FRAMES = 9
+SAMPLES = 8  # whose neighbours are looked for
+NEAREST = 3
+
+Row = dict[str, Any]
+
+
+def write(
+    config: Config,
+    workdir: pathlib.Path,
+    rows: Sequence[Row],
+    references: Sequence[Reference],
+    real: Real,
+    likelihood: Sequence[Row],
+) -> None:
+    """Writes `evaluate/report.html`.
+
+    Args:
+      config: The whole config.
+      workdir: The project's folder.
+      rows: Of ladder.json.
+      references: What they were measured by.
+      real: The pictures they were measured against.
+      likelihood: Of likelihood.json.
+    """
+    drawing, evaluate = _Drawing(config, workdir), workdir / "evaluate"
+    made_with = json.loads((workdir / "config.json").read_text())["config"]
+    runs = _runs(workdir)
+    content = Content(
+        title=f"{workdir.resolve().name}: base and distilled",
+        command=shlex.join(["python", *sys.argv]),
+        date=time.strftime("%Y-%m-%d"),
+        summary=_summary(drawing.model, rows),
+        series=_series(evaluate, rows),
+        ladder=[_shown(row) for row in rows],
+        floors={name: v for made in references for name, v in made.floor.items()},
+        provenance=_provenance(config, rows, references),
+        timing=_timing(rows),
+        trajectories=drawing.trajectories(),
+        interpolations=drawing.interpolations(),
+        neighbours=_neighbours(evaluate, rows, references[0], real),
+        likelihood=likelihood,
+        losses=[_loss(name, folder) for name, folder in runs],
+        costs=[_cost(name, folder, made_with) for name, folder in runs],
+        config=places.as_json(config),
+    )
+    write_text(workdir / "evaluate" / "report.html", page.render(content))
+
+
+def _runs(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+    """Name and folder of every finished run, in their order."""
+    students = sorted((workdir / "distill").glob("[0-9]*"), reverse=True)
+    named = [("base", places.train_folder(workdir))]
+    named += [(f"{int(folder.name)} steps", folder) for folder in students]
+    return [(name, folder) for name, folder in named if places.result(folder)]
+
+
+def _loss(name: str, folder: pathlib.Path) -> Loss:
+    points: dict[str, list[tuple[int, float]]] = {"loss": [], "held_out_loss": []}
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        said = json.loads(line)
+        for kind, found in points.items():
+            if kind in said:
+                found.append((said["step"], said[kind]))
+    return Loss(name=name, training=points["loss"], held_out=points["held_out_loss"])
+
+
+def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
+    result = places.result(folder) or {}
+    section = made_with["train" if name == "base" else "distill"]
+    return {
+        "run": name,
+        "updates": result["step"],
+        "images": result["step"] * section["batch_size"],
+        "seconds": result["seconds"],
+        "images_per_second": result["images_per_second"],
+        "held_out_loss": result.get("held_out_loss"),
+    }
+
+
+def _summary(model: Model, rows: Sequence[Row]) -> list[tuple[str, Any]]:
+    """What matters most: what a few steps of the students are worth."""
+    metric = rows[0]["metric"]
+    shown = [row for row in rows if row["metric"] == metric]
+    reference, students = shown[0], [r for r in shown if r["model"] == "distilled"]
+    best = min(students, key=lambda row: row["value"])
+    least = min(students, key=lambda row: row["steps"])
+    said = [
+        (f"{metric}, base in {reference['steps']} steps", reference["value"]),
+        (f"{metric}, distilled to {best['steps']}", best["value"]),
+    ]
+    if least is not best:
+        said.append((f"{metric}, distilled to {least['steps']}", least["value"]))
+    said.append(("parameters", model.num_parameters()))
+    return said
+
+
+def _name(row: Row) -> str:
+    if row["model"] == "distilled":
+        return "distilled"
+    return f"base, {SAMPLERS[row['sampler']]}"
+
+
+def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
+    """The kept pictures of every candidate, those of the students first."""
+    reference, metric = rows[0], rows[0]["metric"]
+    groups: dict[str, list[Row]] = {"distilled": [reference]}
+    for row in rows:
+        if row["metric"] == metric:
+            groups.setdefault(_name(row), []).append(row)
+    made = []
+    for name, group in groups.items():
+        frames = [
+            Frame(
+                label=f"{_name(row)}, {row['steps']} steps",
+                steps=row["steps"],
+                pictures=_pictures(evaluate, row)[:NOISES],
+            )
+            for row in sorted(group, key=lambda row: -row["steps"])
+        ]
+        made.append(Series(name=name, frames=frames))
+    return made
+
+
+def _pictures(evaluate: pathlib.Path, row: Row) -> np.ndarray:
+    name = f"{row['model']}-{row['sampler']}-{row['steps']:04d}.npy"
+    return np.load(evaluate / "pictures" / name)
+
+
+def _shown(row: Row) -> Row:
+    """What the page tells of a row."""
+    hidden = ("key", "residual", "batch_size", "device")
+    return {name: value for name, value in row.items() if name not in hidden}
+
+
+def _timing(rows: Sequence[Row]) -> list[Row]:
+    """One row for each candidate."""
+    metric = rows[0]["metric"]
+    return [
+        {
+            "model": row["model"],
+            "sampler": SAMPLERS[row["sampler"]],
+            "steps": row["steps"],
+            "evaluations": row["evaluations"],
+            "seconds_per_image": row["seconds_per_image"],
+            "images_per_second": 1.0 / row["seconds_per_image"],
+            "batch_size": row["batch_size"],
+            "device": row["device"],
+        }
+        for row in rows
+        if row["metric"] == metric
+    ]
+
+
+def _provenance(
+    config: Config, rows: Sequence[Row], references: Sequence[Reference]
+) -> list[tuple[str, Any]]:
+    """What was measured against what."""
+    facts = references[0].facts
+    sample, spec = config.sample, config.evaluate
+    clip = "no clipping"
+    if sample.clip_value:
+        clip = f"x_hat and eps_hat clipped to {sample.clip_value}"
+    elif sample.clip:
+        clip = "x_hat clipped to [-1, 1]"
+    said = [
+        (
+            "real pictures",
+            f"{facts['num_images']:,} of {facts['of']:,} of the {facts['split']} split"
+            f" of {facts['data']} (sample hash {facts['sha256_of_sample']})",
+        ),
+        (
+            "their size",
+            f"{facts['image_size']} x {facts['image_size']}, resized by"
+            f" {facts['resize']}, uint8",
+        ),
+        ("generated pictures", f"{spec.num:,} of each seed, uint8 by rounding"),
+        ("seeds", f"{spec.seed} to {spec.seed + spec.repeats - 1}, the same noise"),
+        ("sampling", clip),
+        ("worst residual of a matrix root", max(r["residual"] or 0.0 for r in rows)),
+    ]
+    for made in references:
+        details = ", ".join(f"{k} {v}" for k, v in made.features.facts.items())
+        said.append((f"{made.features.name} features", details))
+    return said
+
+
+def _neighbours(
+    evaluate: pathlib.Path, rows: Sequence[Row], reference: Reference, real: Real
+) -> Neighbours:
+    """The real pictures nearest to samples of the student of the fewest steps."""
+    students = [row for row in rows if row["model"] == "distilled"]
+    samples = _pictures(evaluate, min(students, key=lambda row: row["steps"]))[:SAMPLES]
+    features = reference.features.extract(samples).pooled
+    most = min(NEAREST, len(reference.all))
+    found = neighbours.nearest(features, reference.all, most)
+    nearest = [
+        np.stack([real.source[int(index)]["image"] for index in row])
+        for row in found.indices
+    ]
+    return Neighbours(
+        distance=f"Euclidean, of {reference.features.name} features",
+        samples=samples,
+        nearest=np.stack(nearest),
+        distances=found.distances,
+    )
+
+
+class _Drawing:
+    """Draws the pictures that measuring does not need."""
+
+    def __init__(self, config: Config, workdir: pathlib.Path):
+        self.model = build.model(config)
+        self._workdir = workdir
+        self._seed = config.evaluate.seed
+        self._students = sorted(int(steps) for steps in config.evaluate.steps)
+        self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
+        self._sampler = build.sampler(config, self.model, "ddim")
+
+    def _load(self, kind: str, steps: int) -> Params:
+        return load_params(self.model, folder_of(self._workdir, kind, steps))
+
+    def _start(self, num: int) -> Start:
+        place = parallel.replicated(parallel.make_mesh())
+        index = parallel.put(np.arange(num), place)
+        return self._sampler.start(index, np.int32(self._seed))
+
+    def trajectories(self) -> list[Trajectory]:
+        """Of the base, and of a student of a few steps."""
+        few = min(self._students, key=lambda steps: abs(steps - STUDENT_STEPS))
+        return [
+            self._trajectory("base", self._base_steps),
+            self._trajectory("distilled", few),
+        ]
+
+    def _trajectory(self, kind: str, steps: int) -> Trajectory:
+        params, start = self._load(kind, steps), self._start(PATHS)
+        path = self._sampler.path(params, start, steps)
+        shown = columns_of(steps)
+        z_t, x_hat = (parallel.fetch(part)[shown].swapaxes(0, 1) for part in path)
+        times = (steps - shown) / steps
+        return Trajectory(
+            label=f"{kind}, {steps} steps",
+            columns=[f"t = {time:.3g}" for time in times],
+            x_hat=x_hat,
+            z=z_t,
+        )
+
+    def interpolations(self) -> list[Strip]:
+        """Between noises, by the student of the fewest steps."""
+        steps = self._students[0]
+        rows = interpolation(
+            self._sampler,
+            self._load("distilled", steps),
+            self._start(2 * ROWS),
+            num_steps=steps,
+            frames=FRAMES,
+        )
+        return [
+            Strip(label=f"noise {2 * i} to {2 * i + 1}", pictures=row)
+            for i, row in enumerate(rows)
+        ]

@@ -1,0 +1,202 @@
+"""The real pictures of an evaluation, and what they are compared by."""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.serialization
+import numpy as np
+
+from vdiff_jax import build, parallel, weight_files
+from vdiff_jax.build import Config
+from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.datasets.loader import read_all
+from vdiff_jax.datasets.source import Part, Source
+from vdiff_jax.evaluation import classifier, features, inception, metrics, reference
+from vdiff_jax.evaluation.enough import warning
+from vdiff_jax.evaluation.features import Features, FeatureSet
+from vdiff_jax.evaluation.frechet import frechet_distance, with_root
+from vdiff_jax.evaluation.metrics import Measured, Ruler
+from vdiff_jax.evaluation.moments import moments
+from vdiff_jax.records import write_bytes
+
+# Pictures that stand for a whole split where its content is fingerprinted.
+SAMPLE = 256
+SETS = ("inception", "classifier", "pixels")
+
+
+class Real:
+    """The pictures that everything is measured against, read when they are needed."""
+
+    def __init__(self, config: Config, split: Split, most: int):
+        """Takes at most so many pictures of a split, evenly spaced; 0: all."""
+        self._config = config
+        whole = build.source(config, split)
+        index = metrics.evenly(len(whole), most or len(whole))
+        self.source: Source = Part(whole, index)
+        self.facts: dict[str, Any] = {
+            "data": config.data.name or config.data.source,
+            "split": split,
+            "num_images": len(index),
+            "of": len(whole),
+            "image_size": config.data.image_size,
+            "channels": config.data.channels,
+            "resize": config.data.resize,
+            "sha256_of_sample": _sample_sha256(self.source),
+        }
+
+    @functools.cached_property
+    def everything(self) -> dict[str, np.ndarray]:
+        """All pictures, and their labels if they have any."""
+        spec = self._config.data
+        return read_all(self.source, spec.workers, spec.worker_timeout)
+
+
+def _sample_sha256(source: Source) -> str:
+    """Hash of the pixels and labels of some pictures, evenly spaced."""
+    digest = hashlib.sha256()
+    for index in metrics.evenly(len(source), SAMPLE):
+        example = source[int(index)]
+        digest.update(np.ascontiguousarray(example["image"]).tobytes())
+        digest.update(str(example.get("label")).encode())
+    return digest.hexdigest()[:16]
+
+
+class Reference:
+    """Real pictures by one set of features.
+
+    Attributes:
+      features: The set.
+      ruler: Measures against the pictures.
+      floor: Every metric of one half of the pictures against the other.
+      facts: Where all this is from.
+      all: The features of every real picture.
+    """
+
+    def __init__(self, features: FeatureSet, real: Real, folder: pathlib.Path):
+        """Reads the statistics from `folder`, or makes them there.
+
+        Raises:
+          ValueError: If those in `folder` are of other pictures or other features.
+        """
+        self.features = features
+        self.facts = {**real.facts, "features": features.name, **features.facts}
+        path = folder / f"{features.name}-{real.facts['split']}.npz"
+        if parallel.on_all_hosts(path.exists()):
+            statistics, self.floor = reference.load(path, self.facts)
+        else:
+            found = features.extract(real.everything["image"])
+            statistics = metrics.statistics(found)
+            self.floor = metrics.floor(found, features.name)
+            if parallel.is_main():
+                reference.save(path, statistics, self.floor, self.facts)
+        self.ruler = Ruler(statistics, features.name)
+        self.all = statistics.features
+
+
+def feature_sets(
+    config: Config, real: Callable[[Split], Real], folder: pathlib.Path
+) -> list[FeatureSet]:
+    """The sets of `evaluate.features`, or all that can be had; says what cannot.
+
+    Args:
+      config: The whole config.
+      real: The pictures of a split.
+      folder: Where a classifier is kept.
+
+    Raises:
+      ValueError: If a set was named that cannot be had.
+    """
+    chosen = tuple(config.evaluate.features)
+    if not set(chosen) <= set(SETS):
+        raise ValueError(
+            f"evaluate.features={chosen} is unknown; choose from {SETS}, or leave it"
+            " empty for all that can be had."
+        )
+    makers = {
+        "inception": lambda: _inception(config),
+        "classifier": lambda: _classifier(real, folder),
+        "pixels": features.of_pixels,
+    }
+    made = []
+    for name in chosen or SETS:
+        try:
+            made.append(makers[name]())
+        except NotToBeHadError as error:
+            if chosen:
+                raise ValueError(str(error)) from error
+            print(f"evaluate: {error}")
+    return made
+
+
+class NotToBeHadError(Exception):
+    """These data, or this config, do not allow a set of features."""
+
+
+def _inception(config: Config) -> FeatureSet:
+    if config.data.channels not in (1, 3):
+        raise NotToBeHadError("no FID: these pictures are neither grey nor RGB.")
+    if not config.evaluate.inception_weights:
+        raise NotToBeHadError(
+            f"no FID: fetch {inception.WEIGHTS} and set evaluate.inception_weights to"
+            " where it lies. Distances on other features are not FID."
+        )
+    return features.of_inception(pathlib.Path(config.evaluate.inception_weights))
+
+
+def _classifier(real: Callable[[Split], Real], folder: pathlib.Path) -> FeatureSet:
+    """A classifier of the training split, read from `folder` or trained."""
+    train, test = real("train"), real("test")
+    made_of = f"{train.facts}{test.facts}{classifier.NUM_UPDATES}"
+    name = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+    path = folder / f"classifier-{name}.msgpack"
+    if parallel.on_all_hosts(path.exists()):
+        saved: Any = flax.serialization.msgpack_restore(path.read_bytes())
+        return features.of_classifier(classifier.Trained(**saved))
+    labels = train.everything.get("label")
+    if labels is None or labels.max() == labels.min():
+        raise NotToBeHadError("no classifier features: these data have no classes.")
+    print("evaluate: training a classifier on the data, for its features")
+    held_out = test.everything["image"], test.everything["label"]
+    made = classifier.train(train.everything["image"], labels, held_out)
+    write_bytes(path, flax.serialization.msgpack_serialize(made._asdict()))
+    return features.of_classifier(made)
+
+
+class Published:
+    """Statistics of Inception features that others made of pictures we do not have.
+
+    Attributes:
+      facts: The file.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Reads them; see `reference.published`."""
+        self._root = with_root(reference.published(path))
+        self._name = f"fid_to_{path.stem}"
+        self.facts = {"published": path.name, "sha256": weight_files.sha256(path)}
+
+    def measure(self, found: Features) -> dict[str, Measured]:
+        """FID to them, under a name that says so."""
+        distance = frechet_distance(moments(found.pooled), self._root)
+        few = warning("frechet_distance", len(found.pooled), found.pooled.shape[1])
+        return {self._name: Measured(distance.value, few, distance.residual)}
+
+
+def published(config: Config, references: list[Reference]) -> Published | None:
+    """What `evaluate.reference_stats` names.
+
+    Raises:
+      ValueError: If it is no such file, or there are no Inception features.
+    """
+    path = config.evaluate.reference_stats
+    if not path:
+        return None
+    if not any(made.features.name == "inception" for made in references):
+        raise ValueError(
+            f"evaluate.reference_stats={path!r} are of Inception features: set"
+            " evaluate.inception_weights too."
+        )
+    return Published(pathlib.Path(path))
