@@ -83,7 +83,8 @@ def get_config(stage: str = "all") -> ConfigDict:
             "sample": {"batch_size": 512},
             "evaluate": {
                 "reference_steps": 128,
-                "num": 2048,
+                "num": 1536,
+                "features": ("classifier",),
                 "likelihood_num": 180,
             },
         }

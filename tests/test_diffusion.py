@@ -119,3 +119,22 @@ def test_wrong_shapes_and_kinds_are_refused():
         diffusion.predict.__wrapped__(x, x, jnp.zeros(2), "noise")
     with pytest.raises(ValueError, match="one value per example"):
         diffusion.expand_like(jnp.zeros(3), x)
+
+
+def test_the_clipped_sampler_clips_both_estimates_and_leaves_them_in_disagreement():
+    z_t = jax.random.normal(jax.random.key(0), (len(LOGSNR), 4))
+    clipped = diffusion.denoiser(
+        lambda z_t, logsnr_t: 3.0 * jnp.sin(5.0 * z_t),
+        "x",
+        clip_at=1.2,
+        clip_eps_at=1.2,
+    )(z_t, LOGSNR)
+    for part in (clipped.x, clipped.eps):
+        assert float(jnp.abs(part).max()) == pytest.approx(1.2)
+    # v is what a step by x and eps turns by.
+    alpha, sigma = diffusion.alpha_sigma(diffusion.expand_like(LOGSNR, z_t))
+    rebuilt = alpha * clipped.x + sigma * clipped.eps
+    np.testing.assert_allclose(
+        alpha * rebuilt - sigma * clipped.v, clipped.x, atol=1e-5
+    )
+    assert float(jnp.abs(rebuilt - z_t).max()) > 0.1

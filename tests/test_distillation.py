@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import mixture
 from oracles import GaussianData
 from vdiff_jax import diffusion, losses, samplers, schedules
 from vdiff_jax.distillation import distillation_loss, ladder, two_step_target
@@ -209,3 +210,12 @@ def test_the_ladder_halves_to_the_last_step_inclusive():
 def test_a_ladder_that_does_not_halve_is_refused(start, end):
     with pytest.raises(ValueError, match=f"start_steps={start} does not arrive"):
         ladder(start, end)
+
+
+@pytest.mark.slow
+def test_a_student_beats_better_solvers_of_the_exact_flow_in_few_evaluations():
+    for row in mixture.table(updates=600, batch_size=256):
+        evaluations, of_student, *of_solvers = row.values()
+        if evaluations <= 8:
+            margin = 0.5 if evaluations <= 4 else 1.0
+            assert of_student < margin * min(of_solvers)

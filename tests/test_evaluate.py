@@ -75,7 +75,9 @@ def test_every_model_and_sampler_is_measured_by_every_metric(measured):
     rows = _rows(measured)
     names = list(dict.fromkeys(row["metric"] for row in rows))
     assert names[0] == "frechet_classifier"
-    assert {"kid_classifier", "coverage_pixels", "score_classifier"} <= set(names)
+    assert {"kernel_distance_classifier", "coverage_pixels", "score_classifier"} <= set(
+        names
+    )
     assert len(names) == 8 + 6
     assert not any("fid" in name or name == "kid" for name in names)
     found = [

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import PIL.Image
@@ -12,8 +13,15 @@ def _lines(folder):
     return [json.loads(line) for line in lines]
 
 
-def _open(folder, done=0):
-    return records.Records(folder, name="test", done=done, num_updates=10, batch_size=2)
+def _open(folder, done=0, wandb_project=""):
+    return records.Records(
+        folder,
+        name="test",
+        done=done,
+        num_updates=10,
+        batch_size=2,
+        wandb_project=wandb_project,
+    )
 
 
 def test_a_resumed_run_does_not_log_a_step_twice(tmp_path):
@@ -48,3 +56,26 @@ def test_json_is_replaced_whole(tmp_path):
     with pytest.raises(TypeError):
         records.write_json(path, {"x": object()})
     assert json.loads(path.read_text()) == {"x": 1}
+
+
+def test_metrics_and_samples_go_to_weights_and_biases_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    for done in (0, 2):  # a resumed run is the same run
+        with _open(tmp_path, done=done, wandb_project="digits") as log:
+            log.scalars(done + 2, {"loss": 0.5 + done})
+            log.grid(done + 2, images)
+    identities = set()
+    for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb"):
+        identities.add(path.stem)
+        content = path.read_bytes()
+        assert b"loss" in content
+        assert b"samples" in content
+    assert len(identities) == 1
+
+
+def test_weights_and_biases_must_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"pip install 'vdiff_jax\[wandb\]'"):
+        _open(tmp_path, wandb_project="digits")

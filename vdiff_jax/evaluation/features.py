@@ -89,7 +89,7 @@ def of_inception(path: pathlib.Path) -> FeatureSet:
       ValueError: If the file is not that network's.
     """
     found = inception.load(path)
-    facts = {"weights": path.name, "sha256": found.sha256, "of_fid": found.known}
+    facts = {"weights": path.name, "of_fid": found.known, "sha256": found.sha256}
     return FeatureSet("inception", found.params, _inception, facts)
 
 
@@ -101,8 +101,8 @@ def _inception(params: Params, images: Array) -> Features:
 def of_classifier(trained: classifier.Trained) -> FeatureSet:
     """A classifier of the data."""
     facts = {
-        "params_sha256": trained.sha256,
-        "held_out_accuracy": trained.accuracy,
+        "held_out_accuracy": round(trained.accuracy, 4),
+        "params_sha256": trained.sha256[:16],
     }
     return FeatureSet("classifier", trained.params, _classifier, facts)
 

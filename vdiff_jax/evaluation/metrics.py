@@ -22,7 +22,7 @@ OF_INCEPTION = {
     "frechet": "fid",
     "spatial_frechet": "sfid",
     "score": "inception_score",
-    "kid": "kid",
+    "kernel_distance": "kid",
 }
 OVERLAP = ("precision", "recall", "density", "coverage")
 
@@ -100,7 +100,7 @@ class Ruler:
             )
         some = features.pooled[:MOST_PAIRED]
         count = min(len(some), len(self._some))
-        found["kid"] = Measured(
+        found["kernel_distance"] = Measured(
             kernel_distance(some, self._some),
             enough.warning("kernel_distance", count, some.shape[1]),
         )

@@ -85,8 +85,9 @@ def _bits(
 
     images = real.everything["image"]
     labels = real.everything.get("label", np.zeros(len(images), np.int32))
-    split = parallel.split(parallel.make_mesh())
-    done = []
+    mesh = parallel.make_mesh()
+    batch_size = min(batch_size, -(-len(images) // mesh.size) * mesh.size)
+    split, done = parallel.split(mesh), []
     for first in tqdm.trange(
         0,
         len(images),

@@ -22,7 +22,7 @@ from vdiff_jax.evaluation.page import (
     Strip,
     Trajectory,
 )
-from vdiff_jax.evaluation.page.ladder import SAMPLERS
+from vdiff_jax.evaluation.page.ladder import SAMPLERS, metric_named
 from vdiff_jax.model import Model, Start
 from vdiff_jax.records import write_text
 from vdiff_jax.stages import workdir as places
@@ -33,6 +33,7 @@ from vdiff_jax.types import Params
 
 NOISES = 12  # in the strips
 PATHS = 4  # trajectories of each model
+COLUMNS = 12
 BASE_STEPS, STUDENT_STEPS = 16, 4  # of trajectories
 ROWS = 4  # of interpolations
 FRAMES = 9
@@ -88,7 +89,7 @@ def _runs(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     """Name and folder of every finished run, in their order."""
     students = sorted((workdir / "distill").glob("[0-9]*"), reverse=True)
     named = [("base", places.train_folder(workdir))]
-    named += [(f"{int(folder.name)} steps", folder) for folder in students]
+    named += [(_count(int(folder.name)), folder) for folder in students]
     return [(name, folder) for name, folder in named if places.result(folder)]
 
 
@@ -123,14 +124,19 @@ def _summary(model: Model, rows: Sequence[Row]) -> list[tuple[str, Any]]:
     reference, students = shown[0], [r for r in shown if r["model"] == "distilled"]
     best = min(students, key=lambda row: row["value"])
     least = min(students, key=lambda row: row["steps"])
+    label = metric_named(metric).label
     said = [
-        (f"{metric}, base in {reference['steps']} steps", reference["value"]),
-        (f"{metric}, distilled to {best['steps']}", best["value"]),
+        (f"{label}: base, {_count(reference['steps'])}", reference["value"]),
+        (f"{label}: distilled, {_count(best['steps'])}", best["value"]),
     ]
     if least is not best:
-        said.append((f"{metric}, distilled to {least['steps']}", least["value"]))
+        said.append((f"{label}: distilled, {_count(least['steps'])}", least["value"]))
     said.append(("parameters", model.num_parameters()))
     return said
+
+
+def _count(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
 
 
 def _name(row: Row) -> str:
@@ -150,7 +156,7 @@ def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
     for name, group in groups.items():
         frames = [
             Frame(
-                label=f"{_name(row)}, {row['steps']} steps",
+                label=f"{_name(row)}, {_count(row['steps'])}",
                 steps=row["steps"],
                 pictures=_pictures(evaluate, row)[:NOISES],
             )
@@ -218,7 +224,10 @@ def _provenance(
         ("worst residual of a matrix root", max(r["residual"] or 0.0 for r in rows)),
     ]
     for made in references:
-        details = ", ".join(f"{k} {v}" for k, v in made.features.facts.items())
+        details = ", ".join(
+            f"{name.replace('_', ' ')}: {value}"
+            for name, value in made.features.facts.items()
+        )
         said.append((f"{made.features.name} features", details))
     return said
 
@@ -274,11 +283,11 @@ class _Drawing:
     def _trajectory(self, kind: str, steps: int) -> Trajectory:
         params, start = self._load(kind, steps), self._start(PATHS)
         path = self._sampler.path(params, start, steps)
-        shown = columns_of(steps)
+        shown = columns_of(steps, most=COLUMNS)
         z_t, x_hat = (parallel.fetch(part)[shown].swapaxes(0, 1) for part in path)
         times = (steps - shown) / steps
         return Trajectory(
-            label=f"{kind}, {steps} steps",
+            label=f"{kind}, {_count(steps)}",
             columns=[f"t = {time:.3g}" for time in times],
             x_hat=x_hat,
             z=z_t,

@@ -20,9 +20,9 @@ def trajectory_sheet(path: Path) -> UInt8[np.ndarray, " height width c"]:
     return tile(to_show(rows.reshape(-1, *rows.shape[3:])), columns=len(shown))
 
 
-def columns_of(num_steps: int) -> np.ndarray:
-    """At most `COLUMNS` of the steps, the first and the last among them."""
-    return np.linspace(0, num_steps - 1, min(num_steps, COLUMNS)).round().astype(int)
+def columns_of(num_steps: int, most: int = COLUMNS) -> np.ndarray:
+    """At most so many of the steps, the first and the last among them."""
+    return np.linspace(0, num_steps - 1, min(num_steps, most)).round().astype(int)
 
 
 def interpolation(

@@ -36,6 +36,7 @@ METRICS = {
     "spatial_frechet": Metric("Spatial Fréchet distance", "lower", "log"),
     "score": Metric("Score", "higher", "linear"),
     "kid": Metric("KID", "lower", "linear"),
+    "kernel_distance": Metric("Kernel distance", "lower", "linear"),
     "precision": Metric("Precision", "higher", "unit"),
     "recall": Metric("Recall", "higher", "unit"),
     "density": Metric("Density", "higher", "unit"),
@@ -141,7 +142,7 @@ def finite(value: Any) -> float | None:
 
 
 def _panel(name: str, rows: Sequence[Row], floor: float | None) -> Panel:
-    metric = _metric(name)
+    metric = metric_named(name)
     floor = finite(floor)
     lowest = min(_values(rows) + ([] if floor is None else [floor]), default=0.0)
     scale = "linear" if metric.scale == "log" and lowest <= 0 else metric.scale
@@ -168,7 +169,7 @@ def _panel(name: str, rows: Sequence[Row], floor: float | None) -> Panel:
     )
 
 
-def _metric(name: str) -> Metric:
+def metric_named(name: str) -> Metric:
     """Of a name like "kid_classifier" what is known of "kid"."""
     for known, metric in METRICS.items():
         if f"{name}_".startswith(f"{known}_"):
