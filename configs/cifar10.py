@@ -13,7 +13,8 @@ Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except
 - Distillation anneals from 1e-4 as the paper's appendix is reported to; the published
   config has 5e-5.
 - The number of base updates is in neither; 800,000 is the number usually quoted.
-- Evaluation is on features of a classifier trained on the data: it is not FID.
+- Evaluation needs the weights of Inception for FID (docs/evaluation.md); without them
+  it is on features of a classifier trained on the data, and on pixels.
 
 Result: not yet run at this size. The paper reports FID 9.12, 4.51, 3.00 and 2.57 in 1,
 2, 4 and 8 steps.

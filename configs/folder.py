@@ -3,7 +3,7 @@ r"""A folder of your own pictures: copy this file, and change the three fields.
     cp configs/folder.py configs/mine.py
     python launch.py --config configs/mine.py:train --workdir runs/mine
 
-then :distill and :sample, and :evaluate if there are classes. As it stands:
+then :distill, :evaluate and :sample. As it stands:
 --config configs/folder.py. The folder holds JPEG, PNG or WebP files of any size, flat
 or with one sub-folder for each class; a square in the centre of each is resized. One
 picture in twenty is held out. Large files are read faster once they are prepared:

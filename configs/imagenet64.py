@@ -14,7 +14,8 @@ Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except
   --config.data.name=imagenet2012 does that as it reads; done once, by `python -m
   vdiff_jax.datasets.prepare`, it is read faster (docs/data.md).
 - The number of base updates is not in their code; 550,000 is the number usually quoted.
-- Evaluation is on features of a classifier trained on the data: it is not FID.
+- Evaluation needs the weights of Inception for FID (docs/evaluation.md); without them
+  it is on features of a classifier trained on the data, and on pixels.
 
 Result: not yet run at this size.
 """

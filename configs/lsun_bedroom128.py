@@ -13,8 +13,8 @@ Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except
 - model.output is v; theirs is both (--config.model.output=both, 139,578,502
   parameters).
 - The number of base updates is not in their code; 400,000 is the number usually quoted.
-- Evaluation is on features of a classifier, which needs labels: LSUN has none, so use
-  the train, distill and sample stages.
+- Evaluation needs the weights of Inception for FID (docs/evaluation.md); without them
+  it is on pixels, since LSUN has no classes.
 
 Result: not yet run at this size.
 """

@@ -129,7 +129,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "evaluate": {
                 "steps": (1, 2, 4, 8, 16),
-                "reference_steps": 1024,
+                "reference_steps": 256,  # of the base, to compare with
                 "samplers": ("ddim", "ancestral", "dpmpp_2m", "heun"),  # of the base
                 "num": 50_000,  # pictures of each seed
                 "seed": 0,  # and the next

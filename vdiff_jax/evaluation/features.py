@@ -24,7 +24,7 @@ from vdiff_jax.evaluation import classifier, inception
 from vdiff_jax.types import Params
 
 LARGEST_PIXELS = 16
-BATCH_SIZE = 256
+BATCH_SIZE = 128
 
 
 class Features(NamedTuple):

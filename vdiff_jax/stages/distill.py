@@ -12,8 +12,9 @@ from vdiff_jax.distillation import ladder
 from vdiff_jax.model import Model
 from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import Run, Tools, fit, make_tools
+from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
+from vdiff_jax.stages.tools import Run, Tools, make_tools
 from vdiff_jax.types import Params
 
 

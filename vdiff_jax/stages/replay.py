@@ -13,7 +13,8 @@ from vdiff_jax.nonfinite import Origin, origins
 from vdiff_jax.records import write_text
 from vdiff_jax.stages import distill, train
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import Run, Tools, begin, cut_into_calls, examples_of
+from vdiff_jax.stages.fit import begin, cut_into_calls, examples_of
+from vdiff_jax.stages.tools import Run, Tools
 from vdiff_jax.training import TrainState
 
 # More would hide the first ones, which matter.

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from vdiff_jax import build, training
 from vdiff_jax.build import Config
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import Run, Tools, fit, make_tools
+from vdiff_jax.stages.fit import fit
+from vdiff_jax.stages.tools import Run, Tools, make_tools
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
