@@ -8,12 +8,13 @@ BIN := .venv/bin
 demo: .venv/ready
 	JAX_NUM_CPU_DEVICES=2 $(BIN)/python launch.py --config configs/digits.py
 
+# Two tests at a time: most of the time goes into compiling, on one core each.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Without the tests that train: for while you write.
 quick: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
 faults: .venv/ready

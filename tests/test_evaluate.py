@@ -10,6 +10,7 @@ import pytest
 
 import launch
 import tiny
+from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.stages import evaluate
 
@@ -157,6 +158,26 @@ def test_only_what_changed_is_measured_again(workdir, monkeypatch):
     assert [row["values"] for row in _rows(workdir)] == [
         row["values"] for row in before
     ]
+
+
+def test_a_base_model_without_students_is_measured_alone(workdir, capsys):
+    shutil.rmtree(workdir / "distill")
+    (workdir / "evaluate" / "report.html").unlink()
+    launch.launch(tiny.config("evaluate"), workdir)
+    assert {row["model"] for row in _rows(workdir)} == {"base"}
+    assert "no finished student of 2 steps" in capsys.readouterr().out
+    assert "base, DDIM" in (workdir / "evaluate" / "report.html").read_text()
+
+
+def test_a_part_that_cannot_be_read_is_named(workdir):
+    path = workdir / "evaluate" / "ladder.json"
+    rows = _rows(workdir)
+    path.write_text("[]")
+    (workdir / "evaluate" / "parts" / rows[0]["key"]).mkdir(parents=True)
+    part = workdir / "evaluate" / "parts" / rows[0]["key"] / "0-00000000.npz"
+    part.write_bytes(b"half a file")
+    with pytest.raises(DamagedError, match=r"0-00000000\.npz cannot be read"):
+        launch.launch(tiny.config("evaluate"), workdir)
 
 
 def test_a_stopped_evaluation_goes_on_with_the_same_numbers(

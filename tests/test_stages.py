@@ -271,7 +271,7 @@ def test_the_template_for_a_folder_needs_its_three_fields_only(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
         PIL.Image.fromarray(pixels).save(path)
-    config = folder.gettiny.config("train")
+    config = folder.get_config("train")
     config.update(
         {
             "data": {"path": str(tmp_path / "pictures"), "image_size": 8},

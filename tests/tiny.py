@@ -21,7 +21,7 @@ TINY = {
     "sample": {"batch_size": 16, "num": 5, "steps": 2},
     "evaluate": {
         "num": 24, "steps": (1, 2), "reference_steps": 8, "repeats": 2,
-        "likelihood_num": 8,
+        "likelihood_num": 8, "features": (),
     },
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tqdm
 from jaxtyping import Array, UInt8
 
 from vdiff_jax import parallel
@@ -66,7 +67,17 @@ class FeatureSet:
         params = parallel.put(self.params, parallel.replicated(mesh))
         batch_size = -(-min(BATCH_SIZE, len(images)) // mesh.size) * mesh.size
         parts = []
-        for first in range(0, len(images), batch_size):
+        firsts = tqdm.trange(
+            0,
+            len(images),
+            batch_size,
+            desc=f"{self.name} features",
+            unit=" batches",
+            delay=5.0,
+            dynamic_ncols=True,
+            disable=not parallel.is_main(),
+        )
+        for first in firsts:
             # The last batch is filled up from the start: one shape, compiled once.
             index = np.arange(first, first + batch_size) % len(images)
             batch = parallel.put(images[index], parallel.split(mesh))

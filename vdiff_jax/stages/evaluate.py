@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import statistics
+import zipfile
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import tqdm
 
 from vdiff_jax import build, parallel, samplers, schedules
 from vdiff_jax.build import Config
+from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.evaluation import report
 from vdiff_jax.evaluation.metrics import Measured
@@ -74,9 +76,8 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Measures all candidates from the same noise; writes tables, figures, the page."""
-    chosen = candidates(config)
-    for found in chosen:
-        folder_of(workdir, found.model, found.steps)
+    folder_of(workdir, "base", 1)  # which must be there
+    chosen = [found for found in candidates(config) if _is_there(found, workdir)]
     places.claim(workdir, config, None)
     bench = _Bench(config, workdir)
     rows: list[Row] = []
@@ -88,6 +89,16 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     _report(bench, rows)
     page.write(config, workdir, rows, bench.references, bench.real, likelihood)
     print(f"evaluate: see {bench.out}/report.html")
+
+
+def _is_there(found: Candidate, workdir: pathlib.Path) -> bool:
+    """Whether a candidate's model is finished; says so if it is not."""
+    if found.model == "base" or places.result(
+        places.student_folder(workdir, found.steps)
+    ):
+        return True
+    print(f"evaluate: no finished student of {found.steps} steps; it is left out")
+    return False
 
 
 def _report(bench: "_Bench", rows: list[Row]) -> None:
@@ -363,5 +374,11 @@ def _keep(path: pathlib.Path, part: Drawn) -> None:
 
 
 def _read(path: pathlib.Path) -> Drawn:
-    with np.load(path, allow_pickle=False) as file:
-        return Drawn(file["images"], file["seconds"].tolist())
+    try:
+        with path.open("rb") as file:
+            part = np.load(file, allow_pickle=False)
+            return Drawn(part["images"], part["seconds"].tolist())
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DamagedError(
+            f"{path} cannot be read ({error}): remove it, and it is drawn again."
+        ) from error

@@ -61,7 +61,9 @@ def write(
       real: The pictures they were measured against.
       likelihood: Of likelihood.json.
     """
-    drawing, evaluate = _Drawing(config, workdir), workdir / "evaluate"
+    evaluate = workdir / "evaluate"
+    students = sorted({r["steps"] for r in rows if r["model"] == "distilled"})
+    drawing = _Drawing(config, workdir, students)
     made_with = json.loads((workdir / "config.json").read_text())["config"]
     runs = _runs(workdir)
     content = Content(
@@ -121,18 +123,18 @@ def _summary(model: Model, rows: Sequence[Row]) -> list[tuple[str, Any]]:
     """What matters most: what a few steps of the students are worth."""
     metric = rows[0]["metric"]
     shown = [row for row in rows if row["metric"] == metric]
-    reference, students = shown[0], [r for r in shown if r["model"] == "distilled"]
-    best = min(students, key=lambda row: row["value"])
-    least = min(students, key=lambda row: row["steps"])
+    students = sorted(
+        (row for row in shown if row["model"] == "distilled"),
+        key=lambda row: -row["steps"],
+    )
+    # The base, and of the students those of the most and of the fewest steps.
+    told = [shown[0], *students[:1], *students[1:][-1:]]
     label = metric_named(metric).label
-    said = [
-        (f"{label}: base, {_count(reference['steps'])}", reference["value"]),
-        (f"{label}: distilled, {_count(best['steps'])}", best["value"]),
+    said: list[tuple[str, Any]] = [
+        (f"{label}: {row['model']}, {_count(row['steps'])}", row["value"])
+        for row in told
     ]
-    if least is not best:
-        said.append((f"{label}: distilled, {_count(least['steps'])}", least["value"]))
-    said.append(("parameters", model.num_parameters()))
-    return said
+    return [*said, ("parameters", model.num_parameters())]
 
 
 def _count(steps: int) -> str:
@@ -148,7 +150,10 @@ def _name(row: Row) -> str:
 def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
     """The kept pictures of every candidate, those of the students first."""
     reference, metric = rows[0], rows[0]["metric"]
-    groups: dict[str, list[Row]] = {"distilled": [reference]}
+    groups: dict[str, list[Row]] = {}
+    students = [row["steps"] for row in rows if row["model"] == "distilled"]
+    if students and reference["steps"] not in students:
+        groups["distilled"] = [reference]
     for row in rows:
         if row["metric"] == metric:
             groups.setdefault(_name(row), []).append(row)
@@ -237,7 +242,8 @@ def _neighbours(
 ) -> Neighbours:
     """The real pictures nearest to samples of the student of the fewest steps."""
     students = [row for row in rows if row["model"] == "distilled"]
-    samples = _pictures(evaluate, min(students, key=lambda row: row["steps"]))[:SAMPLES]
+    least = min(students or rows[:1], key=lambda row: row["steps"])
+    samples = _pictures(evaluate, least)[:SAMPLES]
     features = reference.features.extract(samples).pooled
     most = min(NEAREST, len(reference.all))
     found = neighbours.nearest(features, reference.all, most)
@@ -256,11 +262,11 @@ def _neighbours(
 class _Drawing:
     """Draws the pictures that measuring does not need."""
 
-    def __init__(self, config: Config, workdir: pathlib.Path):
+    def __init__(self, config: Config, workdir: pathlib.Path, students: list[int]):
         self.model = build.model(config)
         self._workdir = workdir
         self._seed = config.evaluate.seed
-        self._students = sorted(int(steps) for steps in config.evaluate.steps)
+        self._students = students
         self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
         self._sampler = build.sampler(config, self.model, "ddim")
 
@@ -274,11 +280,11 @@ class _Drawing:
 
     def trajectories(self) -> list[Trajectory]:
         """Of the base, and of a student of a few steps."""
-        few = min(self._students, key=lambda steps: abs(steps - STUDENT_STEPS))
-        return [
-            self._trajectory("base", self._base_steps),
-            self._trajectory("distilled", few),
-        ]
+        found = [self._trajectory("base", self._base_steps)]
+        if self._students:
+            few = min(self._students, key=lambda steps: abs(steps - STUDENT_STEPS))
+            found.append(self._trajectory("distilled", few))
+        return found
 
     def _trajectory(self, kind: str, steps: int) -> Trajectory:
         params, start = self._load(kind, steps), self._start(PATHS)
@@ -294,11 +300,13 @@ class _Drawing:
         )
 
     def interpolations(self) -> list[Strip]:
-        """Between noises, by the student of the fewest steps."""
-        steps = self._students[0]
+        """Between noises, by the student of the fewest steps, or by the base."""
+        kind, steps = "base", self._base_steps
+        if self._students:
+            kind, steps = "distilled", self._students[0]
         rows = interpolation(
             self._sampler,
-            self._load("distilled", steps),
+            self._load(kind, steps),
             self._start(2 * ROWS),
             num_steps=steps,
             frames=FRAMES,

@@ -24,6 +24,7 @@ from vdiff_jax.records import write_bytes
 
 # Pictures that stand for a whole split where its content is fingerprinted.
 SAMPLE = 256
+NO_CLASSES = "no classifier features: these data have no classes."
 SETS = ("inception", "classifier", "pixels")
 
 
@@ -148,7 +149,10 @@ def _inception(config: Config) -> FeatureSet:
 
 def _classifier(real: Callable[[Split], Real], folder: pathlib.Path) -> FeatureSet:
     """A classifier of the training split, read from `folder` or trained."""
-    train, test = real("train"), real("test")
+    train = real("train")
+    if "label" not in train.source[0]:
+        raise NotToBeHadError(NO_CLASSES)
+    test = real("test")
     made_of = f"{train.facts}{test.facts}{classifier.NUM_UPDATES}"
     name = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     path = folder / f"classifier-{name}.msgpack"
@@ -157,7 +161,7 @@ def _classifier(real: Callable[[Split], Real], folder: pathlib.Path) -> FeatureS
         return features.of_classifier(classifier.Trained(**saved))
     labels = train.everything.get("label")
     if labels is None or labels.max() == labels.min():
-        raise NotToBeHadError("no classifier features: these data have no classes.")
+        raise NotToBeHadError(NO_CLASSES)
     print("evaluate: training a classifier on the data, for its features")
     held_out = test.everything["image"], test.everything["label"]
     made = classifier.train(train.everything["image"], labels, held_out)
