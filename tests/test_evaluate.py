@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import types
 
 import numpy as np
 import PIL.Image
@@ -13,6 +14,7 @@ import tiny
 from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.stages import evaluate
+from vdiff_jax.stages import workdir as places
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +99,7 @@ def test_every_model_and_sampler_is_measured_by_every_metric(measured):
         )
         if "frechet" in row["metric"]:
             assert row["value"] > 0
+            assert row["spread"] > 0  # every seed has its own noise
             assert row["residual"] < 1e-9
 
 
@@ -158,6 +161,32 @@ def test_only_what_changed_is_measured_again(workdir, monkeypatch):
     assert [row["values"] for row in _rows(workdir)] == [
         row["values"] for row in before
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample": {"clip": False}},
+        {"sample": {"clip_value": 1.2}},
+        {"evaluate": {"seed": 5}},
+        {"evaluate": {"num": 25}},
+        {"evaluate": {"features": ("pixels",)}},
+    ],
+    ids=str,
+)
+def test_other_numbers_are_not_taken_for_these(workdir, monkeypatch, changes):
+    _Draws(monkeypatch, fail_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(tiny.config("evaluate", **changes), workdir)
+
+
+def test_another_model_is_measured_again(workdir, monkeypatch):
+    _Draws(monkeypatch, fail_at=1)
+    other = types.SimpleNamespace(**vars(places))
+    other.result = lambda folder: {**places.result(folder), "params_sha256": "other"}
+    monkeypatch.setattr(evaluate, "places", other)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(tiny.config("evaluate"), workdir)
 
 
 def test_a_base_model_without_students_is_measured_alone(workdir, capsys):
