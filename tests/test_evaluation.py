@@ -118,6 +118,7 @@ def test_pairs_are_taken_evenly(monkeypatch):
     near_both = np.concatenate([_normal(50, seed=1), _normal(50, shift=50.0, seed=2)])
     found = ruler.measure(Features(near_both, None, None))
     assert found["coverage_pixels"].value > 0.6
+    assert found["precision_pixels"].value > 0.8  # not only in the first half
 
 
 def test_statistics_come_back_from_disk_and_only_for_the_same_pictures(tmp_path):
