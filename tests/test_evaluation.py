@@ -19,6 +19,7 @@ def _features(count, shift=0.0, seed=0):
     return Features(pooled, pooled[:, :3] + 1.0, 5.0 * pooled)
 
 
+@pytest.mark.slow
 def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
     train, test = digits("train"), digits("test")
     held_out = test.images, test.labels

@@ -212,6 +212,7 @@ def test_new_workers_go_on_where_one_was_lost(kind, tmp_path, capfd):
     assert "started new workers" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_workers_that_are_lost_again_and_again_are_an_error(tmp_path):
     with pytest.raises(LoaderError, match=r"failed 3 times at one batch .*exited"):
         _in_worker(_Trouble("dies", tmp_path, times=9))

@@ -116,6 +116,7 @@ def test_the_output_is_zero_at_initialisation():
     np.testing.assert_array_equal(output, jnp.zeros_like(inputs[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -150,6 +151,7 @@ def test_log_snr_and_class_matter():
     assert jnp.abs(net.apply(params, z_t, logsnr, 2 - label) - plain).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_example_does_not_depend_on_its_batch():
     net = _unet()
     z_t, logsnr, _ = _inputs()

@@ -66,6 +66,7 @@ def test_conditions_are_looked_into():
         assert found.operation == name
 
 
+@pytest.mark.slow
 def test_a_network_is_named_by_its_module():
     level = Level(features=8, num_blocks=1)
     net = UNet(levels=(level,), out_channels=1, emb_features=8, groups=2)
