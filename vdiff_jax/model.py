@@ -149,7 +149,7 @@ class Path(NamedTuple):
     x_hat: Num[Array, " steps batch height width channels"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # a network need not have a hash
 class Sampler:
     """Draws pictures from a model.
 

@@ -301,15 +301,13 @@ class _Bench:
         if found.sampler != "ancestral":
             return None
         sampler, reference = self._sampler(found.sampler), self.references[0]
-        distances = {}
+        distances, num = {}, min(TUNING_IMAGES, self._config.evaluate.num)
         for variance in VARIANCES:
-            with _bar(
-                f"tune {found}, variance medium:{variance}", TUNING_IMAGES
-            ) as bar:
+            with _bar(f"tune {found}, variance medium:{variance}", num) as bar:
                 images = draw(
                     sampler,
                     params,
-                    range(min(TUNING_IMAGES, self._config.evaluate.num)),
+                    range(num),
                     num_steps=found.steps,
                     batch_size=self._config.sample.batch_size,
                     start_of=start_of_seed(sampler, TUNING_SEED),
