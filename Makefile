@@ -4,9 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo test quick lint faults
 
-# Two devices, because most operations of so small a network use one core.
 demo: .venv/ready
-	JAX_NUM_CPU_DEVICES=2 $(BIN)/python launch.py --config configs/digits.py
+	$(BIN)/python launch.py --config configs/digits.py
 
 # Two tests at a time: most of the time goes into compiling, on one core each.
 test: .venv/ready

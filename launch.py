@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         config, workdir = _parse(argv)
         _join()
+        if not _joined():
+            parallel.use_cores(_batch_sizes(config))
         if REPLAY.value is None:
             launch(config, workdir, dry_run=DRY_RUN.value)
         else:
@@ -123,6 +125,12 @@ def _join() -> None:
         parallel.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     elif NUM_PROCESSES.value is not None or PROCESS_ID.value is not None:
         raise ValueError("--num_processes and --process_id need --coordinator.")
+
+
+def _batch_sizes(config: ConfigDict) -> list[int]:
+    """Of the parts that go through a device at once, in train and distill."""
+    sections = (config.train, config.distill)
+    return [each.batch_size // max(each.grad_accum_steps, 1) for each in sections]
 
 
 def _joined() -> bool:

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +7,7 @@ from jax import lax
 
 from vdiff_jax.nets import layers
 from vdiff_jax.nets.convolution import convolve_on_cpu
+from vdiff_jax.nets.normalization import Affine, GroupNorm, swish_of
 from vdiff_jax.nets.unet import Level, UNet
 
 LEVELS = (
@@ -203,6 +205,43 @@ def test_the_convolution_and_its_gradient_are_those_of_xla():
     dy = jnp.sin(theirs)
     for found, expected in zip(pull(dy), pull_theirs(dy), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_norm_modulation_and_swish_are_those_of_flax_and_so_are_their_gradients(groups):
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = 3.0 + 2.0 * jax.random.normal(keys[0], (2, 5, 3, 8))
+    params = {
+        "scale": jax.random.normal(keys[1], (8,)),
+        "bias": jax.random.normal(keys[2], (8,)),
+    }
+    scale, shift = (jax.random.normal(key, (2, 8)) for key in keys[3:5])
+
+    def ours(x, params, scale, shift):
+        affine = GroupNorm(groups).apply({"params": params}, x)
+        return swish_of(x, affine.then(scale, shift))
+
+    def theirs(x, params, scale, shift):
+        h = nn.GroupNorm(groups, epsilon=1e-6).apply({"params": params}, x)
+        return nn.swish(h * (1 + scale[:, None, None]) + shift[:, None, None])
+
+    (found, pull), (expected, pull_theirs) = (
+        jax.vjp(function, x, params, scale, shift) for function in (ours, theirs)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    dh = jax.random.normal(keys[5], x.shape)
+    for gradients in zip(
+        *(jax.tree.leaves(each(dh)) for each in (pull, pull_theirs)), strict=True
+    ):
+        np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_a_swish_keeps_only_its_input():
+    x = jnp.ones((2, 4, 4, 8), jnp.bfloat16)
+    affine = Affine(jnp.ones((2, 8)), jnp.ones((2, 8)))
+    _, pull = jax.vjp(swish_of, x, affine)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.ndim == 4]
+    assert [(leaf.shape, leaf.dtype) for leaf in kept] == [(x.shape, x.dtype)]
 
 
 def test_folding_pixels_into_channels_is_undone_and_keeps_neighbours():

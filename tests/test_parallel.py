@@ -1,6 +1,7 @@
 """The same answer on 1 device, on 8, on 4 x 2, and under pmap."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -135,6 +136,36 @@ def test_meshes_and_batches_that_do_not_divide_are_refused_with_both_numbers():
         parallel.check_batch_size(6, mesh, 4)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         parallel.check_batch_size(6, mesh, 0)
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "environment", "devices"),
+    [
+        ((8, 12), {}, 4),
+        ((7, 8), {}, 1),
+        ((64,), {}, 8),
+        ((8, 12), {"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ((8,), {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, 2),
+    ],
+)
+def test_a_cpu_has_as_many_devices_as_cores_that_divide_the_batches(
+    batch_sizes, environment, devices
+):
+    program = f"""
+import jax
+from vdiff_jax import parallel
+parallel._cores = lambda: 24
+parallel.use_cores({batch_sizes})
+print(jax.device_count())
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert int(told.stdout) == devices
 
 
 def test_hosts_that_cannot_be_joined_are_told_what_to_say(monkeypatch):

@@ -7,7 +7,8 @@ device has them whole.
 
 import functools
 import itertools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -19,6 +20,8 @@ Tree = TypeVar("Tree")
 
 # A host that is silent for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 60
+# Each CPU device holds the whole state, and takes part in every sum over devices.
+MOST_CPU_DEVICES = 8
 # Splitting less than this over devices costs more than it saves.
 MIN_SPLIT_SIZE = 1024
 
@@ -52,6 +55,31 @@ def start(
             " TPU pod say --distributed; elsewhere give --coordinator=HOST:PORT,"
             " --num_processes and --process_id to each process."
         ) from error
+
+
+def use_cores(batch_sizes: Sequence[int]) -> None:
+    """Makes as many devices of a CPU as it has cores; call it before JAX has devices.
+
+    Most of what XLA does on a CPU, convolutions among it, takes one core: a batch that
+    is split over devices keeps all of them busy. Nothing changes where the user has
+    said how many there are, nor for accelerators.
+
+    Args:
+      batch_sizes: Every one of them divides by the number of devices.
+    """
+    said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if said or jax.config.values["jax_num_cpu_devices"] > 0:
+        return
+    cores = min(_cores(), MOST_CPU_DEVICES)
+    fitting = [n for n in range(1, cores + 1) if not any(b % n for b in batch_sizes)]
+    jax.config.update("jax_num_cpu_devices", max(fitting))
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_main() -> bool:

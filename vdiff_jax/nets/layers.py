@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vdiff_jax.nets.convolution import conv3x3
+from vdiff_jax.nets.normalization import GroupNorm, swish_of
 from vdiff_jax.types import PerExample
 
 Images: TypeAlias = Float[Array, " batch height width channels"]
@@ -114,7 +115,7 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Images, emb: Embedding, train: bool = False) -> Resized:
         """Returns [batch, height', width', features]."""
-        h = nn.swish(_norm(self.groups, self.dtype, "norm1")(x))
+        h = swish_of(x, GroupNorm(self.groups, name="norm1")(x))
         if self.how is not None:
             h, x = resample(h, self.how), resample(x, self.how)
         h = conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
@@ -122,9 +123,10 @@ class ResnetBlock(nn.Module):
         emb = nn.Dense(2 * self.features, dtype=self.dtype, name="temb_proj")(
             nn.swish(emb)
         )
-        scale, shift = jnp.split(emb[:, None, None, :], 2, axis=-1)
-        h = _norm(self.groups, self.dtype, "norm2")(h) * (1.0 + scale) + shift
-        h = nn.Dropout(self.dropout)(nn.swish(h), deterministic=not train)
+        scale, shift = jnp.split(emb, 2, axis=-1)
+        norm2 = GroupNorm(self.groups, name="norm2")(h).then(scale, shift)
+        h = swish_of(h, norm2)
+        h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(h)
 
         if x.shape[-1] != self.features:
@@ -151,7 +153,7 @@ class AttnBlock(nn.Module):
     def __call__(self, x: Images) -> Images:
         """Returns the shape of `x`."""
         batch, height, width, channels = x.shape
-        h = _norm(self.groups, self.dtype, "norm")(x)
+        h = GroupNorm(self.groups, name="norm")(x)(x).astype(self.dtype)
         h = h.reshape(batch, height * width, channels)
         heads = (self.num_heads, channels // self.num_heads)
         q, k, v = (
@@ -166,7 +168,3 @@ class AttnBlock(nn.Module):
             name="proj_out",
         )(jax.nn.dot_product_attention(q, k, v))
         return x + h.reshape(x.shape)
-
-
-def _norm(groups: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, name=name)

@@ -22,6 +22,7 @@ from vdiff_jax.nets.layers import (
     sinusoid,
     space_to_depth,
 )
+from vdiff_jax.nets.normalization import GroupNorm, swish_of
 from vdiff_jax.types import Labels, PerExample
 
 
@@ -128,10 +129,8 @@ class UNet(nn.Module):
             if l != 0:
                 h = self._resample(level, "up", f"up_{l}.upsample", h, emb, train)
 
-        h = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, name="norm_out")(
-            h
-        )
-        h = nn.swish(h).astype(jnp.float32)
+        h = h.astype(jnp.float32)
+        h = swish_of(h, GroupNorm(self.groups, name="norm_out")(h))
         out_channels = self.patch**2 * self.out_channels
         h = conv3x3(out_channels, zero_init=True, name="conv_out")(h)
         return depth_to_space(h, self.patch)

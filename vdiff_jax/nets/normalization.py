@@ -1,0 +1,91 @@
+"""Group normalisation and swish, with one pass over the image.
+
+Whatever a group norm does to a channel of an image, and what an embedding then does to
+it, is one multiplication and one addition. So the norm gives these two numbers, and
+`swish_of` takes them. flax's norm works in the shape of groups, whose few channels leave
+a CPU's vector units idle: with a swish it takes 3 to 5 times as long.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Images = Float[Array, " batch height width channels"]
+PerChannel = Float[Array, " batch channels"]
+
+
+class Affine(NamedTuple):
+    """What is done to each channel of each image: x * factor + offset; float32."""
+
+    factor: PerChannel
+    offset: PerChannel
+
+    def then(self, scale: PerChannel, shift: PerChannel) -> "Affine":
+        """This, and then * (1 + scale) + shift."""
+        scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
+        return Affine(self.factor * (1.0 + scale), self.offset * (1.0 + scale) + shift)
+
+    def __call__(self, x: Images) -> Images:
+        """The image in float32."""
+        return x * self.factor[:, None, None] + self.offset[:, None, None]
+
+
+class GroupNorm(nn.Module):
+    """What gives each group of channels mean 0 and variance 1, then scale and bias.
+
+    Wu & He (2018), arXiv:1803.08494.
+
+    Attributes:
+      groups: They divide the channels.
+      epsilon: Added to the variance.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Images) -> Affine:
+        """Returns what to do to `x`."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x = x.astype(jnp.float32)
+        mean = self._mean_of_group(x.mean(axis=(1, 2)))
+        mean_of_square = self._mean_of_group(jnp.square(x).mean(axis=(1, 2)))
+        # Rounding may take the difference below zero.
+        variance = jnp.maximum(mean_of_square - jnp.square(mean), 0.0)
+        factor = scale[None] * lax.rsqrt(variance + self.epsilon)
+        return Affine(factor, bias[None] - mean * factor)
+
+    def _mean_of_group(self, values: PerChannel) -> PerChannel:
+        batch, channels = values.shape
+        means = values.reshape(batch, self.groups, -1).mean(axis=-1)
+        return jnp.repeat(means, channels // self.groups, axis=1)
+
+
+@jax.custom_vjp
+def swish_of(x: Images, affine: Affine) -> Images:
+    """The swish of affine(x), in the dtype of x; the gradient keeps nothing but x."""
+    return nn.swish(affine(x)).astype(x.dtype)
+
+
+def _forward(x: Images, affine: Affine) -> tuple[Images, tuple[Images, Affine]]:
+    return swish_of(x, affine), (x, affine)
+
+
+def _backward(saved: tuple[Images, Affine], dh: Images) -> tuple[Images, Affine]:
+    x, affine = saved
+    # Else the compiler would see that this was computed before, and keep that.
+    y = affine(lax.optimization_barrier(x))
+    sigmoid = nn.sigmoid(y)
+    dy = dh * sigmoid * (1.0 + y * (1.0 - sigmoid))
+    d_factor, d_offset = (dy * x).sum(axis=(1, 2)), dy.sum(axis=(1, 2))
+    dx = dy * affine.factor[:, None, None]
+    return dx.astype(x.dtype), Affine(d_factor, d_offset)
+
+
+swish_of.defvjp(_forward, _backward)
