@@ -6,8 +6,15 @@ import pytest
 from jax import lax
 
 from vdiff_jax.nets import layers
+from vdiff_jax.nets.attention import attend_on_cpu
 from vdiff_jax.nets.convolution import convolve_on_cpu
-from vdiff_jax.nets.normalization import Affine, GroupNorm, swish_of
+from vdiff_jax.nets.normalization import (
+    Affine,
+    GroupNorm,
+    mean_by_product,
+    mean_by_reshape,
+    swish_of,
+)
 from vdiff_jax.nets.unet import Level, UNet
 
 LEVELS = (
@@ -205,6 +212,24 @@ def test_the_convolution_and_its_gradient_are_those_of_xla():
     dy = jnp.sin(theirs)
     for found, expected in zip(pull(dy), pull_theirs(dy), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_both_means_of_groups_are_one():
+    values = jax.random.normal(jax.random.key(0), (3, 12))
+    np.testing.assert_allclose(
+        mean_by_product(values, 4), mean_by_reshape(values, 4), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_attention_and_its_gradient_are_those_of_jax():
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, dh = (3.0 * jax.random.normal(key, (2, 7, 2, 4)) for key in keys)
+    (ours, pull), (theirs, pull_theirs) = (
+        jax.vjp(attend, q, k, v) for attend in (attend_on_cpu, nn.dot_product_attention)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for found, expected in zip(pull(dh), pull_theirs(dh), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])

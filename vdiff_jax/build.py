@@ -302,6 +302,7 @@ def train_step(
         stratified=section.stratified_times,
         flip=config.data.flip,
         grad_accum_steps=section.grad_accum_steps,
+        spread=parallel.spread(mesh),
     )
     return jax.jit(
         training.many_updates(step, feeder.read),

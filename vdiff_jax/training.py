@@ -63,6 +63,8 @@ class TrainState(NamedTuple):
 
 Loss: TypeAlias = Callable[..., PerExample]
 Metrics: TypeAlias = dict[str, Array]
+# (params, batch, draws, loss_args) -> mean loss and its gradient.
+Gradient: TypeAlias = Callable[[Params, Batch, Draws, tuple], tuple[Scalar, Params]]
 TrainStep: TypeAlias = Callable[[TrainState, Batch, Job], tuple[TrainState, Metrics]]
 LearningRate: TypeAlias = Callable[[Int[Array, ""], Int[Array, ""]], Scalar]
 Decay: TypeAlias = Literal["constant", "linear", "cosine"]
@@ -136,6 +138,7 @@ def make_train_step(
     flip: bool = False,
     grad_accum_steps: int = 1,
     axis_name: str | None = None,
+    spread: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> TrainStep:
     """One update as a pure function (state, batch, job) -> (state, metrics).
 
@@ -153,8 +156,11 @@ def make_train_step(
       grad_accum_steps: Parts of the batch that are gone through one after the other,
         to need less memory. It changes the order of sums, and dropout's masks.
       axis_name: The mapped axis under `pmap`.
+      spread: How devices share the gradient of a batch, where that is not left to the
+        compiler.
     """
 
+    @spread
     def gradient(
         params: Params, batch: Batch, draws: Draws, loss_args: tuple
     ) -> tuple[Scalar, Params]:

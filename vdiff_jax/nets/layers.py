@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vdiff_jax.nets.attention import attend
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.nets.normalization import GroupNorm, swish_of
 from vdiff_jax.types import PerExample
@@ -166,5 +167,5 @@ class AttnBlock(nn.Module):
             kernel_init=nn.initializers.zeros,
             dtype=self.dtype,
             name="proj_out",
-        )(jax.nn.dot_product_attention(q, k, v))
+        )(attend(q, k, v))
         return x + h.reshape(x.shape)

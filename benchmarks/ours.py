@@ -1,0 +1,193 @@
+"""This project's side of each job: its own functions, put together as its stages do.
+
+Every job is a function whose result is called with a number of repetitions. Data are
+random pictures that are on the device already; `benchmarks.data` measures how they get
+there.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import sizes
+from vdiff_jax import build, parallel, training
+from vdiff_jax.datasets import feeds
+from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.model import Model, Sampler
+from vdiff_jax.stages import draw
+from vdiff_jax.throughput import memory_in_gib
+from vdiff_jax.types import Params
+
+# So long that the learning rate stays what it is.
+NUM_UPDATES = 10**6
+
+
+def cpu_devices() -> int:
+    """As how many devices a CPU is used: its cores, a power of two, at most 8."""
+    return min(2 ** (os.cpu_count() or 1).bit_length() // 2, 8)
+
+
+@dataclasses.dataclass
+class Updates:
+    """Updates of a `train` or `distill` section, many to a call.
+
+    Attributes:
+      step: The compiled step.
+      state: Replaced by every call.
+      feed: Of every call.
+      job: Of every call.
+      per_call: Updates in a call.
+    """
+
+    step: Any
+    state: training.TrainState
+    feed: training.Feed
+    job: training.Job
+    per_call: int
+
+    def __call__(self, repetitions: int) -> None:
+        """Makes so many updates, in whole calls, and waits for the last."""
+        for _ in range(-(-repetitions // self.per_call)):
+            self.state, _ = self.step(self.state, self.feed, self.job)
+        jax.block_until_ready(self.state)
+
+    def peak_memory(self) -> float | None:
+        """See `peak_memory`."""
+        return peak_memory()
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """Draws batch after batch of pictures, and fetches them.
+
+    Attributes:
+      sampler: The compiled sampler.
+      params: Of the model.
+      num_steps: Of the sampler.
+      batch_size: Pictures of a batch.
+    """
+
+    sampler: Sampler
+    params: Params
+    num_steps: int
+    batch_size: int
+
+    def __call__(self, repetitions: int) -> None:
+        """Draws so many batches as the `sample` stage does."""
+        draw.draw(
+            self.sampler,
+            self.params,
+            range(repetitions * self.batch_size),
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            start_of=draw.start_of_seed(self.sampler, 0),
+        )
+
+    def peak_memory(self) -> float | None:
+        """See `peak_memory`."""
+        return peak_memory()
+
+
+def train(
+    size: str,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    steps_per_call: int | None = None,
+) -> Updates:
+    """Updates of the base model.
+
+    Args:
+      size: Of `sizes`.
+      dtype: What the network computes in.
+      batch_size: Instead of the config's.
+      steps_per_call: Instead of the config's.
+    """
+    config = sizes.config(size, dtype)
+    model = build.model(config)
+    loss = build.train_loss(config, model, train=True)
+    section = _section(config.train, batch_size, steps_per_call)
+    return _updates(config, section, model, loss)
+
+
+def distill(
+    size: str,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    steps_per_call: int | None = None,
+    num_steps: int = 4,
+) -> Updates:
+    """Updates of a student of `num_steps` steps; see `train`."""
+    config = sizes.config(size, dtype)
+    model = build.model(config)
+    loss = build.distill_loss(config, model)
+    section = _section(config.distill, batch_size, steps_per_call)
+    mesh = parallel.make_mesh()
+    teacher = parallel.put(model.init(jax.random.key(1)), parallel.replicated(mesh))
+    return _updates(config, section, model, loss, (teacher, jnp.int32(num_steps)))
+
+
+def sample(
+    size: str,
+    dtype: str = "float32",
+    batch_size: int | None = None,
+    num_steps: int = 4,
+) -> Drawing:
+    """Batches of pictures by DDIM, of the size of a training batch if of no other."""
+    config = sizes.config(size, dtype)
+    model, mesh = build.model(config), parallel.make_mesh()
+    params = parallel.put(model.init(jax.random.key(0)), parallel.replicated(mesh))
+    batch_size = int(batch_size or config.train.batch_size)
+    return Drawing(build.sampler(config, model), params, num_steps, batch_size)
+
+
+def _section(section: Any, batch_size: int | None, steps_per_call: int | None) -> Any:
+    """The section with what is given changed."""
+    section.batch_size = batch_size or section.batch_size
+    section.steps_per_call = steps_per_call or section.steps_per_call
+    return section
+
+
+def _updates(
+    config: Any,
+    section: Any,
+    model: Model,
+    loss: training.Loss,
+    loss_args: tuple = (),
+) -> Updates:
+    mesh, optimizer = parallel.make_mesh(), build.optimizer(section)
+    feeder = feeds.Streamed(
+        _pictures(model, section.batch_size), section.batch_size, mesh, 0
+    )
+    (feed,) = feeder.feeds([(0, section.steps_per_call)], seed=(0,))
+    state = training.init_state(model.init(jax.random.key(0)), optimizer)
+    shardings = parallel.state_shardings(state, mesh)
+    return Updates(
+        step=build.train_step(config, section, loss, feeder, mesh, shardings),
+        state=parallel.put(state, shardings),
+        feed=feed,
+        job=training.Job(jax.random.key(0), jnp.int32(NUM_UPDATES), loss_args),
+        per_call=section.steps_per_call,
+    )
+
+
+def _pictures(model: Model, count: int) -> Arrays:
+    return Arrays(*pictures(model.image_shape, count, model.num_classes))
+
+
+def pictures(
+    image_shape: tuple[int, int, int], count: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random pictures and their classes, 0 where there are none."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, *image_shape), np.uint8)
+    return images, rng.integers(0, num_classes or 1, count).astype(np.int32)
+
+
+def peak_memory() -> float | None:
+    """Most MiB that were in use on the device, or None if it does not say."""
+    gib = memory_in_gib(jax.local_devices()[0])
+    return None if gib is None else 1024 * gib

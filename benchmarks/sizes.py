@@ -1,0 +1,48 @@
+"""The sizes at which speed is measured, by name."""
+
+from typing import Any, TypeAlias
+
+from configs import cifar10, digits, imagenet64
+
+# An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
+Config: TypeAlias = Any
+
+_TINY = {
+    "model": {
+        "channels": 8,
+        "num_blocks": 1,
+        "emb_channels": 16,
+        "groups": 4,
+        "num_heads": 1,
+    },
+    "train": {"batch_size": 8, "steps_per_call": 2},
+    "distill": {"batch_size": 8, "steps_per_call": 2},
+}
+# CIFAR-10's network at a quarter of its width: as much as two cores can do.
+_CIFAR4M = {
+    "model": {"channels": 64, "emb_channels": 256},
+    "train": {"batch_size": 32, "steps_per_call": 4},
+    "distill": {"batch_size": 32, "steps_per_call": 4},
+}
+SIZES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "tiny": (digits, _TINY),
+    "digits": (digits, {}),
+    "cifar4m": (cifar10, _CIFAR4M),
+    "cifar10": (cifar10, {}),
+    "imagenet64": (imagenet64, {}),
+}
+
+
+def config(size: str, dtype: str = "float32") -> Config:
+    """The config of a size, whose network computes in `dtype`.
+
+    Raises:
+      ValueError: If there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"Unknown size {size!r}; choose from {tuple(SIZES)}.")
+    module, changes = SIZES[size]
+    made = module.get_config()
+    made.update(changes)
+    made.update({"model": {"dtype": dtype}})
+    return made

@@ -1,0 +1,79 @@
+"""The compiled step, by counts that no clock disturbs: what made it fast stays."""
+
+import collections
+import re
+
+import jax
+import pytest
+
+import devices
+import launch
+import tiny
+from vdiff_jax import build
+
+pytestmark = pytest.mark.slow
+
+# Passes of the network in one update: forward, and twice that for its gradient.
+CONVOLUTIONS = {"train": 3, "distill": 5}
+# Measured with jaxlib 0.10.2 on two CPU devices, and a tenth more.
+MOST = {
+    "train": {"dot": 58, "copy": 670, "fusion": 1510, "temporaries": 3_510_000},
+    "distill": {"dot": 98, "copy": 700, "fusion": 1880, "temporaries": 3_830_000},
+}
+
+
+@pytest.fixture(scope="module", params=["train", "distill"])
+def step(request):
+    """A stage, the digits' network, and its compiled step."""
+    config = devices.config(
+        model__channels=32, model__num_blocks=2, model__emb_channels=128,
+        model__groups=8, model__num_heads=2,
+    )  # fmt: skip
+    bench = devices.Bench(config, request.param)
+    return request.param, bench.model, bench.compiled
+
+
+def test_a_step_convolves_no_more_than_its_passes_need(step):
+    stage, model, compiled = step
+    shapes = [leaf.shape for leaf in jax.tree.leaves(model.abstract_params())]
+    kernels = sum(len(shape) == 4 and shape[:2] == (3, 3) for shape in shapes)
+    found = re.findall(r" convolution\(.*", compiled.as_text())
+    # The network's input has no gradient.
+    assert len(found) == CONVOLUTIONS[stage] * kernels - 1
+    # Any other order of dimensions may fall to a path that is 20 times slower.
+    assert all("dim_labels=b01f_01io->b01f" in line for line in found)
+
+
+def test_a_step_has_few_operations_and_little_scratch(step):
+    stage, _, compiled = step
+    operations = re.findall(r" = \S+ ([a-z-]+)\(", compiled.as_text())
+    counts = dict(collections.Counter(operations))
+    counts["temporaries"] = compiled.memory_analysis().temp_size_in_bytes
+    most = MOST[stage]
+    assert {name: counts[name] for name in most} == {
+        name: min(counts[name], bound) for name, bound in most.items()
+    }
+
+
+def test_a_ladder_is_one_step_compiled_once_and_called_once_for_many_updates(
+    tmp_path, project, monkeypatch
+):
+    make, steps, calls = build.train_step, [], []
+
+    def watched(*args):
+        step = make(*args)
+        steps.append(step)
+
+        def call(*args):
+            calls.append(args)
+            return step(*args)
+
+        return call
+
+    monkeypatch.setattr(build, "train_step", watched)
+    config = tiny.config("distill")
+    config.distill.teacher = str(project / "train")
+    launch.launch(config, tmp_path)
+    assert [step._cache_size() for step in steps] == [1]
+    # Two students of 4 updates and one of 6, two updates to a call.
+    assert len(calls) == (4 + 4 + 6) / 2

@@ -1,0 +1,30 @@
+"""Attention over all pixels, in the words that each platform is fast at."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Heads = Float[Array, " batch pixels heads channels"]
+
+
+def attend(q: Heads, k: Heads, v: Heads) -> Heads:
+    """Softmax of q k / sqrt(channels) over all pixels, times v."""
+    return lax.platform_dependent(
+        q, k, v, cpu=attend_on_cpu, default=jax.nn.dot_product_attention
+    )
+
+
+def attend_on_cpu(q: Heads, k: Heads, v: Heads) -> Heads:
+    """The same, normalised at the end.
+
+    The sums of the softmax are one more channel of v. So neither they nor their
+    gradient, which XLA is slow at on a CPU, go through the pixels x pixels weights.
+    """
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k)
+    logits = logits.astype(jnp.float32)
+    largest = lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest).astype(v.dtype)
+    with_ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    sums = jnp.einsum("bhqk,bkhc->bqhc", weights, with_ones)
+    return sums[..., :-1] / sums[..., -1:]
