@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint faults
+.PHONY: demo test quick lint faults bench
 
 demo: .venv/ready
 	$(BIN)/python launch.py --config configs/digits.py
@@ -18,6 +18,13 @@ quick: .venv/ready
 # Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
 faults: .venv/ready
 	$(BIN)/python -m tests.faults --tries 50
+
+# Ours and the peers in turn: keep the machine quiet for about 10 minutes.
+bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.steps --short --json bench/steps.json
+	$(BIN)/python -m benchmarks.stalls --json bench/stalls.json
+	$(BIN)/python -m benchmarks.growth --short --json bench/growth.json
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

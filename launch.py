@@ -18,6 +18,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -129,7 +130,7 @@ def _join() -> None:
 
 def _batch_sizes(config: ConfigDict) -> list[int]:
     """Of the parts that go through a device at once, in train and distill."""
-    sections = (config.train, config.distill)
+    sections: list[Any] = [config.train, config.distill]
     return [each.batch_size // max(each.grad_accum_steps, 1) for each in sections]
 
 

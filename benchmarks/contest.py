@@ -395,4 +395,5 @@ def write(
     path: pathlib.Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes what `--json` asks for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))

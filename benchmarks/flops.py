@@ -6,7 +6,8 @@ r"""How many multiply-adds the networks need, and how many this machine can do.
 1. The multiply-adds of one pass over one picture, counted layer by layer from the
    description of the U-Net, and by XLA (half of the FLOPs that `Model.forward_flops`
    reports), beside the numbers that are usually quoted for such networks.
-2. The rate of products of large matrices, which is the most to be hoped for here.
+2. The rate of products of large matrices, which is the most to be hoped for here, and
+   that of copies: together the floor of each job, on paper (docs/performance.md).
 
 To three digits our count is what is quoted, although the networks that were counted
 have 0.6 to 2 % fewer parameters: those must be where a parameter is used once for a
@@ -70,6 +71,19 @@ def main() -> None:
         gflops = matmul_ceiling(dtype, matrix)
         rows.append({"dtype": dtype, "matrix": matrix, "gflops": gflops})
         print(f"Products of {matrix} x {matrix}, {dtype}: {gflops:,.0f} GFLOP/s")
+    gb_per_second = copy_bandwidth(256)
+    print(f"Copies: {gb_per_second:.1f} GB/s")
+    rate = rows[-len(options.dtypes)]["gflops"]
+    for size in options.sizes:
+        for job in ("train", "distill", "sample"):
+            rows.append(
+                {"size": size, "job": job}
+                | least_seconds(size, job, rate, gb_per_second)
+            )
+            print(
+                "{size:11s}{job:8s} floor: arithmetic {arithmetic_ms:,.1f} ms, bytes"
+                " {bytes_ms:,.1f} ms".format(**rows[-1])
+            )
     if options.json:
         contest.write(options.json, contest.machine(), rows)
 
@@ -111,43 +125,89 @@ def multiply_adds(
         one counts output numbers times the numbers in a kernel.
     """
     total: collections.Counter[str] = collections.Counter()
-    for kind, count in _layers(net, image_shape, padding):
-        total[kind] += count
+    for layer in _layers(net, image_shape, padding):
+        total[layer.kind] += layer.multiply_adds
     return dict(total)
+
+
+def numbers_read(net: UNet, image_shape: tuple[int, int, int]) -> int:
+    """How many numbers the layers of one pass over one picture read: activations."""
+    return sum(layer.reads for layer in _layers(net, image_shape, padding=True))
+
+
+def least_seconds(
+    size: str, job: str, gflops: float, gb_per_second: float, number: int = 4
+) -> dict[str, float]:
+    """The floor of one update, or of a batch of one-step samples.
+
+    Everything that a layer reads is written once and read once; a gradient reads it
+    again, and writes and reads one number for it. An update reads the parameters for
+    each pass, writes their gradient, and reads and writes parameters, two moments and
+    the average.
+
+    Args:
+      size: One of `sizes`.
+      job: train, distill or sample.
+      gflops: Of the largest products of matrices.
+      gb_per_second: Of a copy, bytes read and written.
+      number: Bytes of an activation; parameters have four.
+    """
+    config = sizes.config(size)
+    model = build.model(config)
+    assert isinstance(model.net, UNet)
+    batch = config.distill.batch_size if job == "distill" else config.train.batch_size
+    passes = PASSES.get(job, 1)
+    teacher = passes - 3 if job == "distill" else 0
+    touched = {"train": 5, "distill": 5 + 2 * teacher, "sample": 2}[job]
+    whole = {"train": 12, "distill": 12 + teacher, "sample": 1}[job]
+    needed = sum(multiply_adds(model.net, model.image_shape, padding=False).values())
+    activations = touched * number * numbers_read(model.net, model.image_shape)
+    bytes_moved = batch * activations + whole * 4 * model.num_parameters()
+    return {
+        "arithmetic_ms": 2e3 * passes * batch * needed / (gflops * 1e9),
+        "bytes_ms": 1e3 * bytes_moved / (gb_per_second * 1e9),
+    }
+
+
+class _Layer(NamedTuple):
+    kind: str
+    multiply_adds: int
+    reads: int  # numbers of its input, but for the embedding's few
 
 
 def _layers(
     net: UNet, image_shape: tuple[int, int, int], padding: bool
-) -> Iterator[tuple[str, int]]:
-    """(kind, multiply-adds) of one layer after another, as the picture meets them."""
+) -> Iterator[_Layer]:
+    """One layer after another, as the picture meets them."""
     size, channels = image_shape[0] // net.patch, net.patch**2 * image_shape[2]
     features, last = net.levels[0].features, len(net.levels) - 1
     emb = net.emb_features
 
-    def conv(ins: int, outs: int, stride: int = 1) -> tuple[str, int]:
+    def conv(ins: int, outs: int, stride: int = 1) -> _Layer:
         """`size` is that of the output."""
         side = 3 * size if padding else 3 * size - (2 if stride == 1 else 1)
-        return "convolutions", side**2 * ins * outs
+        return _Layer("convolutions", side**2 * ins * outs, (size * stride) ** 2 * ins)
 
-    def block(ins: int, outs: int) -> Iterator[tuple[str, int]]:
+    def block(ins: int, outs: int) -> Iterator[_Layer]:
         yield conv(ins, outs)
         yield conv(outs, outs)
-        yield "modulation", emb * 2 * outs
+        yield _Layer("modulation", emb * 2 * outs, 0)
         if ins != outs:
-            yield "shortcuts", size**2 * ins * outs
+            yield _Layer("shortcuts", size**2 * ins * outs, size**2 * ins)
 
-    def attend(width: int, heads: int) -> Iterator[tuple[str, int]]:
+    def attend(width: int, heads: int) -> Iterator[_Layer]:
         if heads:
-            yield "projections of attention", 4 * size**2 * width**2
-            yield "attention", 2 * size**4 * width
+            numbers = size**2 * width
+            yield _Layer("projections of attention", 4 * numbers * width, 2 * numbers)
+            yield _Layer("attention", 2 * size**2 * numbers, 3 * numbers)
 
-    def resample(level: Level, stride: int) -> Iterator[tuple[str, int]]:
+    def resample(level: Level, stride: int) -> Iterator[_Layer]:
         if level.resample_in_block:
             yield from block(level.features, level.features)
         else:
             yield conv(level.features, level.features, stride)
 
-    yield "embedding", (features + emb + net.num_classes) * emb
+    yield _Layer("embedding", (features + emb + net.num_classes) * emb, 0)
     yield conv(channels, features)
     skips = [features]
     for l, level in enumerate(net.levels):

@@ -227,8 +227,9 @@ def _products(jaxpr):
             total += out.size * math.prod(shape[axis] for axis in contracted)
         else:
             parts = [_products(inner) for inner in _inner(equation)]
-            # Of the branches for several platforms only one is run.
-            total += parts[0] if name == "cond" else sum(parts)
+            # Of the branches for several platforms one is run. That for CPUs has a few
+            # products more, which stand for sums.
+            total += min(parts) if name == "cond" else sum(parts)
     return total
 
 

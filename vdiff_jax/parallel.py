@@ -181,6 +181,7 @@ def spread(mesh: Mesh) -> Callable[[Gradient], Gradient]:
 def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
     axes = mesh.axis_names
     rows, whole = PartitionSpec(axes), PartitionSpec()
+    of_draws: Any = {"u": rows, "eps": rows, "flip": rows, "dropout": whole}
 
     def of_own_rows(
         params: Params, batch: Batch, draws: Draws, loss_args: tuple
@@ -193,7 +194,7 @@ def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
     return jax.shard_map(
         of_own_rows,
         mesh=mesh,
-        in_specs=(whole, rows, Draws(rows, rows, rows, whole), whole),
+        in_specs=(whole, rows, Draws(**of_draws), whole),
         out_specs=whole,
         check_vma=False,
     )
