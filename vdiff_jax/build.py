@@ -278,6 +278,8 @@ def train_step(
     feeder: Feeder,
     mesh: Mesh,
     shardings: training.TrainState,
+    *,
+    plain: bool = False,
 ) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
     """The compiled step of a `train` or `distill` section: many updates in a call.
 
@@ -288,6 +290,8 @@ def train_step(
       feeder: Its `read` becomes part of the step.
       mesh: The devices.
       shardings: Where each array of the state lies, before and after.
+      plain: Whether the gradient is that of the whole batch at once, as `replay` needs,
+        and not shared out by `parallel.spread`.
     """
 
     def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:
@@ -302,7 +306,7 @@ def train_step(
         stratified=section.stratified_times,
         flip=config.data.flip,
         grad_accum_steps=section.grad_accum_steps,
-        spread=parallel.spread(mesh),
+        spread=(lambda gradient: gradient) if plain else parallel.spread(mesh),
     )
     return jax.jit(
         training.many_updates(step, feeder.read),

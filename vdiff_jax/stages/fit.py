@@ -159,12 +159,6 @@ class _Loop:
         info: dict[str, Any],
     ):
         self._tools, self._run = tools, run
-        # Once, or every call would bring it to the devices again.
-        here = parallel.replicated(tools.mesh)
-        self._job = run.job._replace(
-            key=parallel.put(run.job.key, here),
-            num_updates=parallel.put(run.job.num_updates, here),
-        )
         self._manager, self._records = manager, records
         self._interrupts = interrupts
         self._seconds_before = info["seconds"]
@@ -227,7 +221,7 @@ class _Loop:
             self._records.say(f"{self._run.name}: compiling {steps} updates to a call")
         with tools.profile.trace(self._run.folder, steps, counts=not new) as watched:
             began = time.monotonic()
-            state, metrics = tools.train_step(state, feed, self._job)
+            state, metrics = tools.train_step(state, feed, self._run.job)
             watched.append(metrics)
         if new:
             tools.compiled.add(steps)

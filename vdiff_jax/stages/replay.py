@@ -42,7 +42,7 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
     state = _advance(tools, under_way, state, step - 1)
     with closing(tools.feeder.feeds([(step - 1, 1)], under_way.order_seed)) as feeds:
         feed = next(feeds)
-    found = origins(tools.train_step, state, feed, under_way.job)
+    found = origins(tools.plain_step, state, feed, under_way.job)
     examples = examples_of(tools, under_way, step)
     source = build.source(config, "train")
 

@@ -26,6 +26,7 @@ class Tools:
       config: The whole config.
       section: Its `train` or `distill`.
       train_step: The compiled step, (state, feed, job) -> (state, metrics).
+      plain_step: The same, of operations that `replay` can run one by one.
       eval_step: The compiled held-out loss.
       sampler: See `build.sampler`.
       optimizer: Up to the learning rate.
@@ -42,6 +43,7 @@ class Tools:
     config: Config
     section: Config
     train_step: Callable[..., tuple[training.TrainState, training.Metrics]]
+    plain_step: Callable[..., tuple[training.TrainState, training.Metrics]]
     eval_step: Callable[..., Any]
     sampler: Sampler
     optimizer: optax.GradientTransformation
@@ -112,10 +114,12 @@ def make_tools(
     shardings = parallel.state_shardings(abstract_state, mesh)
     feeder = build.feeder(config, section, mesh)
     known = peak_flops(jax.local_devices()[0]) is not None
+    parts = (config, section, loss, feeder, mesh, shardings)
     return Tools(
         config=config,
         section=section,
-        train_step=build.train_step(config, section, loss, feeder, mesh, shardings),
+        train_step=build.train_step(*parts),
+        plain_step=build.train_step(*parts, plain=True),
         eval_step=build.eval_step(eval_loss, mesh),
         sampler=build.sampler(config, model),
         optimizer=optimizer,
