@@ -40,8 +40,10 @@ class _StopAt:
         make = build.train_step
         self.calls, self.steps = 0, []
 
-        def made(*args):
-            step = make(*args)
+        def made(*args, plain=False):
+            step = make(*args, plain=plain)
+            if plain:
+                return step
             self.steps.append(step)
 
             def counted(*args):
