@@ -55,9 +55,8 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
-        both = [x.mean(axis=(1, 2)), jnp.square(x).mean(axis=(1, 2))]
-        both = self._mean_of_group(jnp.concatenate(both))
-        mean, mean_of_square = jnp.split(both, 2)
+        mean = self._mean_of_group(x.mean(axis=(1, 2)))
+        mean_of_square = self._mean_of_group(jnp.square(x).mean(axis=(1, 2)))
         # Rounding may take the difference below zero.
         variance = jnp.maximum(mean_of_square - jnp.square(mean), 0.0)
         factor = scale[None] * lax.rsqrt(variance + self.epsilon)
