@@ -23,7 +23,7 @@ Result: `frechet_classifier` (not FID) to the training pictures, mean over the s
     base, DPM-Solver++(2M)          130    24.9  8.3   6.7
 
 with standard deviations of 0.3 to 0.5 below 13. The base has 5.63 bits/dim on the 180
-held-out pictures, by the flow. 9 minutes on 2 cores, as `make demo` runs it.
+held-out pictures, by the flow. 8 minutes on 2 cores, as `make demo` runs it.
 """
 
 from ml_collections import ConfigDict
