@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from vdiff_jax import parallel
+from vdiff_jax import losses, parallel, training
 
 pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent
@@ -104,6 +105,21 @@ def test_the_step_writes_the_new_state_over_the_old(told, stage):
 @pytest.mark.parametrize("stage", ["train", "distill"])
 def test_neither_data_nor_teacher_are_constants_of_the_program(told, stage):
     assert told[f"{stage}_program"]["largest_constant"] < 100
+
+
+def test_every_device_drops_out_for_itself():
+    """Were their masks the same, the mean of squares would be the square of the mean."""
+
+    def gradient(params, batch, draws, loss_args):
+        mask = jax.random.uniform(draws.dropout, (64,))
+        return jnp.float32(0.0), {"mask": mask, "square": jnp.square(mask)}
+
+    spread = parallel.spread(parallel.make_mesh())(gradient)
+    draws = losses.draw(jax.random.key(0), (4, 1, 1, 1))
+    batch = training.Batch(np.zeros((4, 1, 1, 1), np.uint8))
+    _, means = jax.jit(spread)({}, batch, draws, ())
+    variance = means["square"] - jnp.square(means["mask"])
+    assert float(variance.mean()) > 0.02
 
 
 def test_large_arrays_are_split_along_their_largest_axis_that_divides():
