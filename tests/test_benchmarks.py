@@ -272,16 +272,6 @@ def test_our_jobs_are_the_projects_own(monkeypatch):
     )
 
 
-def test_a_cpu_is_used_as_a_power_of_two_devices(monkeypatch):
-    from benchmarks import ours
-
-    found = []
-    for cores in (1, 2, 3, 4, 7, 8, 64, None):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        found.append(ours.cpu_devices())
-    assert found == [1, 2, 2, 4, 4, 8, 8, 1]
-
-
 @pytest.mark.parametrize("job", ["train", "distill", "sample"])
 def test_the_peers_do_every_job(job):
     from benchmarks import steps

@@ -108,7 +108,7 @@ def test_neither_data_nor_teacher_are_constants_of_the_program(told, stage):
 
 
 def test_every_device_drops_out_for_itself():
-    """Were their masks the same, the mean of squares would be the square of the mean."""
+    """Were the masks the same, the mean of squares would be the square of the mean."""
 
     def gradient(params, batch, draws, loss_args):
         mask = jax.random.uniform(draws.dropout, (64,))

@@ -76,9 +76,13 @@ def use_cores(batch_sizes: Sequence[int]) -> None:
     said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if said or jax.config.values["jax_num_cpu_devices"] > 0:
         return
+    jax.config.update("jax_num_cpu_devices", devices_of_cpu(batch_sizes))
+
+
+def devices_of_cpu(batch_sizes: Sequence[int]) -> int:
+    """As how many devices its cores serve best, where all batches divide over them."""
     cores = min(_cores(), MOST_CPU_DEVICES)
-    fitting = [n for n in range(1, cores + 1) if not any(b % n for b in batch_sizes)]
-    jax.config.update("jax_num_cpu_devices", max(fitting))
+    return max(n for n in range(1, cores + 1) if not any(b % n for b in batch_sizes))
 
 
 def _cores() -> int:
