@@ -23,7 +23,7 @@ faults: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.steps --short --json bench/steps.json
-	$(BIN)/python -m benchmarks.stalls --json bench/stalls.json
+	$(BIN)/python -m benchmarks.stalls --rounds 3 --json bench/stalls.json
 	$(BIN)/python -m benchmarks.growth --short --json bench/growth.json
 
 lint: .venv/ready
