@@ -57,6 +57,13 @@ def test_a_step_has_few_operations_and_little_scratch(step):
     }
 
 
+def test_gradients_are_cut_out_where_only_the_run_knows(step):
+    """At constant places each array's update would be compiled by itself."""
+    _, model, compiled = step
+    cuts = compiled.as_text().count(" dynamic-slice(")
+    assert cuts >= len(jax.tree.leaves(model.abstract_params()))
+
+
 def test_a_sampler_joins_no_more_than_the_skips_of_its_network():
     """A join of small arrays in each norm once made samples 2.5 times as slow."""
     config = digits.get_config()
