@@ -17,6 +17,7 @@ def get_config(stage: str = "all") -> ConfigDict:
     loop = {
         "grad_clip": 1.0,
         "stratified_times": False,
+        "noise_offset": 0.0,  # > 0: noise that whole channels share, added to the noise
         "grad_accum_steps": 1,  # parts of a batch, where it does not fit
         "on_nonfinite": "stop",  # stop, skip
         "steps_per_call": 10,
@@ -38,6 +39,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             "model": {
                 "net": "unet",  # or your own, "package.module:make_net"
                 "output": "v",  # x, eps, v, both
+                "computed_from": "",  # what the network says itself, if not that
                 "channels": 256,
                 "multipliers": (1, 1, 1),
                 "num_blocks": 3,
@@ -95,10 +97,42 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "weight_decay": 0.0,
                 "ema_decay": 0.9999,
                 "weight": "snr_trunc",  # constant, snr, snr_plus_one, min_snr:GAMMA
+                "label_dropout": 0.1,  # of classes, if there are any; for guidance
+                **loop,
+            },
+            "finetune": {
+                "source": "",  # a train folder whose weights to go on from
+                "steps": 50_000,
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "warmup_steps": 1000,
+                "decay": "constant",
+                "weight_decay": 0.0,
+                "ema_decay": 0.9999,
+                **loop,
+            },
+            "guide": {
+                "steps": 0,  # updates; 0: no such stage, and no w for the students
+                "teacher": "",  # "": the train stage of the same workdir
+                "w_min": 0.0,
+                "w_max": 4.0,
+                "w_features": 256,  # width of the sinusoid of w
+                "w_scale": 1000.0,  # and the angle of w = 1 in it
+                "rescale": 0.0,  # > 0: the teacher's guidance is rescaled by this
+                "sample_steps": 256,
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "warmup_steps": 1000,
+                "decay": "constant",
+                "weight_decay": 0.0,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
                 **loop,
             },
             "distill": {
-                "teacher": "",  # "": the train stage of the same workdir
+                # "": the guide stage of the same workdir, if there is one, or train
+                "teacher": "",
+                "ladder": "deterministic",  # deterministic, stochastic, encode
                 "start_steps": 1024,
                 "end_steps": 1,
                 "updates": "50000, 2: 100000, 1: 100000",
@@ -118,12 +152,21 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "seed": 0,
                 "batch_size": 64,
                 "labels": (),  # classes, in turn; (): all
+                "w": (),  # strengths of guidance: none, one, or several
+                "guidance_scale": (),  # the same as 1 + w
+                "guidance_interval": (0.0, 1.0),  # times t between which it is on
+                "guidance_rescale": 0.0,  # share of the contrast that is taken back
                 "noise": "",  # an .npy of z_1 to start from
-                "sampler": "ddim",  # ddim, ancestral, dpmpp_2m, heun
+                "image": "",  # or pictures: a file, a folder, an .npy
+                "image_labels": (),  # their classes, in turn, to encode them by
+                "encode_steps": 256,  # by the encoding student of so many, or the base
+                "from_t": 1.0,  # below 1: adds noise to the pictures, encodes nothing
+                "sampler": "ddim",  # ddim, ancestral, dpmpp_2m, heun, stochastic
                 "eta": 0.0,  # of ddim; 1 draws new noise in every step
                 "variance": "large",  # of ancestral: small, large, medium:F
                 "clip": True,  # x_hat to [-1, 1]
                 "clip_value": 0.0,  # > 0: x_hat and eps_hat to this instead
+                "threshold": 0.0,  # > 0: dynamic, with this quantile, instead
                 "trajectory": False,  # also what is passed through
                 "interpolate": 0,  # also so many pictures between two noises
             },
@@ -134,6 +177,8 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "num": 50_000,  # pictures of each seed
                 "seed": 0,  # and the next
                 "repeats": 3,  # so many seeds
+                "w": (),  # strengths of guidance
+                "judge": False,  # whether pictures are of the class asked for
                 "features": (),  # inception, classifier, pixels; (): all there are
                 "inception_weights": "",  # docs/evaluation.md tells where to get them
                 "reference_split": "train",

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,12 +78,31 @@ def test_clipping_moves_x_and_the_noise_with_it():
         return 3.0 * x
 
     free = diffusion.denoiser(net, "x")(z_t, LOGSNR)
-    clipped = diffusion.denoiser(net, "x", clip_at=0.8)(z_t, LOGSNR)
+    limit = partial(diffusion.clip, limit=0.8)
+    clipped = diffusion.limited(diffusion.denoiser(net, "x"), [limit])(z_t, LOGSNR)
     assert jnp.abs(free.x).max() > 2.9
     assert jnp.abs(clipped.x).max() == pytest.approx(0.8)
     middle = slice(1, -1)
     again = diffusion.diffuse(clipped.x, clipped.eps, LOGSNR)
     np.testing.assert_allclose(again[middle], z_t[middle], atol=2e-5)
+
+
+def test_a_dynamic_threshold_scales_what_leaves_the_range_and_nothing_else():
+    z_t = jax.random.normal(jax.random.key(0), (2, 10, 10, 1))
+    logsnr_t = jnp.array([0.0, 1.0])
+    ramp = jnp.linspace(-1.0, 1.0, 100).reshape(10, 10, 1)
+    x = jnp.stack([0.9 * ramp, 4.0 * ramp])
+    found = diffusion.threshold(
+        diffusion.predict(x, z_t, logsnr_t, "x"), z_t, logsnr_t, share=0.75
+    )
+    np.testing.assert_allclose(found.x[0], x[0], atol=1e-6)
+    # A quarter of the second is at the bounds, and the rest is as before but for scale.
+    inside = np.asarray(jnp.abs(found.x[1]) < 1.0 - 1e-6)
+    assert inside.mean() == pytest.approx(0.75, abs=0.02)
+    ratio = np.asarray(found.x[1])[inside] / np.asarray(x[1])[inside]
+    np.testing.assert_allclose(ratio, 1.0 / 3.0, rtol=0.02)
+    again = diffusion.diffuse(found.x, found.eps, logsnr_t)
+    np.testing.assert_allclose(again, z_t, atol=1e-5)
 
 
 def test_diffuse_has_the_stated_mean_and_variance():
@@ -123,11 +144,9 @@ def test_wrong_shapes_and_kinds_are_refused():
 
 def test_the_clipped_sampler_clips_both_estimates_and_leaves_them_in_disagreement():
     z_t = jax.random.normal(jax.random.key(0), (len(LOGSNR), 4))
-    clipped = diffusion.denoiser(
-        lambda z_t, logsnr_t: 3.0 * jnp.sin(5.0 * z_t),
-        "x",
-        clip_at=1.2,
-        clip_eps_at=1.2,
+    clipped = diffusion.limited(
+        diffusion.denoiser(lambda z_t, logsnr_t: 3.0 * jnp.sin(5.0 * z_t), "x"),
+        [partial(diffusion.clip, limit=1.2), partial(diffusion.clip_eps, limit=1.2)],
     )(z_t, LOGSNR)
     for part in (clipped.x, clipped.eps):
         assert float(jnp.abs(part).max()) == pytest.approx(1.2)

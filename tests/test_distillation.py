@@ -6,7 +6,14 @@ import pytest
 from benchmarks import mixture
 from oracles import GaussianData
 from vdiff_jax import diffusion, losses, samplers, schedules
-from vdiff_jax.distillation import distillation_loss, ladder, two_step_target
+from vdiff_jax.distillation import (
+    decoding,
+    decoding_stochastically,
+    distillation_loss,
+    encoding,
+    ladder,
+    two_step_target,
+)
 
 SCHEDULES = {
     "cosine": schedules.cosine(),
@@ -219,3 +226,67 @@ def test_a_student_beats_better_solvers_of_the_exact_flow_in_few_evaluations():
         if evaluations <= 8:
             margin = 0.5 if evaluations <= 4 else 1.0
             assert of_student < margin * min(of_solvers)
+
+
+PLANS = {
+    "decoding": decoding,
+    "stochastic": decoding_stochastically,
+    "encoding": encoding,
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("num_steps", [1, 2, 8, 1024])
+def test_every_plan_lands_where_its_teacher_lands(name, num_steps):
+    schedule = SCHEDULES["cosine"]
+    times = PLANS[name]((jnp.arange(32) + 0.5) / 32, num_steps)
+    lt, lm = schedule(times.t), schedule(times.mid)
+    ls = schedules.ending_in_data(schedule)(times.s)
+    z_t = jax.random.normal(jax.random.key(0), (32, 4, 4, 3))
+    target = two_step_target(
+        _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+    )
+    landed = samplers.ddim_step(target, samplers.Step(lt, ls))
+    two, _ = _two_steps(_curved_teacher, z_t, lt, lm, ls)
+    one = samplers.ddim_step(_curved_teacher(z_t, lt), samplers.Step(lt, ls))
+    single = np.asarray(times.mid == times.t)
+    expected = np.where(single[:, None, None, None], one, two)
+    # Near t = 0 the noise that this teacher sees is in the thousands.
+    np.testing.assert_allclose(landed, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 16])
+def test_the_stochastic_plan_uses_only_what_its_teacher_was_taught(num_steps):
+    """A student of 2 N steps knows jumps of 1 / N, from the times k / (2 N)."""
+    u = (jnp.arange(64) + 0.5) / 64
+    t, mid, s = (np.asarray(v) for v in decoding_stochastically(u, num_steps))
+    at_one = np.isclose(t, 1.0 / num_steps)
+    assert at_one.any()
+    np.testing.assert_array_equal(mid[at_one], t[at_one])  # a single jump
+    np.testing.assert_allclose((t - mid)[~at_one], 1.0 / num_steps, atol=1e-6)
+    np.testing.assert_allclose(mid - s, 1.0 / num_steps, atol=1e-6)
+    of_teacher = np.arange(1, 2 * num_steps + 1) / (2 * num_steps)
+    for asked in (t, mid):
+        assert all(np.isclose(of_teacher, one).any() for one in asked)
+
+
+def test_an_encoding_student_undoes_a_decoding_one():
+    """Exact data: one step up to the target, and one down to the other's, is home."""
+    data, schedule, num_steps = GaussianData(), SCHEDULES["cosine"], 64
+    u = (jnp.arange(64) + 0.5) / 64
+    up, down = encoding(u, num_steps), decoding(u, num_steps)
+    end = schedules.ending_in_data(schedule)
+    lt, lm, ls = schedule(up.t), schedule(up.mid), schedule(up.s)
+    z_t = data.flow(jnp.linspace(-2, 2, 64), jnp.float32(-20.0), lt)[:, None]
+    there = two_step_target(data.denoise, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls)
+    z_s = samplers.ddim_step(there, samplers.Step(lt, ls))
+    back = two_step_target(
+        data.denoise,
+        z_s,
+        logsnr_t=ls,
+        logsnr_mid=schedule(down.mid),
+        logsnr_s=end(up.t),
+    )
+    home = samplers.ddim_step(back, samplers.Step(ls, end(up.t)))
+    np.testing.assert_allclose(home, z_t, atol=2e-3)
+    assert float(jnp.abs(z_s - z_t).max()) > 0.01

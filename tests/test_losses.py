@@ -101,3 +101,26 @@ def test_the_exact_denoiser_has_the_least_loss(num_steps):
     assert loss(0.0) < loss(0.05)
     assert loss(0.0) < loss(-0.05)
     assert float(jax.grad(loss)(0.0)) == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_noise_offset_is_shared_by_a_channel_and_independent_of_the_rest():
+    plain, moved = (
+        np.asarray(losses.draw(jax.random.key(0), (500, 8, 8, 3), noise_offset=c).eps)
+        for c in (0.0, 0.5)
+    )
+    offset = (moved - plain).reshape(500, 64, 3)
+    np.testing.assert_allclose(offset, offset[:, :1].repeat(64, 1), atol=1e-5)
+    shared = offset[:, 0]
+    assert shared.std() == pytest.approx(0.5, rel=0.06)
+    others = plain.mean(axis=(1, 2)), shared[:, ::-1]
+    for other in others:
+        pairs = np.corrcoef(shared[:, 0], other[:, 0])
+        assert abs(pairs[0, 1]) < 0.15
+
+
+def test_the_draws_of_one_step_are_independent_of_each_other():
+    draws = losses.draw(jax.random.key(0), (4000, 1, 1, 1))
+    uniform = np.stack([draws.u, draws.u_label, draws.u_w])
+    assert np.abs(np.corrcoef(uniform) - np.eye(3)).max() < 0.06
+    for values in uniform:
+        assert values.mean() == pytest.approx(0.5, abs=0.03)

@@ -12,7 +12,7 @@ import tiny
 from benchmarks.peers import diffusers as diffusers_peer
 from benchmarks.peers import pytorch, unet
 from configs import cifar10, digits
-from vdiff_jax import build, losses, samplers
+from vdiff_jax import build, diffusion, losses, samplers
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.training import Batch
 
@@ -153,7 +153,10 @@ def test_the_samples_of_pytorch_are_ours(pair):
     _, model, params, peer = pair
     start = model.start(jnp.arange(16), jnp.int32(0))
     expected = samplers.sample(
-        model.denoiser(params, start.label, clip_at=1.0),
+        diffusion.limited(
+            model.denoiser(params, start.label),
+            [functools.partial(diffusion.clip, limit=1.0)],
+        ),
         start.z_1,
         schedule=model.schedule,
         num_steps=4,

@@ -7,7 +7,7 @@ import pytest
 
 from oracles import GaussianData, MixtureData
 from vdiff_jax import samplers, schedules
-from vdiff_jax.diffusion import alpha_sigma, predict
+from vdiff_jax.diffusion import alpha_sigma, diffuse, predict
 
 COSINE = schedules.cosine()
 
@@ -238,3 +238,109 @@ def test_a_step_that_needs_noise_says_so():
             num_steps=2,
             stepper=samplers.ancestral_step,
         )
+
+
+def _exact_jumps(data, schedule, num_steps):
+    """A denoiser with which DDIM lands on the flow, two steps ahead."""
+    end = schedules.ending_in_data(schedule)
+    grid = jnp.arange(1, num_steps + 1) / num_steps
+
+    def denoise(z_t, logsnr_t):
+        at = jnp.abs(schedule(grid) - logsnr_t[0]).argmin()
+        logsnr_r = end(grid[at] - 2.0 / num_steps)
+        z_r = data.flow(z_t, logsnr_t[0], logsnr_r)
+        (alpha_t, sigma_t), (alpha_r, sigma_r) = map(
+            alpha_sigma, (logsnr_t[0], logsnr_r)
+        )
+        ratio = sigma_r / sigma_t
+        x = (z_r - ratio * z_t) / (alpha_r - ratio * alpha_t)
+        return predict(x, z_t, logsnr_t, "x")
+
+    return denoise
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 8])
+def test_the_stochastic_sampler_with_exact_jumps_keeps_the_marginals(num_steps):
+    """At every time of its grid; standard errors of 40,000 draws, five of them."""
+    data, schedule, count = GaussianData(), schedules.cosine(), 40_000
+    keys = jax.random.split(jax.random.key(1), count)
+    z_1 = jax.random.normal(jax.random.key(0), (count, 1))
+    path = samplers.sample_trajectory(
+        _exact_jumps(data, schedule, num_steps),
+        z_1,
+        schedule=schedule,
+        num_steps=num_steps,
+        stepper=samplers.stochastic_step,
+        keys=keys,
+    )
+    for k, z_s in enumerate(path.z_s):
+        logsnr_s = schedules.ending_in_data(schedule)(
+            jnp.float32(1.0 - (k + 1) / num_steps)
+        )
+        std = float(data.spread(logsnr_s))
+        mean = float(alpha_sigma(logsnr_s)[0]) * data.mean
+        assert float(z_s.mean()) == pytest.approx(mean, abs=5 * std / count**0.5)
+        assert float(z_s.std()) == pytest.approx(std, abs=5 * std / (2 * count) ** 0.5)
+
+
+def test_with_one_step_the_stochastic_sampler_is_the_deterministic_one():
+    z_1 = jax.random.normal(jax.random.key(0), (7, 3))
+    keys = jax.random.split(jax.random.key(1), 7)
+    options = {"schedule": schedules.cosine(), "num_steps": 1}
+    found = samplers.sample(
+        GaussianData().denoise,
+        z_1,
+        stepper=samplers.stochastic_step,
+        keys=keys,
+        **options,
+    )
+    np.testing.assert_array_equal(
+        found, samplers.sample(GaussianData().denoise, z_1, **options)
+    )
+
+
+def test_with_two_steps_it_jumps_to_the_data_and_back_half_way():
+    """As consistency models are sampled: x_hat, noise to t = 1/2, x_hat."""
+    schedule, data = schedules.cosine(), GaussianData()
+    z_1 = jax.random.normal(jax.random.key(0), (9, 3))
+    keys = jax.random.split(jax.random.key(1), 9)
+    path = samplers.sample_trajectory(
+        data.denoise,
+        z_1,
+        schedule=schedule,
+        num_steps=2,
+        stepper=samplers.stochastic_step,
+        keys=keys,
+    )
+    noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 2), (3,)))(keys)
+    half = jnp.broadcast_to(schedule(jnp.float32(0.5)), 9)
+    np.testing.assert_allclose(
+        path.z_s[0], diffuse(path.x_hat[0], noise, half), atol=1e-6
+    )
+    np.testing.assert_array_equal(path.z_s[1], path.x_hat[1])
+
+
+def test_encoding_and_decoding_return_the_picture_with_an_error_of_order_one():
+    data, schedule = GaussianData(), schedules.cosine()
+    x = jnp.linspace(-0.8, 0.8, 12)[:, None]
+    errors = []
+    for num_steps in (32, 64, 128):
+        options = {"schedule": schedule, "num_steps": num_steps}
+        z_1 = samplers.encode(data.denoise, x, **options)
+        again = samplers.sample(data.denoise, z_1, **options)
+        errors.append(float(jnp.abs(again - x).max()))
+    np.testing.assert_allclose(np.diff(np.log2(errors)), -1.0, atol=0.15)
+    assert errors[-1] < 0.05
+
+
+def test_from_half_way_only_the_second_half_of_the_steps_is_taken():
+    data, schedule = GaussianData(), schedules.cosine()
+    z_1 = jax.random.normal(jax.random.key(0), (5, 3))
+    for first in (4, jnp.int32(4)):
+        path = samplers.sample_trajectory(
+            data.denoise, z_1, schedule=schedule, num_steps=8
+        )
+        found = samplers.sample(
+            data.denoise, path.z_s[3], schedule=schedule, num_steps=8, first=first
+        )
+        np.testing.assert_allclose(found, path.z_s[-1], atol=1e-6)

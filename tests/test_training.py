@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from vdiff_jax import parallel, training
-from vdiff_jax.losses import Draws
+from vdiff_jax.losses import Draws, draw
 from vdiff_jax.training import Batch, Job
 
 
@@ -109,8 +109,8 @@ def test_the_optimizer_is_adamw_on_clipped_gradients():
     for i in range(5):
         grads = jax.grad(
             lambda p, i=i: _linear_loss(
-                p, _batch(seed=i), training._draw_rows(
-                    jax.random.fold_in(_job().key, i), _batch(), False, False, None)
+                p, _batch(seed=i), draw(
+                    jax.random.fold_in(_job().key, i), _batch().image.shape)
             ).mean()
         )(params)  # fmt: skip
         updates, opt_state = reference.update(grads, opt_state, params)

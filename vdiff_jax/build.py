@@ -3,8 +3,8 @@
 Everything a user can get wrong in a config is refused here, at construction.
 """
 
-import dataclasses
 import importlib
+import math
 import pathlib
 from collections.abc import Callable
 from functools import partial
@@ -21,8 +21,17 @@ from vdiff_jax.datasets import catalog, feeds
 from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
-from vdiff_jax.distillation import distillation_loss
+from vdiff_jax.distillation import (
+    Plan,
+    decoding,
+    decoding_stochastically,
+    distillation_loss,
+    encoding,
+    imitation_loss,
+)
+from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model, Sampler
+from vdiff_jax.nets.converted import Converted
 from vdiff_jax.nets.layers import LogsnrInput
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Params, PerExample, Schedule
@@ -31,11 +40,22 @@ from vdiff_jax.types import Params, PerExample, Schedule
 Config: TypeAlias = Any
 
 
-def model(config: Config) -> Model:
-    """The network, its output kind and its schedule."""
+def model(config: Config, *, guided: bool = False) -> Model:
+    """The network, its output kind and its schedule.
+
+    Args:
+      config: The whole config.
+      guided: Whether it is a student that takes the strength of guidance.
+    """
     size, channels = config.data.image_size, config.data.channels
     output = _choice("model.output", config.model.output, diffusion.Output)
-    out_channels = channels * (2 if output == "both" else 1)
+    said = config.model.computed_from or output
+    _choice("model.computed_from", said, diffusion.Output)
+    if said != output and output == "both":
+        raise ValueError(
+            f"model.output='both' cannot be computed from {said!r}: choose x, eps or v."
+        )
+    out_channels = channels * (2 if said == "both" else 1)
     latent_scale = config.data.latent_scale
     if latent_scale < 0:
         raise ValueError(f"data.latent_scale must not be negative, got {latent_scale}.")
@@ -44,26 +64,62 @@ def model(config: Config) -> Model:
             f"sample.clip=True keeps x in [-1, 1], but latents (data.latent_scale="
             f"{latent_scale}) have no bounds: set sample.clip=False."
         )
+    if guided and not config.model.num_classes:
+        raise ValueError(
+            "The guide stage needs a model that is told a class: set"
+            " model.num_classes, and train with train.label_dropout > 0."
+        )
+    net = _net(config, out_channels, guided)
     made = Model(
-        net=_net(config, out_channels),
+        net=net if said == output else Converted(net, said, output),
         output=output,
         schedule=schedule(config),
         image_shape=(size, size, channels),
         num_classes=config.model.num_classes,
         latent_scale=latent_scale,
+        w_range=w_range(config) if guided else None,
     )
     made.abstract_params()  # refuses sizes that do not fit together
     return made
 
 
-def _net(config: Config, out_channels: int) -> nn.Module:
+def has_finetune(config: Config) -> bool:
+    """Whether the base model goes on from the weights of another."""
+    return bool(config.finetune.source)
+
+
+def has_guide(config: Config) -> bool:
+    """Whether there is a guide stage, so that students take the strength w."""
+    return config.guide.steps > 0
+
+
+def student(config: Config) -> Model:
+    """The network of the ladder's students."""
+    return model(config, guided=has_guide(config))
+
+
+def w_range(config: Config) -> tuple[float, float]:
+    """The strengths of guidance that the guide stage trains for."""
+    low, high = config.guide.w_min, config.guide.w_max
+    if not 0.0 <= low <= high:
+        raise ValueError(
+            f"guide.w_min={low} and guide.w_max={high} must be a range of strengths,"
+            " from 0 up."
+        )
+    return low, high
+
+
+def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if config.model.net != "unet":
         make_net = _import("model.net", config.model.net)
-        return make_net(out_channels=out_channels, num_classes=config.model.num_classes)
-    return _unet(config, out_channels)
+        options = {"w_features": config.guide.w_features} if guided else {}
+        return make_net(
+            out_channels=out_channels, num_classes=config.model.num_classes, **options
+        )
+    return _unet(config, out_channels, guided)
 
 
-def _unet(config: Config, out_channels: int) -> UNet:
+def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
     spec = config.model
     if (spec.num_heads > 0) == (spec.head_dim > 0):
         raise ValueError(
@@ -104,6 +160,8 @@ def _unet(config: Config, out_channels: int) -> UNet:
         emb_features=spec.emb_channels,
         mid_heads=heads(levels[-1].features),
         num_classes=spec.num_classes,
+        w_features=config.guide.w_features if guided else 0,
+        w_scale=config.guide.w_scale,
         dropout=config.train.dropout,
         groups=spec.groups,
         patch=spec.patch,
@@ -115,7 +173,7 @@ def _unet(config: Config, out_channels: int) -> UNet:
 
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
-SamplerName = Literal["ddim", "ancestral", "dpmpp_2m", "heun"]
+SamplerName = Literal["ddim", "ancestral", "dpmpp_2m", "heun", "stochastic"]
 OnDevice = Literal["auto", "always", "never"]
 
 
@@ -168,14 +226,75 @@ def sampler(config: Config, model: Model, name: str = "") -> Sampler:
             f"sample.clip_value must not be negative, got {spec.clip_value}."
         )
     eta = 0.0 if name or kind != "ddim" else spec.eta
-    clip_at = spec.clip_value or (1.0 if spec.clip else None)
     return Sampler(
         model,
         predictor=PREDICTORS[kind],
-        stepper=_ancestral if kind == "ancestral" else _Ddim(eta),
+        stepper=_stepper(kind, eta),
         variance=variance_interpolation(spec.variance),
-        clip_at=clip_at,
-        clip_eps_at=spec.clip_value or None,
+        limits=_limits(spec),
+        guidance=guidance(config, model.schedule),
+    )
+
+
+def _limits(spec: Config) -> list[diffusion.Limit]:
+    """What `sample` says of how far x_hat and eps_hat may go."""
+    if not 0.0 <= spec.threshold <= 1.0:
+        raise ValueError(f"sample.threshold must be in [0, 1], got {spec.threshold}.")
+    if spec.clip_value:
+        limit = spec.clip_value
+        return [
+            partial(diffusion.clip, limit=limit),
+            partial(diffusion.clip_eps, limit=limit),
+        ]
+    if spec.threshold:
+        return [partial(diffusion.threshold, share=spec.threshold)]
+    return [partial(diffusion.clip, limit=1.0)] if spec.clip else []
+
+
+def strengths(config: Config, model: Model) -> tuple[float, ...]:
+    """The strengths w of guidance that `sample` asks for, however it says so.
+
+    Raises:
+      ValueError: If it says so in both ways, if a strength is negative, or if the model
+        cannot be guided.
+    """
+    spec = config.sample
+    if spec.w and spec.guidance_scale:
+        raise ValueError(
+            f"Set one of sample.w={spec.w} and sample.guidance_scale="
+            f"{spec.guidance_scale}, which is 1 + w."
+        )
+    found = tuple(spec.w) or tuple(scale - 1.0 for scale in spec.guidance_scale)
+    if found and not model.num_classes:
+        raise ValueError(
+            "Guidance (sample.w, sample.guidance_scale) needs a model that is told a"
+            " class, and this one is not (model.num_classes=0)."
+        )
+    if any(w < 0.0 for w in found):
+        raise ValueError(
+            f"sample.w={found} must not be negative: 0 is no guidance, which is"
+            " sample.guidance_scale=1."
+        )
+    return found
+
+
+def guidance(config: Config, schedule: Schedule) -> Guidance:
+    """What `sample` says of guidance, its strength apart."""
+    spec = config.sample
+    first, last = spec.guidance_interval
+    if not 0.0 <= first < last <= 1.0:
+        raise ValueError(
+            f"sample.guidance_interval={(first, last)} must be two times t, rising, in"
+            " [0, 1]."
+        )
+    if not 0.0 <= spec.guidance_rescale <= 1.0:
+        raise ValueError(
+            f"sample.guidance_rescale must be in [0, 1], got {spec.guidance_rescale}."
+        )
+    return Guidance(
+        rescale=spec.guidance_rescale,
+        logsnr_min=-math.inf if last == 1.0 else float(schedule(jnp.float32(last))),
+        logsnr_max=math.inf if first == 0.0 else float(schedule(jnp.float32(first))),
     )
 
 
@@ -184,22 +303,17 @@ PREDICTORS: dict[str, samplers.Predictor] = {
     "ancestral": samplers.at_start,
     "dpmpp_2m": samplers.extrapolated,
     "heun": samplers.at_both_ends,
+    "stochastic": samplers.at_start,
 }
 
 
-def _ancestral(variance: Float[Array, ""]) -> samplers.Stepper:
-    return partial(samplers.ancestral_step, interpolation=variance)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ddim:
-    """Makes the DDIM stepper, which has no variance to choose."""
-
-    eta: float
-
-    def __call__(self, variance: Float[Array, ""]) -> samplers.Stepper:
-        del variance
-        return partial(samplers.ddim_step, eta=self.eta)
+def _stepper(kind: str, eta: float) -> Callable[[Float[Array, ""]], samplers.Stepper]:
+    """Makes the stepper from the variance, which only ancestral sampling can choose."""
+    if kind == "ancestral":
+        return lambda variance: partial(samplers.ancestral_step, interpolation=variance)
+    if kind == "stochastic":
+        return lambda variance: samplers.stochastic_step
+    return lambda variance: partial(samplers.ddim_step, eta=eta)
 
 
 def variance_interpolation(name: str) -> float:
@@ -227,6 +341,10 @@ def optimizer(section: Config) -> Any:
 def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     """The loss of the base model; dropout is on where `train` is."""
     weigh = weight(config.train.weight)
+    if not 0.0 <= config.train.label_dropout < 1.0:
+        raise ValueError(
+            f"train.label_dropout must be in [0, 1), got {config.train.label_dropout}."
+        )
     num_steps = config.train.num_steps or None
     if num_steps is not None:
         schedules.check_num_steps(model.schedule, num_steps)
@@ -234,8 +352,12 @@ def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     def loss(params: Params, batch: training.Batch, draws: losses.Draws) -> PerExample:
         x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
+        label = batch.label
+        if train and label is not None:
+            left_out = draws.u_label < config.train.label_dropout
+            label = jnp.where(left_out, NO_CLASS, label)
         return losses.denoising_loss(
-            model.denoiser(params, batch.label, dropout=dropout),
+            model.denoiser(params, label, dropout=dropout),
             x,
             draws,
             schedule=model.schedule,
@@ -246,9 +368,35 @@ def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     return loss
 
 
+def guide_loss(config: Config, teacher: Model, student: Model) -> training.Loss:
+    """The loss of the student that imitates guidance; its teacher is an argument."""
+    weigh, spec = weight(config.guide.weight), config.guide
+    if not 0.0 <= spec.rescale <= 1.0:
+        raise ValueError(f"guide.rescale must be in [0, 1], got {spec.rescale}.")
+    how = Guidance(rescale=spec.rescale)
+
+    def loss(
+        params: Params,
+        batch: training.Batch,
+        draws: losses.Draws,
+        teacher_params: Params,
+    ) -> PerExample:
+        w = _strength(config, draws)
+        return imitation_loss(
+            student.denoiser(params, batch.label, w),
+            teacher.denoiser(teacher_params, batch.label, w, guidance=how),
+            losses.mirror(student.to_x(jnp.asarray(batch.image)), draws.flip),
+            draws,
+            schedule=student.schedule,
+            weight=weigh,
+        )
+
+    return loss
+
+
 def distill_loss(config: Config, model: Model) -> training.Loss:
     """The loss of a student; its teacher and its N are arguments of the step."""
-    weigh = weight(config.distill.weight)
+    weigh, plan = weight(config.distill.weight), PLANS[ladder_name(config)]
 
     def loss(
         params: Params,
@@ -257,18 +405,38 @@ def distill_loss(config: Config, model: Model) -> training.Loss:
         teacher_params: Params,
         num_steps: Int[Array, ""],
     ) -> PerExample:
-        x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
+        w = None if model.w_range is None else _strength(config, draws)
         return distillation_loss(
-            model.denoiser(params, batch.label),
-            model.denoiser(teacher_params, batch.label),
-            x,
+            model.denoiser(params, batch.label, w),
+            model.denoiser(teacher_params, batch.label, w),
+            losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip),
             draws,
             schedule=model.schedule,
             weight=weigh,
             num_steps=num_steps,
+            plan=plan,
         )
 
     return loss
+
+
+def _strength(config: Config, draws: losses.Draws) -> PerExample:
+    """Of each example, uniform over the range."""
+    low, high = w_range(config)
+    return low + (high - low) * draws.u_w
+
+
+Ladder = Literal["deterministic", "stochastic", "encode"]
+PLANS: dict[str, Plan] = {
+    "deterministic": decoding,
+    "stochastic": decoding_stochastically,
+    "encode": encoding,
+}
+
+
+def ladder_name(config: Config) -> Ladder:
+    """Which of the three ladders `distill` is about."""
+    return _choice("distill.ladder", config.distill.ladder, Ladder)
 
 
 def train_step(
@@ -305,6 +473,7 @@ def train_step(
         ema_decay=section.ema_decay,
         stratified=section.stratified_times,
         flip=config.data.flip,
+        noise_offset=section.noise_offset,
         grad_accum_steps=section.grad_accum_steps,
         spread=(lambda gradient: gradient) if plain else parallel.spread(mesh),
     )

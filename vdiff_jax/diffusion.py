@@ -22,6 +22,7 @@ times follows from their log-SNRs without subtracting nearly equal numbers:
      cos(phi_t - phi_s) = alpha_t alpha_s + sigma_t sigma_s
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import jax
@@ -38,6 +39,8 @@ from vdiff_jax.types import (
 )
 
 Output: TypeAlias = Literal["x", "eps", "v", "both"]
+# Keeps a prediction within bounds: (prediction, z_t, logsnr_t) -> prediction.
+Limit: TypeAlias = Callable[[Prediction, Examples, PerExample], Prediction]
 
 
 def alpha_sigma(
@@ -128,41 +131,63 @@ def clip(
     return predict(x, z_t, logsnr_t, "x")
 
 
-def clip_eps(prediction: Prediction, logsnr_t: PerExample, limit: float) -> Prediction:
+def threshold(
+    prediction: Prediction, z_t: Examples, logsnr_t: PerExample, share: float
+) -> Prediction:
+    """Brings x_hat into [-1, 1] by scaling, where `share` of it would not need to be.
+
+    Dynamic thresholding (Saharia et al., 2022, arXiv:2205.11487, Sec. 2.3): clips to
+    [-s, s] and divides by s, where s is the quantile of |x_hat| over each example, and
+    at least 1. Strong guidance saturates less by it than by clipping.
+
+    Args:
+      prediction: Of the network.
+      z_t: Noisy examples.
+      logsnr_t: Their log-SNR; finite.
+      share: The quantile, above 0 and at most 1.
+    """
+    axes = tuple(range(1, z_t.ndim))
+    s = jnp.quantile(jnp.abs(prediction.x), share, axis=axes, keepdims=True)
+    s = jnp.maximum(s, 1.0)
+    return predict(jnp.clip(prediction.x, -s, s) / s, z_t, logsnr_t, "x")
+
+
+def clip_eps(
+    prediction: Prediction, z_t: Examples, logsnr_t: PerExample, limit: float
+) -> Prediction:
     """Clips eps_hat to [-limit, limit] and leaves x_hat, which then disagree with z_t.
 
     After `clip` with the same limit this makes DDIM the "clipped sampler" that is found
     in some implementations of progressive distillation.
     """
+    del z_t
     eps = jnp.clip(prediction.eps, -limit, limit)
     return Prediction(prediction.x, eps, velocity(prediction.x, eps, logsnr_t))
 
 
-def denoiser(
-    net: Network,
-    kind: Output,
-    clip_at: float | None = None,
-    clip_eps_at: float | None = None,
-) -> Denoiser:
+def denoiser(net: Network, kind: Output) -> Denoiser:
     """Adapts a network to a denoiser: the one place that knows its output kind.
 
     Args:
       net: Maps (z_t, logsnr_t) to the network's raw output.
       kind: What that output is.
-      clip_at: Limit for x_hat. None leaves it unclipped, as teachers and students
-        are in training.
-      clip_eps_at: Limit for eps_hat, after that.
+    """
+    return lambda z_t, logsnr_t: predict(net(z_t, logsnr_t), z_t, logsnr_t, kind)
+
+
+def limited(denoise: Denoiser, limits: Sequence[Limit]) -> Denoiser:
+    """The denoiser with limits to what it predicts, one after the other.
+
+    In training, teachers and students have none.
     """
 
-    def denoise(z_t: Examples, logsnr_t: PerExample) -> Prediction:
-        prediction = predict(net(z_t, logsnr_t), z_t, logsnr_t, kind)
-        if clip_at is not None:
-            prediction = clip(prediction, z_t, logsnr_t, clip_at)
-        if clip_eps_at is not None:
-            prediction = clip_eps(prediction, logsnr_t, clip_eps_at)
+    def denoise_limited(z_t: Examples, logsnr_t: PerExample) -> Prediction:
+        prediction = denoise(z_t, logsnr_t)
+        for limit in limits:
+            prediction = limit(prediction, z_t, logsnr_t)
         return prediction
 
-    return denoise
+    return denoise_limited
 
 
 def from_pixels(image: UInt8[Array, " *shape"]) -> Float[Array, " *shape"]:

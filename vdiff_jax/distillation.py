@@ -1,9 +1,10 @@
 """Progressive distillation: one student step learns two teacher steps.
 
-Salimans & Ho (2022), arXiv:2202.00512, Algorithm 2. For a student of N steps,
-t = i / N, the middle is t - 0.5 / N and s = t - 1 / N. The teacher makes two DDIM
-steps, z_t -> z_mid -> z_s; the target is the x for which one DDIM step from z_t lands
-on that z_s. In the rotated frame of `diffusion` (6) a DDIM step by the angle delta is
+Salimans & Ho (2022), arXiv:2202.00512, Algorithm 2. A *plan* says where the three times
+are. For a student of N steps that starts at t = i / N, the middle is t - 0.5 / N and
+s = t - 1 / N. The teacher makes two DDIM steps, z_t -> z_mid -> z_s; the target is the
+x for which one DDIM step from z_t lands on that z_s. In the rotated frame of
+`diffusion` (6) a DDIM step by the angle delta is
 
     z_s = cos(delta) z_t - sin(delta) v_hat
 
@@ -14,10 +15,15 @@ with v_1, v_2 equal one step with
          - sin delta_1 sin delta_2 z_t) / sin delta
 
 This solves the paper's equation for x without its difference z_s - (sigma_s / sigma_t)
-z_t, which at N = 4096 leaves three digits in float32. It holds for every schedule, and
-at s = 0 (log-SNR inf) it is the teacher's x_hat at the middle.
+z_t, which at N = 4096 leaves three digits in float32. It holds for every schedule, in
+both directions of time, and at s = 0 (log-SNR inf) it is the teacher's x_hat at the
+middle. Where the middle is the start, delta_1 = 0 and v = v_2: a single jump.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vdiff_jax.diffusion import (
@@ -30,6 +36,42 @@ from vdiff_jax.losses import Draws, Weight, step_index, weighted_v_error
 from vdiff_jax.samplers import Step, ddim_step
 from vdiff_jax.schedules import ending_in_data
 from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
+
+
+class Times(NamedTuple):
+    """Where the student's step begins, where the teacher turns, and where both end."""
+
+    t: PerExample
+    mid: PerExample
+    s: PerExample
+
+
+# (u uniform in [0, 1), the student's N) -> the times of each example.
+Plan: TypeAlias = Callable[[PerExample, "int | Int[Array, '']"], Times]
+
+
+def decoding(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
+    """Steps of 1 / N towards the data, of which the teacher makes two halves."""
+    i = step_index(u, num_steps)
+    return Times(i / num_steps, (i - 0.5) / num_steps, (i - 1.0) / num_steps)
+
+
+def decoding_stochastically(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
+    """Steps of 2 / N towards the data, as `samplers.stochastic_step` takes them.
+
+    The teacher makes two jumps of 1 / N, which is what it was taught as a sampler of
+    2 N steps. From t = 1 / N only one is left. Meng et al. (2023), arXiv:2210.03142;
+    their Algorithm 3 was not at hand: this is what their sampler asks for.
+    """
+    i = step_index(u, num_steps)
+    mid, s = jnp.where(i > 1.0, i - 1.0, i), jnp.maximum(i - 2.0, 0.0)
+    return Times(i / num_steps, mid / num_steps, s / num_steps)
+
+
+def encoding(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
+    """Steps of 1 / N towards the noise: the reverse of `decoding`."""
+    i = step_index(u, num_steps) - 1.0
+    return Times(i / num_steps, (i + 0.5) / num_steps, (i + 1.0) / num_steps)
 
 
 def two_step_target(
@@ -46,7 +88,8 @@ def two_step_target(
       teacher: The teacher, unclipped and without dropout.
       z_t: Noisy examples.
       logsnr_t: log-SNR where both begin; finite.
-      logsnr_mid: log-SNR between the teacher's two steps; finite.
+      logsnr_mid: log-SNR between the teacher's two steps; finite. That of t makes it
+        one.
       logsnr_s: log-SNR where both end; `inf` for s = 0.
 
     Returns:
@@ -75,6 +118,7 @@ def distillation_loss(
     schedule: Schedule,
     weight: Weight,
     num_steps: int | Int[Array, ""],
+    plan: Plan = decoding,
 ) -> PerExample:
     """The loss of a student of `num_steps` steps, one value per example.
 
@@ -86,16 +130,44 @@ def distillation_loss(
       schedule: log-SNR of time, shared by student and teacher.
       weight: One of the weights in `losses`.
       num_steps: The student's N. May be traced: the whole ladder compiles once.
+      plan: Where its steps go.
     """
-    i = step_index(draws.u, num_steps)
-    logsnr_t, logsnr_mid, logsnr_s = (
-        ending_in_data(schedule)((i - back) / num_steps) for back in (0.0, 0.5, 1.0)
-    )
+    times = plan(draws.u, num_steps)
+    logsnr_t, logsnr_mid = schedule(times.t), schedule(times.mid)
+    logsnr_s = ending_in_data(schedule)(times.s)
     z_t = diffuse(x, draws.eps, logsnr_t)
     target = two_step_target(
         teacher, z_t, logsnr_t=logsnr_t, logsnr_mid=logsnr_mid, logsnr_s=logsnr_s
     )
     return weighted_v_error(student(z_t, logsnr_t).v, target.v, logsnr_t, weight)
+
+
+def imitation_loss(
+    student: Denoiser,
+    teacher: Denoiser,
+    x: Examples,
+    draws: Draws,
+    *,
+    schedule: Schedule,
+    weight: Weight,
+) -> PerExample:
+    """The loss of a student that learns what its teacher predicts, at every t.
+
+    With a guided teacher and a student that is told w, it is the first stage of Meng et
+    al. (2023), arXiv:2210.03142: guidance in one evaluation.
+
+    Args:
+      student: The network being trained, unclipped.
+      teacher: Unclipped.
+      x: Clean examples in [-1, 1].
+      draws: The random numbers of this step.
+      schedule: log-SNR of time, shared by student and teacher.
+      weight: One of the weights in `losses`.
+    """
+    logsnr_t = schedule(draws.u)
+    z_t = diffuse(x, draws.eps, logsnr_t)
+    v = teacher(z_t, logsnr_t).v
+    return weighted_v_error(student(z_t, logsnr_t).v, v, logsnr_t, weight)
 
 
 def ladder(start_steps: int, end_steps: int) -> list[int]:

@@ -16,7 +16,7 @@ SNR reaches exp(20) at t = 0: hence v.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,29 @@ def min_snr(gamma: float) -> Weight:
 
 
 class Draws(NamedTuple):
-    """All that is random in one training step: a value per example, and a key."""
+    """All that is random in one training step: a value per example, and a key.
+
+    Attributes:
+      u: Uniform in [0, 1); gives the time.
+      eps: Standard normal noise.
+      flip: Which images are mirrored.
+      u_label: Uniform in [0, 1); says whose class is left out.
+      u_w: Uniform in [0, 1); gives the strength of guidance.
+      dropout: The one key; all else has a row for each example.
+    """
 
     u: PerExample
     eps: Examples
     flip: Bool[Array, " batch"]
+    u_label: PerExample
+    u_w: PerExample
     dropout: Key[Array, ""]
+
+    def map_rows(self, function: Callable[[Array], Any], dropout: Any) -> "Draws":
+        """The function of all but the key, for which `dropout` is taken."""
+        rows: dict[str, Any] = self._asdict()
+        rows = {k: function(v) for k, v in rows.items() if k != "dropout"}
+        return Draws(**rows, dropout=dropout)
 
 
 def draw(
@@ -68,6 +85,7 @@ def draw(
     *,
     stratified: bool = False,
     flip: bool = False,
+    noise_offset: float = 0.0,
 ) -> Draws:
     """Draws for a global batch, whatever devices it is spread over.
 
@@ -77,17 +95,27 @@ def draw(
       stratified: Spread u evenly, one value in each interval of 1 / batch, as Kingma et
         al. (2021), arXiv:2107.00630, do; each u is still uniform by itself.
       flip: Whether to mirror half of the images.
+      noise_offset: Standard deviation of noise that is added to all pixels of a channel
+        alike, so that very dark and very bright pictures are learnt. It makes the noise
+        another than the sampler starts from: keep it small.
     """
-    time, noise, mirror, dropout = jax.random.split(key, 4)
+    time, noise, mirror, dropout, label, strength = jax.random.split(key, 6)
     batch = shape[0]
+    eps = jax.random.normal(noise, shape)
+    if noise_offset:
+        of_channel = (batch, *(1,) * (len(shape) - 2), shape[-1])
+        offset = jax.random.normal(jax.random.fold_in(noise, 0), of_channel)
+        eps += noise_offset * offset
     if stratified:
         u = (jax.random.uniform(time) + jnp.arange(batch) / batch) % 1.0
     else:
         u = jax.random.uniform(time, (batch,))
     return Draws(
         u=u,
-        eps=jax.random.normal(noise, shape),
+        eps=eps,
         flip=jax.random.bernoulli(mirror, 0.5 if flip else 0.0, (batch,)),
+        u_label=jax.random.uniform(label, (batch,)),
+        u_w=jax.random.uniform(strength, (batch,)),
         dropout=dropout,
     )
 

@@ -1,7 +1,7 @@
 """A network with all that is needed to use it: as a denoiser, and to draw pictures."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from vdiff_jax import diffusion, samplers
+from vdiff_jax.guidance import PLAIN, Guidance, classifier_free
 from vdiff_jax.types import (
     Denoiser,
     Examples,
@@ -44,13 +45,16 @@ class Model:
     """A network with all that is needed to use it as a denoiser.
 
     Attributes:
-      net: flax module, (z_t, logsnr_t, label, train=) -> output.
+      net: flax module, (z_t, logsnr_t, label, train=) -> output; with (z_t, logsnr_t,
+        label, w, train=) where there is a `w_range`.
       output: What it predicts.
       schedule: log-SNR of time.
       image_shape: [height, width, channels] of the data.
       num_classes: 0 for an unconditional model.
       latent_scale: 0 if the data are pictures; else they are latents, and x is this
         times them.
+      w_range: The strengths of guidance that the network itself imitates. Without it,
+        guidance asks the network twice.
     """
 
     net: nn.Module
@@ -59,6 +63,7 @@ class Model:
     image_shape: tuple[int, int, int]
     num_classes: int
     latent_scale: float
+    w_range: tuple[float, float] | None = None
 
     def to_x(self, image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
         """What the model sees of the data, in model units."""
@@ -73,9 +78,9 @@ class Model:
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
         z_t = jnp.zeros((1, *self.image_shape))
-        label = jnp.zeros(1, jnp.int32) if self.num_classes else None
+        conditions = self._conditions(jnp.zeros(1, jnp.int32), jnp.zeros(1))
         # In one program: run by themselves, its hundreds of operations take longer.
-        return jax.jit(self.net.init)(key, z_t, jnp.zeros(1), label)["params"]
+        return jax.jit(self.net.init)(key, z_t, jnp.zeros(1), *conditions)["params"]
 
     def abstract_params(self) -> Params:
         """Shapes of the parameters; nothing is allocated."""
@@ -84,13 +89,14 @@ class Model:
     def forward_flops(self) -> float:
         """Floating-point operations of one pass of the network over one example."""
         z_t = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        label = jax.ShapeDtypeStruct((1,), jnp.int32) if self.num_classes else None
         one = jax.ShapeDtypeStruct((1,), jnp.float32)
+        label = jax.ShapeDtypeStruct((1,), jnp.int32)
 
-        def forward(params: Params, z_t: Array, logsnr_t: Array, label: Any) -> Any:
-            return self.net.apply({"params": params}, z_t, logsnr_t, label)
+        def forward(params: Params, *inputs: Any) -> Any:
+            return self.net.apply({"params": params}, *inputs)
 
-        lowered = jax.jit(forward).lower(self.abstract_params(), z_t, one, label)
+        inputs = (z_t, one, *self._conditions(label, one))
+        lowered = jax.jit(forward).lower(self.abstract_params(), *inputs)
         return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
     def num_parameters(self) -> int:
@@ -101,27 +107,68 @@ class Model:
         self,
         params: Params,
         label: Array | np.ndarray | None,
+        w: Array | None = None,
         *,
         dropout: Array | None = None,
-        clip_at: float | None = None,
-        clip_eps_at: float | None = None,
+        guidance: Guidance = PLAIN,
     ) -> Denoiser:
-        """The network with these parameters; dropout is on if it gets a key."""
-        label = jnp.asarray(label) if self.num_classes else None
+        """The network with these parameters, guided where there is a strength.
 
-        def net(z_t: Array, logsnr_t: PerExample) -> Array:
-            output = self.net.apply(
-                {"params": params},
-                z_t,
-                logsnr_t,
-                label,
-                train=dropout is not None,
-                rngs=None if dropout is None else {"dropout": dropout},
+        Args:
+          params: Of the network.
+          label: The class of each example; ignored if the model is unconditional.
+          w: The strength of guidance for each example. None is none; a network that
+            takes w is then given 0.
+          dropout: A key; without it, there is no dropout.
+          guidance: What else there is to guidance.
+
+        Raises:
+          ValueError: If guidance is asked of an unconditional model.
+        """
+        label = None if label is None else jnp.asarray(label)
+        if self.w_range is not None:
+            assert label is not None
+            w = jnp.zeros(label.shape) if w is None else w
+
+            def guided_net(z_t: Array, logsnr_t: PerExample) -> Array:
+                strength = guidance.strength(w, logsnr_t)
+                return self._apply(params, dropout, z_t, logsnr_t, label, strength)
+
+            return diffusion.denoiser(guided_net, self.output)
+
+        def denoiser_of(label: Array | None) -> Denoiser:
+            def net(z_t: Array, logsnr_t: PerExample) -> Array:
+                return self._apply(params, dropout, z_t, logsnr_t, label)
+
+            return diffusion.denoiser(net, self.output)
+
+        if w is None:
+            return denoiser_of(label)
+        if label is None or not self.num_classes:
+            raise ValueError(
+                "Guidance needs a model that is told a class, and this one is not"
+                " (model.num_classes=0)."
             )
-            assert isinstance(output, jax.Array)
-            return output
+        return classifier_free(denoiser_of, label, w, guidance)
 
-        return diffusion.denoiser(net, self.output, clip_at, clip_eps_at)
+    def _apply(self, params: Params, dropout: Array | None, *inputs: Any) -> Array:
+        z_t, logsnr_t, label, *w = inputs
+        output = self.net.apply(
+            {"params": params},
+            z_t,
+            logsnr_t,
+            label if self.num_classes else None,
+            *w,
+            train=dropout is not None,
+            rngs=None if dropout is None else {"dropout": dropout},
+        )
+        assert isinstance(output, jax.Array)
+        return output
+
+    def _conditions(self, label: Any, w: Any) -> tuple[Any, ...]:
+        """What the network takes of these beside z_t and its log-SNR."""
+        label = label if self.num_classes else None
+        return (label,) if self.w_range is None else (label, w)
 
     def start(self, index: Int[Array, " batch"], seed: Int[Array, ""]) -> Start:
         """The start of pictures by number: each depends on no other picture.
@@ -159,16 +206,16 @@ class Sampler:
       stepper: Makes the stepper from the interpolation f between small and large
         variance, which only `ancestral_step` heeds.
       variance: The f to take where none is given.
-      clip_at: Limit for x_hat.
-      clip_eps_at: Limit for eps_hat.
+      limits: Of `diffusion`, to what the network predicts.
+      guidance: How far guidance goes, where there is any.
     """
 
     model: Model
     predictor: samplers.Predictor
     stepper: Callable[[Float[Array, ""]], samplers.Stepper]
     variance: float
-    clip_at: float | None
-    clip_eps_at: float | None
+    limits: Sequence[diffusion.Limit]
+    guidance: Guidance
 
     @partial(jax.jit, static_argnums=0)
     def start(self, index: Int[Array, " batch"], seed: Int[Array, ""]) -> Start:
@@ -182,21 +229,61 @@ class Sampler:
         start: Start,
         num_steps: Int[Array, ""],
         variance: Float[Array, ""] | None = None,
+        w: Float[Array, ""] | None = None,
+        first: Int[Array, ""] | None = None,
     ) -> Images:
-        """Pictures, as in the data; compiled once for every number of steps."""
+        """Pictures, as in the data; compiled once for every number of steps and w.
+
+        Args:
+          params: Of the model.
+          start: The noise, and what goes with it.
+          num_steps: N.
+          variance: See the class.
+          w: The strength of guidance; None is none.
+          first: Takes the last so many steps, for which `start` is z at first / N.
+        """
         x = samplers.sample(
-            self._denoiser(params, start),
+            self._denoiser(params, start, w),
             start.z_1,
             num_steps=num_steps,
+            first=first,
             **self._options(start, variance),
         )
         return self.model.from_x(x)
 
+    @partial(jax.jit, static_argnums=0)
+    def encode(
+        self,
+        params: Params,
+        image: Images,
+        label: Labels | None,
+        num_steps: Int[Array, ""],
+    ) -> Examples:
+        """The noise that pictures come from, without guidance and without limits."""
+        return samplers.encode(
+            self.model.denoiser(params, label),
+            self.model.to_x(image),
+            schedule=self.model.schedule,
+            num_steps=num_steps,
+        )
+
+    @partial(jax.jit, static_argnums=0)
+    def noised(self, image: Images, noise: Examples, t: Float[Array, ""]) -> Examples:
+        """Pictures at time t."""
+        logsnr_t = jnp.broadcast_to(self.model.schedule(t), noise.shape[:1])
+        return diffusion.diffuse(self.model.to_x(image), noise, logsnr_t)
+
     @partial(jax.jit, static_argnums=(0, 3))
-    def path(self, params: Params, start: Start, num_steps: int) -> Path:
+    def path(
+        self,
+        params: Params,
+        start: Start,
+        num_steps: int,
+        w: Float[Array, ""] | None = None,
+    ) -> Path:
         """What `draw` passes through; compiled for each number of steps."""
         path = samplers.sample_trajectory(
-            self._denoiser(params, start),
+            self._denoiser(params, start, w),
             start.z_1,
             num_steps=num_steps,
             **self._options(start, None),
@@ -204,10 +291,11 @@ class Sampler:
         z_t = jnp.concatenate([start.z_1[None], path.z_s[:-1]])
         return Path(self.model.from_x(z_t), self.model.from_x(path.x_hat))
 
-    def _denoiser(self, params: Params, start: Start) -> Denoiser:
-        return self.model.denoiser(
-            params, start.label, clip_at=self.clip_at, clip_eps_at=self.clip_eps_at
-        )
+    def _denoiser(self, params: Params, start: Start, w: Array | None) -> Denoiser:
+        if w is not None:
+            w = jnp.broadcast_to(w, start.z_1.shape[:1])
+        denoise = self.model.denoiser(params, start.label, w, guidance=self.guidance)
+        return diffusion.limited(denoise, self.limits)
 
     def _options(self, start: Start, variance: Array | None) -> dict[str, Any]:
         f = jnp.asarray(self.variance if variance is None else variance)

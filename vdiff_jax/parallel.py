@@ -186,7 +186,7 @@ def spread(mesh: Mesh) -> Callable[[Gradient], Gradient]:
 def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
     axes = mesh.axis_names
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    of_draws: Any = {"u": rows, "eps": rows, "flip": rows, "dropout": whole}
+    of_draws: Any = dict.fromkeys(Draws._fields, rows) | {"dropout": whole}
 
     def of_own_rows(
         params: Params, batch: Batch, draws: Draws, loss_args: tuple

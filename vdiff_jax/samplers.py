@@ -9,6 +9,9 @@ the same DDIM step:
     ancestral  at_start          ancestral_step  N
     dpmpp_2m   extrapolated      ddim_step       N
     heun       at_both_ends      ddim_step       2 N - 1
+    stochastic at_start          stochastic_step N
+
+`encode` goes the other way, from data to noise.
 """
 
 from collections.abc import Callable
@@ -41,6 +44,7 @@ class Step(NamedTuple):
       noise: Standard normal, of the shape of the examples.
       logsnr_u: At the start of the step before; `-inf` in the first step.
       x_hat_u: What the network predicted there; not used in the first step.
+      logsnr_r: At the end of the step after; `inf` if there is none.
     """
 
     logsnr_t: PerExample
@@ -48,6 +52,7 @@ class Step(NamedTuple):
     noise: Examples | None = None
     logsnr_u: PerExample | None = None
     x_hat_u: Examples | None = None
+    logsnr_r: PerExample | None = None
 
 
 Stepper: TypeAlias = Callable[[Prediction, Step], Examples]
@@ -111,6 +116,25 @@ def ancestral_step(
     deviation = jnp.sqrt(fresh) * sigma_s ** (1.0 - interpolation)
     deviation *= sigma_t**interpolation
     return mean + jnp.where(sigma_s > 0.0, deviation, 0.0) * _noise(step)
+
+
+def stochastic_step(prediction: Prediction, step: Step) -> Examples:
+    """Jumps two steps along the DDIM path, to r, and goes one back by adding noise.
+
+        z_s = (alpha_s / alpha_r) z_r + sqrt(1 - exp(logsnr_s - logsnr_r)) sigma_s noise
+
+    Meng et al. (2023), arXiv:2210.03142: only networks that were distilled for this
+    jump can make it in few steps. The last step is one of DDIM.
+    """
+    if step.logsnr_r is None:
+        raise ValueError("`stochastic_step` looks one step ahead: call it by `sample`.")
+    alpha_s, sigma_s = alpha_sigma(expand_like(step.logsnr_s, prediction.x))
+    alpha_r, sigma_r = alpha_sigma(expand_like(step.logsnr_r, prediction.x))
+    z_r = alpha_r * prediction.x + sigma_r * prediction.eps
+    # In the last step both log-SNRs are inf, and r is s.
+    gap = jnp.where(jnp.isinf(step.logsnr_s), 0.0, step.logsnr_s - step.logsnr_r)
+    fresh = -jnp.expm1(expand_like(gap, prediction.x))
+    return alpha_s / alpha_r * z_r + jnp.sqrt(fresh) * sigma_s * _noise(step)
 
 
 def at_start(
@@ -189,6 +213,7 @@ def sample(
     stepper: Stepper = ddim_step,
     predictor: Predictor = at_start,
     keys: Keys | None = None,
+    first: int | Int[Array, ""] | None = None,
 ) -> Examples:
     """Takes `num_steps` steps from pure noise at t = 1 to an estimate of x at t = 0.
 
@@ -196,7 +221,7 @@ def sample(
 
     Args:
       denoise: The denoiser, clipped if it should be.
-      z_1: Standard normal noise.
+      z_1: Standard normal noise; z_t if `first` is given.
       schedule: log-SNR of time.
       num_steps: At least 1. A Python integer makes one `lax.scan`; a traced integer
         makes a loop that is compiled once for every step count.
@@ -204,19 +229,19 @@ def sample(
       predictor: `at_start`, `extrapolated` or `at_both_ends`; see the module.
       keys: One key per example, for steppers that draw noise. An example's noise then
         depends on its own key alone, not on the batch it is in.
+      first: Takes only the last so many steps, from t = first / num_steps.
 
     Returns:
       Samples in model units.
     """
-    advance = _advance(denoise, schedule, num_steps, stepper, predictor, keys)
+    first = num_steps if first is None else first
+    advance = _advance(denoise, schedule, num_steps, first, stepper, predictor, keys)
     start = _State(z_1, jnp.zeros_like(z_1))
-    if isinstance(num_steps, int):
-        countdown = jnp.arange(num_steps, 0, -1)
+    if isinstance(first, int):
+        countdown = jnp.arange(first, 0, -1)
         end, _ = lax.scan(lambda state, i: (advance(state, i), None), start, countdown)
         return end.z
-    return lax.fori_loop(
-        0, num_steps, lambda k, state: advance(state, num_steps - k), start
-    ).z
+    return lax.fori_loop(0, first, lambda k, state: advance(state, first - k), start).z
 
 
 def sample_trajectory(
@@ -233,7 +258,9 @@ def sample_trajectory(
 
     The samples are `trajectory.z_s[-1]`, which equals `trajectory.x_hat[-1]`.
     """
-    advance = _advance(denoise, schedule, num_steps, stepper, predictor, keys)
+    advance = _advance(
+        denoise, schedule, num_steps, num_steps, stepper, predictor, keys
+    )
 
     def body(state: _State, i: Array) -> tuple[_State, Trajectory]:
         state = advance(state, i)
@@ -241,6 +268,39 @@ def sample_trajectory(
 
     start = _State(z_1, jnp.zeros_like(z_1))
     return lax.scan(body, start, jnp.arange(num_steps, 0, -1))[1]
+
+
+def encode(
+    denoise: Denoiser,
+    x: Examples,
+    *,
+    schedule: Schedule,
+    num_steps: int | Int[Array, ""],
+) -> Examples:
+    """The noise that DDIM would make these examples of: its steps, taken backwards.
+
+    Song et al. (2021), arXiv:2010.02502, Sec. 4.3. With the exact denoiser, sampling
+    from it returns x but for an error of order 1 / num_steps.
+
+    Args:
+      denoise: The denoiser, unclipped; or one distilled for this way.
+      x: In model units.
+      schedule: log-SNR of time; finite at t = 0.
+      num_steps: At least 1.
+
+    Returns:
+      z_1.
+    """
+
+    def advance(i: Int[Array, ""], z_t: Examples) -> Examples:
+        logsnr_t, logsnr_s = (
+            jnp.broadcast_to(schedule(at / num_steps), z_t.shape[:1])
+            for at in (i, i + 1)
+        )
+        return ddim_step(denoise(z_t, logsnr_t), Step(logsnr_t, logsnr_s))
+
+    alpha_0, _ = alpha_sigma(schedule(jnp.zeros(())))
+    return lax.fori_loop(0, num_steps, advance, alpha_0 * x)
 
 
 class _State(NamedTuple):
@@ -254,6 +314,7 @@ def _advance(
     denoise: Denoiser,
     schedule: Schedule,
     num_steps: int | Int[Array, ""],
+    first: int | Int[Array, ""],
     stepper: Stepper,
     predictor: Predictor,
     keys: Keys | None,
@@ -267,9 +328,10 @@ def _advance(
         times = (
             schedule(i / num_steps),
             schedule((i - 1) / num_steps),
-            jnp.where(i == num_steps, -jnp.inf, schedule(u)),
+            jnp.where(i == first, -jnp.inf, schedule(u)),
+            schedule((i - 2) / num_steps),
         )
-        logsnr_t, logsnr_s, logsnr_u = (
+        logsnr_t, logsnr_s, logsnr_u, logsnr_r = (
             jnp.broadcast_to(logsnr, z_t.shape[:1]) for logsnr in times
         )
         noise = None
@@ -277,7 +339,7 @@ def _advance(
             noise = jax.vmap(
                 lambda key: jax.random.normal(jax.random.fold_in(key, i), z_t.shape[1:])
             )(keys)
-        step = Step(logsnr_t, logsnr_s, noise, logsnr_u, state.x_hat)
+        step = Step(logsnr_t, logsnr_s, noise, logsnr_u, state.x_hat, logsnr_r)
         prediction, x_hat = predictor(denoise, z_t, step)
         return _State(stepper(prediction, step), x_hat)
 

@@ -5,6 +5,7 @@ one value per example. Anything that changes from run to run but must not be com
 in, such as a teacher's parameters, travels in a `Job`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -136,6 +137,7 @@ def make_train_step(
     ema_decay: float,
     stratified: bool = False,
     flip: bool = False,
+    noise_offset: float = 0.0,
     grad_accum_steps: int = 1,
     axis_name: str | None = None,
     spread: Callable[[Gradient], Gradient] = lambda gradient: gradient,
@@ -153,12 +155,16 @@ def make_train_step(
       ema_decay: Of the moving average of the parameters.
       stratified: Whether times are spread evenly over the batch.
       flip: Whether half of the images are mirrored.
+      noise_offset: See `losses.draw`.
       grad_accum_steps: Parts of the batch that are gone through one after the other,
         to need less memory. It changes the order of sums, and dropout's masks.
       axis_name: The mapped axis under `pmap`.
       spread: How devices share the gradient of a batch, where that is not left to the
         compiler.
     """
+    draw_all = functools.partial(
+        draw, stratified=stratified, flip=flip, noise_offset=noise_offset
+    )
 
     @spread
     def gradient(
@@ -172,7 +178,7 @@ def make_train_step(
         state: TrainState, batch: Batch, job: Job
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(job.key, state.step)
-        draws = _draw_rows(key, batch, stratified, flip, axis_name)
+        draws = _draw_rows(key, batch, axis_name, draw_all)
         if grad_accum_steps == 1:
             value, grads = gradient(state.params, batch, draws, job.loss_args)
         else:
@@ -206,22 +212,19 @@ def make_train_step(
 def _draw_rows(
     key: Key[Array, ""],
     batch: Batch,
-    stratified: bool,
-    flip: bool,
     axis_name: str | None,
+    draw_all: Callable[..., Draws],
 ) -> Draws:
     """Draws of global shape; under `pmap`, the rows of this device."""
     rows, *event = batch.image.shape
     if axis_name is None:
-        return draw(key, (rows, *event), stratified=stratified, flip=flip)
+        return draw_all(key, (rows, *event))
     device = lax.axis_index(axis_name)
-    everything = (rows * lax.axis_size(axis_name), *event)
-    draws = draw(key, everything, stratified=stratified, flip=flip)
-    u, eps, flips = (
-        lax.dynamic_slice_in_dim(value, device * rows, rows)
-        for value in (draws.u, draws.eps, draws.flip)
+    draws = draw_all(key, (rows * lax.axis_size(axis_name), *event))
+    return draws.map_rows(
+        lambda values: lax.dynamic_slice_in_dim(values, device * rows, rows),
+        dropout=jax.random.fold_in(draws.dropout, device),
     )
-    return Draws(u, eps, flips, jax.random.fold_in(draws.dropout, device))
 
 
 def _parts(batch: Batch, draws: Draws, count: int) -> tuple[Batch, Draws]:
@@ -230,9 +233,8 @@ def _parts(batch: Batch, draws: Draws, count: int) -> tuple[Batch, Draws]:
     def divide(rows: Array) -> Array:
         return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
-    u, eps, flips = (divide(value) for value in (draws.u, draws.eps, draws.flip))
     keys = jax.random.split(draws.dropout, count)
-    return jax.tree.map(divide, batch), Draws(u, eps, flips, keys)
+    return jax.tree.map(divide, batch), draws.map_rows(divide, dropout=keys)
 
 
 def _mean_over_parts(

@@ -45,7 +45,7 @@ class Level:
 
 
 class UNet(nn.Module):
-    """A U-Net conditioned on the log-SNR and, optionally, a class.
+    """A U-Net conditioned on the log-SNR and, optionally, a class and a strength w.
 
     At initialisation the output is zero: the last convolution starts at zero.
 
@@ -55,6 +55,8 @@ class UNet(nn.Module):
       emb_features: Width of the embedding of log-SNR and class.
       mid_heads: Attention heads in the middle.
       num_classes: 0 for an unconditional network.
+      w_features: Width of the sinusoid of w; 0 for a network that does not take w.
+      w_scale: What w is multiplied by in the sinusoid, whose angles go up to it.
       dropout: Rate in each residual block when training.
       groups: Groups of each group norm; divides every level's channels.
       patch: Folds squares of patch x patch pixels into channels at the input, and back
@@ -70,6 +72,8 @@ class UNet(nn.Module):
     emb_features: int
     mid_heads: int = 1
     num_classes: int = 0
+    w_features: int = 0
+    w_scale: float = 1000.0
     dropout: float = 0.0
     groups: int = 32
     patch: int = 1
@@ -83,6 +87,7 @@ class UNet(nn.Module):
         z_t: Images,
         logsnr_t: PerExample,
         label: Labels | None = None,
+        w: PerExample | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, " batch height width out_channels"]:
@@ -91,17 +96,20 @@ class UNet(nn.Module):
         Args:
           z_t: Noisy images. Height and width divide by patch * 2^(levels - 1).
           logsnr_t: Their log-SNR, in nats.
-          label: Their classes, 0 .. num_classes - 1; None if unconditional.
+          label: Their classes, 0 .. num_classes - 1, or -1 for "not told"; None if
+            unconditional.
+          w: The strength of guidance that it should imitate; see `guidance`.
           train: Turns dropout on; needs a "dropout" key.
 
         Returns:
           [batch, height, width, out_channels], float32.
 
         Raises:
-          ValueError: If the image does not divide, or a label is missing or unwanted.
+          ValueError: If the image does not divide, or a label or w is missing or not
+            wanted.
         """
-        self._check(z_t, label)
-        emb = self._embed(logsnr_t, label)
+        self._check(z_t, label, w)
+        emb = self._embed(logsnr_t, label, w)
         h = space_to_depth(z_t, self.patch).astype(self.dtype)
         h = conv3x3(self.levels[0].features, dtype=self.dtype, name="conv_in")(h)
         skips = [h]
@@ -135,7 +143,7 @@ class UNet(nn.Module):
         h = conv3x3(out_channels, zero_init=True, name="conv_out")(h)
         return depth_to_space(h, self.patch)
 
-    def _check(self, z_t: Images, label: Labels | None) -> None:
+    def _check(self, z_t: Images, label: Labels | None, w: PerExample | None) -> None:
         smallest = self.patch * 2 ** (len(self.levels) - 1)
         if z_t.shape[1] % smallest or z_t.shape[2] % smallest:
             raise ValueError(
@@ -147,15 +155,27 @@ class UNet(nn.Module):
             raise ValueError(
                 f"A network with num_classes={self.num_classes} got label={label}."
             )
+        if (w is not None) != (self.w_features > 0):
+            raise ValueError(f"A network with w_features={self.w_features} got w={w}.")
 
-    def _embed(self, logsnr_t: PerExample, label: Labels | None) -> Embedding:
+    def _embed(
+        self, logsnr_t: PerExample, label: Labels | None, w: PerExample | None
+    ) -> Embedding:
         time = 1000.0 * logsnr_input(logsnr_t, self.logsnr_input)
         emb = sinusoid(time, self.levels[0].features)
+        if w is not None:
+            # Nothing at first: a student begins as the network whose weights it takes.
+            emb += nn.Dense(
+                self.levels[0].features,
+                use_bias=False,
+                kernel_init=nn.initializers.zeros,
+                name="w_proj",
+            )(sinusoid(self.w_scale * w, self.w_features))
         emb = nn.Dense(self.emb_features, name="dense0")(emb)
         emb = nn.Dense(self.emb_features, name="dense1")(nn.swish(emb))
         if label is None:
             return emb
-        one_hot = nn.one_hot(label, self.num_classes)
+        one_hot = nn.one_hot(label, self.num_classes)  # all zero for -1
         return emb + nn.Dense(self.emb_features, name="class_emb")(one_hot)
 
     def _block(
