@@ -28,7 +28,15 @@ from vdiff_jax import build, parallel
 from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.interrupts import InterruptedRunError
-from vdiff_jax.stages import distill, evaluate, replay, sample, train
+from vdiff_jax.stages import (
+    distill,
+    evaluate,
+    finetune,
+    guide,
+    replay,
+    sample,
+    train,
+)
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
 
@@ -93,11 +101,15 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
     """
     stages = {
         "train": train,
+        "finetune": finetune,
+        "guide": guide,
         "distill": distill,
         "sample": sample,
         "evaluate": evaluate,
     }
-    everything = ("train", "distill", "evaluate")
+    base = "finetune" if build.has_finetune(config) else "train"
+    guided = ("guide",) if build.has_guide(config) else ()
+    everything = (base, *guided, "distill", "evaluate")
     chosen = everything if config.stage == "all" else (str(config.stage),)
     if not stages.keys() >= set(chosen):
         raise ValueError(
@@ -129,8 +141,9 @@ def _join() -> None:
 
 
 def _batch_sizes(config: ConfigDict) -> list[int]:
-    """Of the parts that go through a device at once, in train and distill."""
-    sections: list[Any] = [config.train, config.distill]
+    """Of the parts that go through a device at once, in the stages that train."""
+    trained = ("train", "finetune", "guide", "distill")
+    sections: list[Any] = [config[name] for name in trained]
     return [each.batch_size // max(each.grad_accum_steps, 1) for each in sections]
 
 

@@ -1,5 +1,6 @@
 """The ladder: student after student, each of half its teacher's steps."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -25,9 +26,9 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
         {
             "stage": "distill",
             "num_steps": num_steps,
-            "folder": str(places.student_folder(workdir, num_steps)),
+            "folder": str(_folder(config, workdir, num_steps)),
             "updates": updates(config.distill.updates, num_steps),
-            "status": places.status(places.student_folder(workdir, num_steps)),
+            "status": places.status(_folder(config, workdir, num_steps)),
         }
         for num_steps in _ladder(config)
     ]
@@ -37,13 +38,13 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Distills, or resumes in the stage that was under way."""
     _check(config)
     teacher = _first_teacher(config, workdir)
-    model = build.model(config)
-    places.claim(workdir, config, "distill")
+    model = build.student(config)
+    places.claim(workdir, config, _ladder_folder(config, workdir).name)
 
     # Of the finished students only the last is read: it is the next one's teacher.
     unfinished = []
     for num_steps in _ladder(config):
-        folder = places.student_folder(workdir, num_steps)
+        folder = _folder(config, workdir, num_steps)
         if places.result(folder) is None or unfinished:
             unfinished.append(num_steps)
         else:
@@ -70,21 +71,26 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """
     _check(config)
     teacher = _first_teacher(config, workdir)
-    model = build.model(config)
+    model = build.student(config)
+    places.claim(workdir, config, _ladder_folder(config, workdir).name)
     for num_steps in _ladder(config):
-        folder = places.student_folder(workdir, num_steps)
+        folder = _folder(config, workdir, num_steps)
         if places.result(folder) is None:
             tools = _tools(config, model)
             params = load_params(model, teacher, tools.shardings.params)
             return tools, student_run(config, workdir, params, teacher, num_steps)
         teacher = folder
-    raise ValueError(f"All students in {workdir}/distill are finished.")
+    raise ValueError(f"All students in {_ladder_folder(config, workdir)} are finished.")
 
 
 def _tools(config: Config, model: Model) -> Tools:
     loss = build.distill_loss(config, model)
     # Two passes of the teacher, one of the student, and its gradient.
-    return make_tools(config, config.distill, model, loss, loss, passes=5)
+    tools = make_tools(config, config.distill, model, loss, loss, passes=5)
+    if build.ladder_name(config) != "stochastic":
+        return tools
+    sampler = build.sampler(config, model, "stochastic")
+    return dataclasses.replace(tools, sampler=sampler)
 
 
 def student_run(
@@ -98,7 +104,7 @@ def student_run(
     num_updates = updates(config.distill.updates, num_steps)
     return Run(
         name=f"distill {2 * num_steps} -> {num_steps}",
-        folder=places.student_folder(workdir, num_steps),
+        folder=_folder(config, workdir, num_steps),
         job=training.Job(
             key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
             num_updates=jnp.int32(num_updates),
@@ -107,14 +113,25 @@ def student_run(
         num_updates=num_updates,
         start=lambda: teacher_params,
         order_seed=(config.seed, num_steps),
-        sample_steps=num_steps,
+        # An encoder makes noise of pictures, and no pictures.
+        sample_steps=0 if build.ladder_name(config) == "encode" else num_steps,
         facts={
             "num_steps": num_steps,
+            "ladder": build.ladder_name(config),
             "teacher": str(teacher),
             "teacher_step": (places.result(teacher) or {}).get("step"),
             "teacher_sha256": checkpoints.params_sha256(teacher_params),
         },
+        sample_w=build.w_range(config)[1] if build.has_guide(config) else None,
     )
+
+
+def _ladder_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    return places.ladder_folder(workdir, build.ladder_name(config))
+
+
+def _folder(config: Config, workdir: pathlib.Path, num_steps: int) -> pathlib.Path:
+    return places.student_folder(workdir, num_steps, build.ladder_name(config))
 
 
 def _ladder(config: Config) -> list[int]:
@@ -122,10 +139,10 @@ def _ladder(config: Config) -> list[int]:
 
 
 def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
-    """Says in `distill/ladder.json` what every finished student came from and cost."""
+    """Says in `ladder.json` what every finished student came from and cost."""
     rows = []
     for num_steps in _ladder(config):
-        result = places.result(places.student_folder(workdir, num_steps))
+        result = places.result(_folder(config, workdir, num_steps))
         if result is not None:
             rows.append(
                 {
@@ -141,7 +158,7 @@ def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
                 }
             )
     if rows:
-        write_json(workdir / "distill" / "ladder.json", rows)
+        write_json(_ladder_folder(config, workdir) / "ladder.json", rows)
 
 
 def updates(table: str, num_steps: int) -> int:
@@ -180,10 +197,13 @@ def _check(config: Config) -> None:
 
 def _first_teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     named = config.distill.teacher
-    folder = pathlib.Path(named) if named else places.train_folder(workdir)
+    stage, ours = "train", places.train_folder(workdir)
+    if build.has_guide(config):
+        stage, ours = "guide", places.guide_folder(workdir)
+    folder = pathlib.Path(named) if named else ours
     if places.result(folder) is None:
         raise ValueError(
-            f"No finished teacher in {folder}: run the train stage in this workdir"
-            " first, or set distill.teacher to a train or distill/NNNN folder."
+            f"No finished teacher in {folder}: run the {stage} stage in this workdir"
+            f" first, or set distill.teacher to a {stage} or distill/NNNN folder."
         )
     return folder

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +39,8 @@ def draw(
     batch_size: int,
     start_of: Callable[[np.ndarray], Start],
     variance: float | None = None,
+    w: float | None = None,
+    first: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Drawn:
     """Draws the pictures with these numbers; one batch is fetched while the next runs.
@@ -51,6 +53,8 @@ def draw(
       batch_size: Pictures drawn at once; the last batch is filled up with more.
       start_of: The start of the pictures with the given numbers, over all devices.
       variance: See `Sampler`.
+      w: The strength of guidance; None is none.
+      first: Takes the last so many steps only.
       advance: Is told how many pictures came in.
 
     Raises:
@@ -68,9 +72,14 @@ def draw(
         began = time.monotonic()
         advance(min(batch_size, len(numbers) - batch_size * (len(seconds) - 1)))
 
-    options = {} if variance is None else {"variance": np.float32(variance)}
-    for first in range(numbers.start, numbers.stop, batch_size):
-        start = start_of(np.arange(first, first + batch_size))
+    given = {"variance": variance, "w": w}
+    options: dict[str, Any] = {
+        name: np.float32(value) for name, value in given.items() if value is not None
+    }
+    if first is not None:
+        options["first"] = np.int32(first)
+    for number in range(numbers.start, numbers.stop, batch_size):
+        start = start_of(np.arange(number, number + batch_size))
         batch = sampler.draw(params, start, np.int32(num_steps), **options)
         if waiting:
             fetch()

@@ -1,41 +1,77 @@
 """Finds the trained model that takes a given number of steps."""
 
 import pathlib
+from typing import NamedTuple
 
-from vdiff_jax import checkpoints, parallel
+from vdiff_jax import build, checkpoints, parallel
+from vdiff_jax.build import Config, Ladder
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.types import Params
 
 
-def folder_of(workdir: pathlib.Path, kind: str, num_steps: int) -> pathlib.Path:
-    """The folder of the base model, or of the student of `num_steps` steps.
+class Found(NamedTuple):
+    """A finished run, and the network that it trained."""
+
+    folder: pathlib.Path
+    model: Model
+
+
+def find(
+    config: Config,
+    workdir: pathlib.Path,
+    kind: str,
+    num_steps: int,
+    ladder: Ladder = "deterministic",
+) -> Found:
+    """The base model, the guided student, or the student of `num_steps` steps.
 
     Args:
+      config: The whole config.
       workdir: The project's folder.
-      kind: "base", "distilled", or "auto": the student if there is one.
+      kind: "base", "guided", "distilled", or "auto": the last of them that is there.
       num_steps: Of the sampler.
+      ladder: Which students.
 
     Raises:
       ValueError: If there is no such model.
     """
-    base, student = (
-        places.train_folder(workdir),
-        places.student_folder(workdir, num_steps),
-    )
+    folders = {
+        "distilled": places.student_folder(workdir, num_steps, ladder),
+        "guided": places.guide_folder(workdir),
+        "base": places.train_folder(workdir),
+    }
+    _check_jump(workdir, num_steps, ladder, kind)
     if kind == "auto":
-        kind = "base" if places.result(student) is None else "distilled"
-    if kind not in ("base", "distilled"):
+        there = [name for name, folder in folders.items() if places.result(folder)]
+        kind = there[0] if there else "base"
+    if kind not in folders:
         raise ValueError(
-            f"sample.model={kind!r} is unknown; choose auto, base or distilled."
+            f"sample.model={kind!r} is unknown; choose auto, base, guided or distilled."
         )
-    folder = base if kind == "base" else student
-    if places.result(folder) is None:
-        stage = "train" if kind == "base" else "distill"
+    if places.result(folders[kind]) is None:
+        stage = {"base": "train", "guided": "guide", "distilled": "distill"}[kind]
         raise ValueError(
-            f"No finished {kind} model in {folder}: run the {stage} stage first."
+            f"No finished {kind} model in {folders[kind]}: run the {stage} stage first."
         )
-    return folder
+    takes_w = build.has_guide(config) and kind != "base"
+    return Found(folders[kind], build.model(config, guided=takes_w))
+
+
+def _check_jump(
+    workdir: pathlib.Path, num_steps: int, ladder: Ladder, kind: str
+) -> None:
+    """Refuses a student whose ladder did not teach it this sampler's jumps."""
+    if ladder != "stochastic" or kind not in ("auto", "distilled"):
+        return
+    other = places.student_folder(workdir, num_steps)
+    student = places.student_folder(workdir, num_steps, ladder)
+    if places.result(student) is None and places.result(other) is not None:
+        raise ValueError(
+            f"The student in {other} knows steps of 1/{num_steps} only, and the"
+            " stochastic sampler makes jumps of twice that: distill another with"
+            " distill.ladder=stochastic, or set sample.sampler=ddim."
+        )
 
 
 def load_params(

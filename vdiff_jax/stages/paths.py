@@ -26,7 +26,13 @@ def columns_of(num_steps: int, most: int = COLUMNS) -> np.ndarray:
 
 
 def interpolation(
-    sampler: Sampler, params: Params, ends: Start, *, num_steps: int, frames: int
+    sampler: Sampler,
+    params: Params,
+    ends: Start,
+    *,
+    num_steps: int,
+    frames: int,
+    w: float | None = None,
 ) -> Num[np.ndarray, " rows frames h w c"]:
     """Rows of pictures from number 2 j to number 2 j + 1, along a great circle.
 
@@ -38,6 +44,7 @@ def interpolation(
       ends: An even number of starts, whole on every device.
       num_steps: Of the sampler.
       frames: Pictures in a row, the ends among them.
+      w: The strength of guidance.
     """
     pairs = parallel.fetch(ends.z_1).reshape(-1, 2, *ends.z_1.shape[1:])
     shares = np.linspace(0.0, 1.0, frames)
@@ -49,7 +56,8 @@ def interpolation(
         keys=ends.keys[first],
         label=None if ends.label is None else ends.label[first],
     )
-    images = parallel.fetch(sampler.draw(params, start, np.int32(num_steps)))
+    options = {} if w is None else {"w": np.float32(w)}
+    images = parallel.fetch(sampler.draw(params, start, np.int32(num_steps), **options))
     return images.reshape(len(pairs), frames, *images.shape[1:])
 
 

@@ -11,7 +11,7 @@ from vdiff_jax.build import Config
 from vdiff_jax.datasets.source import Source, name_of
 from vdiff_jax.nonfinite import Origin, origins
 from vdiff_jax.records import write_text
-from vdiff_jax.stages import distill, train
+from vdiff_jax.stages import distill, guide, train
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import begin, cut_into_calls, examples_of
 from vdiff_jax.stages.tools import Run, Tools
@@ -60,10 +60,21 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
 
 def _under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """The run that a finished stage, or the chosen one, is not done with."""
-    trained = places.result(places.train_folder(workdir)) is not None
-    distilling = config.stage == "distill" or (config.stage == "all" and trained)
-    places.claim(workdir, config, "distill" if distilling else "train")
-    return (distill if distilling else train).under_way(config, workdir)
+    stage = str(config.stage)
+    if stage == "all":
+        stage = _unfinished(config, workdir)
+    if stage == "distill":
+        return distill.under_way(config, workdir)
+    places.claim(workdir, config, stage)
+    return (guide if stage == "guide" else train).under_way(config, workdir)
+
+
+def _unfinished(config: Config, workdir: pathlib.Path) -> str:
+    """The first stage that trains and is not finished, or the last."""
+    if places.result(places.train_folder(workdir)) is None:
+        return "train"
+    guided = places.result(places.guide_folder(workdir)) is not None
+    return "guide" if build.has_guide(config) and not guided else "distill"
 
 
 def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:

@@ -1,6 +1,7 @@
 """Pictures from a trained model: one PNG each, a grid, and what they came from."""
 
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -12,15 +13,21 @@ from jaxtyping import Float, Num
 
 from vdiff_jax import build, parallel, schedules
 from vdiff_jax.build import Config
+from vdiff_jax.evaluation import report
+from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.records import enlarge, save_image, tile, to_show
+from vdiff_jax.stages import given
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.draw import draw
-from vdiff_jax.stages.models import folder_of, load_params
+from vdiff_jax.stages.guide import check_can_be_guided
+from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.paths import interpolation, trajectory_sheet
+from vdiff_jax.types import Params
 
 GRID = 64
 ROWS = 8  # of trajectories and interpolations
+COLUMNS = 12  # of the grid over strengths of guidance
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -38,45 +45,112 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `sample.num` pictures of the model for `sample.steps` steps."""
-    model = _check(config)
     spec = config.sample
+    _check(config)
+    ladder = "stochastic" if spec.sampler == "stochastic" else "deterministic"
+    folder, model = find(config, workdir, spec.model, spec.steps, ladder)
+    strengths = _strengths(config, folder, model)
     starts = _Starts(config, model)
-    folder = folder_of(workdir, spec.model, spec.steps)
+    start_of: given.StartOf = starts
+    if spec.image:
+        start_of = given.starts(config, workdir, starts.sampler, starts)
     places.claim(workdir, config, None)
     params = load_params(model, folder)
     print(f"sample: {spec.num} pictures in {spec.steps} steps with {folder}")
 
-    out = workdir / "sample"
+    out, rows = workdir / "sample", []
+    for w in strengths:
+        name = "sample" if w is None else f"sample, {describe(w)}"
+        images = _draw(config, name, starts.sampler, start_of, params, w)
+        _write(out if len(strengths) == 1 else out / f"w_{w:g}", images)
+        rows.append(images[:COLUMNS])
+    if len(strengths) > 1:
+        report.comparison_grid(
+            out / "grid.png",
+            [to_show(images) for images in rows],
+            [describe(w) for w in strengths if w is not None],
+        )
+    _write_paths(config, out, starts, params, strengths[0])
+    print(f"sample: see {out}/grid.png")
+
+
+def _strengths(
+    config: Config, folder: pathlib.Path, model: Model
+) -> list[float | None]:
+    """The strengths of guidance; one None for no guidance."""
+    found = build.strengths(config, model)
+    if not found:
+        return [None]
+    if model.w_range is None:
+        check_can_be_guided(folder)
+        return list(found)
+    low, high = model.w_range
+    for w in found:
+        if not low <= w <= high:
+            print(
+                f"sample: {describe(w)} is outside of what this student was trained"
+                f" for, w from {low:g} to {high:g}; the pictures may be poor.",
+                file=sys.stderr,
+            )
+    return list(found)
+
+
+def _draw(
+    config: Config,
+    name: str,
+    sampler: Sampler,
+    start_of: given.StartOf,
+    params: Params,
+    w: float | None,
+) -> Num[np.ndarray, " n h w c"]:
+    spec = config.sample
     with tqdm.tqdm(
-        desc="sample",
+        desc=name,
         total=spec.num,
         unit=" images",
         dynamic_ncols=True,
         disable=not parallel.is_main(),
     ) as bar:
-        images = draw(
-            starts.sampler,
+        return draw(
+            sampler,
             params,
             range(spec.num),
             num_steps=spec.steps,
             batch_size=spec.batch_size,
-            start_of=starts,
+            start_of=start_of,
+            w=w,
+            first=given.first_step(config),
             advance=bar.update,
         ).images
-    _write(out, images)
+
+
+def _write_paths(
+    config: Config,
+    out: pathlib.Path,
+    starts: "_Starts",
+    params: Params,
+    w: float | None,
+) -> None:
+    """What pictures pass through, and what lies between two noises, if asked for."""
+    spec = config.sample
     if spec.trajectory:
         start = starts.on_all(np.arange(min(ROWS, spec.num)))
-        path = starts.sampler.path(params, start, spec.steps)
+        options = {} if w is None else {"w": np.float32(w)}
+        path = starts.sampler.path(params, start, spec.steps, **options)
         sheet = trajectory_sheet(jax.tree.map(parallel.fetch, path))
         save_image(out / "trajectory.png", enlarge(sheet))
     if spec.interpolate:
         ends = starts.on_all(np.arange(2 * ROWS))
         frames = interpolation(
-            starts.sampler, params, ends, num_steps=spec.steps, frames=spec.interpolate
+            starts.sampler,
+            params,
+            ends,
+            num_steps=spec.steps,
+            frames=spec.interpolate,
+            w=w,
         )
         rows = to_show(frames.reshape(-1, *frames.shape[2:]))
         save_image(out / "interpolation.png", enlarge(tile(rows, spec.interpolate)))
-    print(f"sample: see {out}/grid.png")
 
 
 def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
@@ -158,13 +232,14 @@ def _noise(
     return noise.astype(np.float32)
 
 
-def _check(config: Config) -> Model:
+def _check(config: Config) -> None:
     model, spec = build.model(config), config.sample
     build.sampler(config, model)
+    build.strengths(config, model)
+    given.first_step(config)
     schedules.check_num_steps(model.schedule, spec.steps)
     for field, least in (("num", 1), ("interpolate", 0)):
         if spec[field] < least:
             raise ValueError(
                 f"sample.{field} must be at least {least}, got {spec[field]}."
             )
-    return model

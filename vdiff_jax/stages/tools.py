@@ -24,7 +24,7 @@ class Tools:
 
     Attributes:
       config: The whole config.
-      section: Its `train` or `distill`.
+      section: Its `train`, `guide` or `distill`.
       train_step: The compiled step, (state, feed, job) -> (state, metrics).
       plain_step: The same, of operations that `replay` can run one by one.
       eval_step: The compiled held-out loss.
@@ -68,8 +68,9 @@ class Run:
       num_updates: The length, as the host knows it.
       start: Makes the parameters of step 0; called only for a new run.
       order_seed: Decides the order of the data.
-      sample_steps: Of the sampler of the grids.
+      sample_steps: Of the sampler of the grids; 0 for a network that draws none.
       facts: Goes into result.json and every checkpoint: where the run came from.
+      sample_w: Strength of guidance in the grids; None is none.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Run:
     order_seed: tuple[int, ...]
     sample_steps: int
     facts: dict[str, Any]
+    sample_w: float | None = None
 
 
 def make_tools(
@@ -95,7 +97,7 @@ def make_tools(
 
     Args:
       config: The whole config.
-      section: Its `train` or `distill`.
+      section: Its `train`, `guide` or `distill`.
       model: The network.
       loss: What is trained on.
       eval_loss: What is measured on held-out data.

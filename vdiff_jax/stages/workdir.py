@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vdiff_jax import checkpoints, parallel
-from vdiff_jax.build import Config
+from vdiff_jax.build import Config, Ladder
 from vdiff_jax.records import write_json
 
 # Fields that change what is written or shown, but not the numbers of a run, or only
@@ -47,9 +47,35 @@ def train_folder(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "train"
 
 
-def student_folder(workdir: pathlib.Path, num_steps: int) -> pathlib.Path:
+def guide_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Where the student that imitates guidance is trained."""
+    return workdir / "guide"
+
+
+def ladder_folder(workdir: pathlib.Path, ladder: Ladder) -> pathlib.Path:
+    """Where the students of one ladder are."""
+    name = "distill" if ladder == "deterministic" else f"distill_{ladder}"
+    return workdir / name
+
+
+def student_folder(
+    workdir: pathlib.Path, num_steps: int, ladder: Ladder = "deterministic"
+) -> pathlib.Path:
     """Where the student of `num_steps` steps is trained."""
-    return workdir / "distill" / f"{num_steps:04d}"
+    return ladder_folder(workdir, ladder) / f"{num_steps:04d}"
+
+
+def made_with(folder: pathlib.Path) -> dict[str, Any]:
+    """The config that a train, guide or student folder was made with.
+
+    Raises:
+      ValueError: If there is none.
+    """
+    for place in (folder.parent, folder.parent.parent):
+        path = place / "config.json"
+        if path.exists():
+            return json.loads(path.read_text())["config"]
+    raise ValueError(f"{folder} is no folder of a workdir: there is no config.json.")
 
 
 def checkpoint_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -136,13 +162,16 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
     Args:
       workdir: The project's folder.
       config: The resolved config.
-      section: "train" or "distill" for a stage that trains, else None.
+      section: "train", "finetune", "guide" or the folder of a ladder for a stage that
+        trains, else None.
 
     Raises:
       ValueError: Naming every field that differs from the runs already there.
     """
     path = workdir / "config.json"
     ours = as_json(config)
+    if section is not None and section.startswith("distill_"):
+        ours[section] = ours["distill"]  # there may be several ladders in a workdir
     sections = (*MODEL_SECTIONS, *([section] if section else []))
     recorded = ours
     if path.exists():
@@ -151,7 +180,9 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
         differences = [
             f"{field}: {theirs!r} there, {mine!r} now"
             for name in binding
-            for field, theirs, mine in _differences(name, recorded[name], ours[name])
+            for field, theirs, mine in _differences(
+                name, recorded.get(name, {}), ours[name]
+            )
         ]
         if differences:
             raise ValueError(
@@ -164,9 +195,14 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
 
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:
     if section in MODEL_SECTIONS:
-        return any(workdir.glob("*/checkpoints/*")) or _has_runs(workdir, "distill")
-    pattern = "train/checkpoints/*" if section == "train" else "distill/*/checkpoints/*"
-    return any(workdir.glob(pattern))
+        patterns = ["*/checkpoints/*", "distill*/*/checkpoints/*"]
+    elif section in ("train", "finetune"):
+        patterns = ["train/checkpoints/*"]
+    elif section == "guide":
+        patterns = ["guide/checkpoints/*"]
+    else:
+        patterns = [f"{section}/*/checkpoints/*"]
+    return any(any(workdir.glob(pattern)) for pattern in patterns)
 
 
 def _differences(name: str, theirs: Any, mine: Any) -> Sequence[tuple[str, Any, Any]]:

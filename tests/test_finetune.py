@@ -1,0 +1,85 @@
+"""Another model's weights as the base: from eps to v."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import launch
+import tiny
+from vdiff_jax import build
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import load_params
+
+pytestmark = pytest.mark.slow
+
+FINETUNE = {name: value for name, value in tiny.TINY["train"].items()}
+FINETUNE.pop("sample_steps")
+
+
+def _config(stage, source="", output="v", computed_from="", **changes):
+    return tiny.config(
+        stage,
+        model={**tiny.TINY["model"], "output": output, "computed_from": computed_from},
+        finetune={**FINETUNE, "source": str(source)},
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The train folder of a model that predicts eps."""
+    workdir = tmp_path_factory.mktemp("eps")
+    launch.launch(_config("train", output="eps"), workdir)
+    return places.train_folder(workdir)
+
+
+@pytest.mark.parametrize("target", ["v", "x"])
+def test_converted_it_is_the_same_denoiser(source, target):
+    theirs = build.model(_config("train", output="eps"))
+    ours = build.model(_config("train", output=target, computed_from="eps"))
+    params = load_params(theirs, source)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a.shape, b.shape),
+        ours.abstract_params(),
+        theirs.abstract_params(),
+    )
+    z_t = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
+    logsnr_t = jnp.linspace(-4.0, 4.0, 5)
+    for found, expected in zip(
+        ours.denoiser(params, None)(z_t, logsnr_t),
+        theirs.denoiser(params, None)(z_t, logsnr_t),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("computed_from", ["", "eps"])
+def test_a_finetuned_model_is_the_base_of_what_follows(source, tmp_path, computed_from):
+    for stage in ("finetune", "distill"):
+        launch.launch(_config(stage, source, computed_from=computed_from), tmp_path)
+    base = json.loads((places.train_folder(tmp_path) / "result.json").read_text())
+    theirs = json.loads((source / "result.json").read_text())
+    assert base["output"] == ["eps", "v"]
+    assert base["teacher_sha256"] == theirs["params_sha256"]
+    assert base["params_sha256"] != theirs["params_sha256"]
+    student = json.loads(
+        (places.student_folder(tmp_path, 4) / "result.json").read_text()
+    )
+    assert student["teacher_sha256"] == base["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": ""}, "needs finetune.source"),
+        ({"source": "nowhere/train"}, "No finished model"),
+        ({"computed_from": "x"}, "says 'eps'"),
+        ({"output": "both", "computed_from": "eps"}, "cannot be computed"),
+    ],
+)
+def test_what_cannot_be_finetuned_is_refused(source, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        launch.launch(_config("finetune", **{"source": source, **options}), tmp_path)

@@ -1,0 +1,212 @@
+"""The guide stage: a student that is its teacher at first, and guided at the end."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import launch
+import tiny
+from vdiff_jax import build
+from vdiff_jax.stages import guide
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import find, load_params
+
+pytestmark = pytest.mark.slow
+
+MODEL = {**tiny.TINY["model"], "num_classes": 10}
+GUIDE = {
+    "steps": 4, "batch_size": 8, "steps_per_call": 2, "checkpoint_every_steps": 2,
+    "log_every_steps": 2, "eval_every_steps": 4, "sample_every_steps": 4,
+    "sample_steps": 2, "warmup_steps": 0, "learning_rate": 0.01, "w_features": 8,
+    "ema_decay": 0.0,
+}  # fmt: skip
+DISTILL = {**tiny.TINY["distill"], "warmup_steps": 0, "learning_rate": 0.01}
+
+
+def _config(stage, **changes):
+    return tiny.config(
+        stage, **{"model": MODEL, "guide": GUIDE, "distill": DISTILL, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A base model, its guided student, and two ladders of it."""
+    workdir = tmp_path_factory.mktemp("guided")
+    for stage in ("train", "guide", "distill"):
+        launch.launch(_config(stage), workdir)
+    stochastic = {**DISTILL, "ladder": "stochastic"}
+    launch.launch(_config("distill", distill=stochastic), workdir)
+    return workdir
+
+
+def _result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(workdir):
+    config = _config("guide")
+    teacher, student = build.model(config), build.model(config, guided=True)
+    params = load_params(teacher, places.train_folder(workdir))
+    own = guide.with_weights_of(student, params, seed=3)
+    z_t = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
+    logsnr_t, label = jnp.linspace(-9.0, 9.0, 6), jnp.arange(6)
+    expected = jax.jit(lambda: teacher.denoiser(params, label)(z_t, logsnr_t))()
+    for w in (0.0, 1.0, 3.7):
+        strength = jnp.full(6, w)
+        found = jax.jit(
+            lambda w: student.denoiser(own, label, w)(z_t, logsnr_t)
+        )(strength)  # fmt: skip
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_guided_student_is_the_first_teacher_of_the_ladder(workdir):
+    result = _result(places.student_folder(workdir, 4))
+    assert result["teacher"] == str(places.guide_folder(workdir))
+    assert result["ladder"] == "deterministic"
+    assert _result(places.guide_folder(workdir))["w_range"] == [0.0, 4.0]
+
+
+def test_both_ladders_are_in_one_workdir_and_differ(workdir):
+    one, other = (
+        _result(places.student_folder(workdir, 1, ladder))
+        for ladder in ("deterministic", "stochastic")
+    )
+    assert one["params_sha256"] != other["params_sha256"]
+    assert other["ladder"] == "stochastic"
+
+
+@pytest.mark.parametrize("ladder", ["deterministic", "stochastic"])
+def test_students_take_the_strength_and_learn_from_it(workdir, ladder):
+    config = _config("sample")
+    z_t = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    said = []
+    for kind in ("guided", "distilled"):
+        folder, model = find(config, workdir, kind, 1, ladder)
+        params = load_params(model, folder)
+        said += [
+            np.asarray(
+                model.denoiser(params, jnp.arange(4), jnp.full(4, w))(
+                    z_t, jnp.zeros(4)
+                ).v
+            )
+            for w in (0.0, 4.0)
+        ]
+    for i, one in enumerate(said):
+        assert all(np.abs(one - other).max() > 1e-6 for other in said[:i])
+
+
+def test_an_interrupted_guide_stage_ends_as_one_never_stopped(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    folder = places.guide_folder(copy)
+    (folder / "result.json").unlink()
+    shutil.rmtree(places.checkpoint_folder(folder) / "4")
+    launch.launch(_config("guide"), copy)
+    assert (
+        _result(folder)["params_sha256"]
+        == _result(places.guide_folder(workdir))["params_sha256"]
+    )
+
+
+def test_sampling_over_strengths_draws_a_row_for_each(workdir, tmp_path, capsys):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    sample = {**tiny.TINY["sample"], "w": (0.0, 4.0)}
+    launch.launch(_config("sample", sample=sample), copy)
+    out = copy / "sample"
+    assert len(list((out / "w_0").glob("0*.png"))) == 5
+    assert len(list((out / "w_4").glob("0*.png"))) == 5
+    assert (out / "grid.png").exists()
+
+
+def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    sample = {**tiny.TINY["sample"], "guidance_scale": (8.0,)}
+    launch.launch(_config("sample", sample=sample), copy)
+    told = capsys.readouterr().err
+    assert "w = 7, guidance scale 8 is outside" in told
+    assert "w from 0 to 4" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample": {"w": (1.0,), "guidance_scale": (2.0,)}}, "Set one of sample.w"),
+        ({"sample": {"w": (-0.5,)}}, "must not be negative"),
+        ({"model": {"num_classes": 0}, "sample": {"w": (1.0,)}}, "told a class"),
+        ({"sample": {"labels": (3, 10)}}, "must be from 0 to 9"),
+        ({"sample": {"guidance_interval": (0.5, 0.2)}}, "guidance_interval"),
+        ({"sample": {"threshold": 2.0}}, "sample.threshold"),
+        ({"sample": {"sampler": "stochastic", "steps": 64}}, "steps of 1/64 only"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(workdir, changes, message):
+    config = _config("sample")
+    for section, fields in changes.items():
+        config[section].update(fields)
+    if "64" in message:  # a deterministic student alone
+        fake = places.student_folder(workdir, 64)
+        fake.mkdir(parents=True)
+        (fake / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        launch.launch(config, workdir)
+
+
+def test_a_teacher_that_always_knew_the_class_is_refused(tmp_path):
+    train = {**tiny.TINY["train"], "label_dropout": 0.0}
+    launch.launch(_config("train", train=train), tmp_path)
+    with pytest.raises(ValueError, match=r"train\.label_dropout=0\.1"):
+        launch.launch(_config("guide", train=train), tmp_path)
+    sample = {**tiny.TINY["sample"], "w": (1.0,)}
+    with pytest.raises(ValueError, match="cannot be guided"):
+        launch.launch(_config("sample", train=train, sample=sample), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"num_classes": 0}}, "needs a model that is told a class"),
+        ({"guide": {"w_min": 3.0, "w_max": 1.0}}, "range of strengths"),
+        ({"guide": {"steps": 0}}, "guide stage is off"),
+        ({"guide": {"rescale": 1.5}}, "guide.rescale"),
+    ],
+)
+def test_what_cannot_be_guided_is_refused(workdir, tmp_path, changes, message):
+    shutil.copytree(workdir / "train", tmp_path / "train")
+    shutil.copy(workdir / "config.json", tmp_path)
+    config = _config("guide")
+    for section, fields in changes.items():
+        config[section].update(fields)
+    with pytest.raises(ValueError, match=message):
+        launch.launch(config, tmp_path)
+    assert not (tmp_path / "guide").exists()
+
+
+def test_some_classes_are_left_out_in_training_and_none_in_measuring():
+    config = _config("train", train={**tiny.TINY["train"], "label_dropout": 0.5})
+    model, seen = build.model(config), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(model),
+            "denoiser",
+            lambda self, params, label, **_: seen.append(label) or _nothing,
+        )
+        from vdiff_jax import losses, training
+
+        draws = losses.draw(jax.random.key(0), (400, 8, 8, 1))
+        batch = training.Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
+        for train in (True, False):
+            build.train_loss(config, model, train=train)({}, batch, draws)
+    assert set(np.unique(seen[0])) == {-1, 7}
+    assert np.mean(np.asarray(seen[0]) == -1) == pytest.approx(0.5, abs=0.1)
+    assert set(np.unique(seen[1])) == {7}
+
+
+def _nothing(z_t, logsnr_t):
+    from vdiff_jax import diffusion
+
+    return diffusion.predict(z_t, z_t, logsnr_t, "v")

@@ -1,0 +1,105 @@
+"""Another model's weights, trained on as the base model of this workdir.
+
+For a model whose output does not suit few steps: eps says nothing of x where there is
+no signal (Salimans & Ho, 2022, arXiv:2202.00512, Sec. 4), and v does. The stage takes
+the place of `train`: later stages find its result where they would find that one's.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vdiff_jax import build, checkpoints, training
+from vdiff_jax.build import Config
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.fit import fit
+from vdiff_jax.stages.models import load_params
+from vdiff_jax.stages.tools import Run, Tools, make_tools
+
+
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What `run` would do."""
+    _source(config)
+    folder = places.train_folder(workdir)
+    return [
+        {
+            "stage": "finetune",
+            "source": config.finetune.source,
+            "folder": str(folder),
+            "updates": config.finetune.steps,
+            "status": places.status(folder),
+        }
+    ]
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+    """Trains, or resumes, or finds that it is done."""
+    _source(config)
+    places.claim(workdir, config, "finetune")
+    folder = places.train_folder(workdir)
+    if places.result(folder) is not None:
+        print(f"finetune: finished, see {folder}/result.json")
+        return
+    fit(*under_way(config, workdir))
+
+
+def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+    """The tools, and the run."""
+    source, model = _source(config), build.model(config)
+    tools = make_tools(
+        config,
+        config.finetune,
+        model,
+        build.train_loss(config, model, train=True),
+        build.train_loss(config, model, train=False),
+        passes=3,
+    )
+    # Converted or not, the weights are those of the same network.
+    params = load_params(model, source, tools.shardings.params)
+    return tools, Run(
+        name="finetune",
+        folder=places.train_folder(workdir),
+        job=training.Job(
+            key=jax.random.fold_in(jax.random.key(config.seed), 0),
+            num_updates=jnp.int32(config.finetune.steps),
+        ),
+        num_updates=config.finetune.steps,
+        start=lambda: params,
+        order_seed=(config.seed, 0),
+        sample_steps=config.train.sample_steps,
+        facts={
+            "teacher": str(source),
+            "teacher_sha256": checkpoints.params_sha256(params),
+            "output": [places.made_with(source)["model"]["output"], model.output],
+            "parameters": model.num_parameters(),
+        },
+    )
+
+
+def _source(config: Config) -> pathlib.Path:
+    """The folder that the weights come from.
+
+    Raises:
+      ValueError: If there is none, or nothing is to be done.
+    """
+    spec = config.finetune
+    if not spec.source or spec.steps < 1:
+        raise ValueError(
+            f"The finetune stage needs finetune.source={spec.source!r}, the train"
+            f" folder of another workdir, and finetune.steps={spec.steps} above 0."
+        )
+    folder = pathlib.Path(spec.source)
+    if places.result(folder) is None:
+        raise ValueError(
+            f"No finished model in finetune.source={spec.source!r}: name the train"
+            " folder of a workdir."
+        )
+    theirs = places.made_with(folder)["model"]["output"]
+    if config.model.computed_from not in ("", theirs):
+        raise ValueError(
+            f"model.computed_from={config.model.computed_from!r}, but the network in"
+            f" {folder} says {theirs!r}."
+        )
+    return folder

@@ -1,0 +1,140 @@
+"""Pictures that `sample` starts from, in place of noise."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from vdiff_jax import build, parallel
+from vdiff_jax.build import Config
+from vdiff_jax.datasets.pictures import SUFFIXES, Fit, decode
+from vdiff_jax.model import Model, Sampler, Start
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import Found, find, load_params
+
+StartOf = Callable[[np.ndarray], Start]
+
+
+def read(config: Config, model: Model) -> np.ndarray:
+    """The pictures of `sample.image`: a file, a folder, or an .npy of uint8.
+
+    Raises:
+      ValueError: If there are none, or they are not what the model takes.
+    """
+    path = pathlib.Path(config.sample.image)
+    try:
+        images = _read(path, config, model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"sample.image={str(path)!r}: {error}") from error
+    if images.dtype != np.uint8 or images.shape[1:] != model.image_shape:
+        raise ValueError(
+            f"sample.image={str(path)!r} holds {images.dtype} of shape {images.shape};"
+            f" it should be uint8 of shape (n, {str(model.image_shape)[1:]}."
+        )
+    return images
+
+
+def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"no pictures there ({', '.join(SUFFIXES)}).")
+    fit = Fit(config.data.image_size, model.image_shape[-1], config.data.resize)
+    return np.stack([fit(decode(file.read_bytes())) for file in files])
+
+
+def first_step(config: Config) -> int | None:
+    """How many of the steps are taken; None for all.
+
+    Raises:
+      ValueError: If `sample.from_t` is no time of the sampler's grid.
+    """
+    spec = config.sample
+    first = spec.from_t * spec.steps
+    if not 0.0 < spec.from_t <= 1.0 or abs(first - round(first)) > 1e-6:
+        raise ValueError(
+            f"sample.from_t={spec.from_t} must be one of the times i / sample.steps ="
+            f" i / {spec.steps}, above 0."
+        )
+    if spec.from_t < 1.0 and not spec.image:
+        raise ValueError(
+            f"sample.from_t={spec.from_t} starts from pictures: set sample.image."
+        )
+    return None if spec.from_t == 1.0 else round(first)
+
+
+def starts(
+    config: Config, workdir: pathlib.Path, sampler: Sampler, start_of: StartOf
+) -> StartOf:
+    """Puts given pictures in place of the noise of `start_of`.
+
+    At `sample.from_t` = 1 they are encoded; before that, the noise of picture number i
+    is added to the i-th of them (SDEdit; Meng et al., 2022, arXiv:2108.01073).
+
+    Args:
+      config: The whole config.
+      workdir: The project's folder.
+      sampler: That draws.
+      start_of: The start of the pictures with given numbers.
+    """
+    images = read(config, sampler.model)
+    first, spec = first_step(config), config.sample
+    split = parallel.split(parallel.make_mesh())
+    encode = None if first else _encoder(config, workdir)
+
+    def start(index: np.ndarray) -> Start:
+        made = start_of(index)
+        given = parallel.put(images[index % len(images)], split)
+        if encode is not None:
+            return made._replace(z_1=encode(given, index))
+        assert first is not None
+        t = np.float32(first / spec.steps)
+        return made._replace(z_1=sampler.noised(given, made.z_1, t))
+
+    return start
+
+
+def _encoder(
+    config: Config, workdir: pathlib.Path
+) -> Callable[[Any, Int[np.ndarray, " n"]], Any]:
+    """Encodes pictures, by a student that was distilled for it, or by the base."""
+    num_steps, labels = config.sample.encode_steps, tuple(config.sample.image_labels)
+    folder, model = _encoding_model(config, workdir, num_steps)
+    if labels and (not model.num_classes or not _are_classes(labels, model)):
+        raise ValueError(
+            f"sample.image_labels={labels} must be classes from 0 to"
+            f" {model.num_classes - 1}."
+        )
+    if model.num_classes and not labels:
+        raise ValueError(
+            "Encoding needs to know what the pictures show: set sample.image_labels."
+        )
+    params, sampler = load_params(model, folder), build.sampler(config, model, "ddim")
+    split = parallel.split(parallel.make_mesh())
+    print(f"sample: encoding in {num_steps} steps with {folder}")
+
+    def encode(images: Any, index: np.ndarray) -> Any:
+        label = None
+        if labels:
+            said = np.asarray(labels, np.int32)[index % len(labels)]
+            label = parallel.put(jnp.asarray(said), split)
+        return sampler.encode(params, images, label, np.int32(num_steps))
+
+    return encode
+
+
+def _are_classes(labels: tuple[int, ...], model: Model) -> bool:
+    return all(0 <= label < model.num_classes for label in labels)
+
+
+def _encoding_model(config: Config, workdir: pathlib.Path, num_steps: int) -> Found:
+    student = places.student_folder(workdir, num_steps, "encode")
+    if places.result(student) is None:
+        return find(config, workdir, "base", num_steps)
+    return find(config, workdir, "distilled", num_steps, "encode")
