@@ -25,10 +25,13 @@ def test_the_data_sets_are_there():
         "cars64",
         "celebahq256",
         "cifar10",
+        "cifar10_guided",
         "digits",
+        "digits_guided",
         "fashion_mnist",
         "folder",
         "imagenet64",
+        "imagenet64_guided",
         "lsun_bedroom128",
         "lsun_church128",
     } <= set(CONFIGS)
@@ -39,14 +42,17 @@ def test_every_config_dry_runs_every_stage(name, capsys, tmp_path):
     stages = ("all",)
     if name == "digits":
         stages = ("all", "train", "distill", "sample", "evaluate")
+    if name == "digits_guided":
+        stages = ("all", "train", "guide", "distill", "sample", "evaluate")
     for stage in stages:
         launch.launch(_config(name, stage), tmp_path / "new", dry_run=True)
         said = json.loads(capsys.readouterr().out)
         assert set(said) == {"config", "parameters", "devices", "run"}
         assert said["config"]["model"]["output"] == "v"
         planned = {entry["stage"] for entry in said["run"]}
-        expected = {"train", "distill", "evaluate"} if stage == "all" else {stage}
-        assert planned == expected
+        everything = {"train", "distill", "evaluate"}
+        everything |= {"guide"} if name.endswith("_guided") else set()
+        assert planned == (everything if stage == "all" else {stage})
     assert not (tmp_path / "new").exists()
 
 
@@ -94,6 +100,7 @@ def test_ladders_have_the_papers_stages():
     ("section", "field", "value", "message"),
     [
         ("model", "output", "noise", "model.output='noise' is unknown"),
+        ("model", "computed_from", "noise", "model.computed_from='noise' is unknown"),
         ("model", "dtype", "float16", "model.dtype='float16' is unknown"),
         ("model", "groups", 5, "model.groups=5 does not divide the 32 channels"),
         ("model", "head_dim", 16, "Set one of model.num_heads=2 and model.head_dim=16"),
@@ -112,6 +119,7 @@ def test_ladders_have_the_papers_stages():
         ("data", "held_out_fraction", 1.5, r"must be in \(0, 1\), got 1.5"),
         ("data", "latent_scale", -1.0, "latent_scale must not be negative, got -1.0"),
         ("train", "num_steps", -1, "num_steps must be at least 1, got -1"),
+        ("train", "label_dropout", 1.0, r"label_dropout must be in \[0, 1\), got 1.0"),
         ("train", "weight", "min_snr", "Unknown loss weight 'min_snr'"),
         ("train", "decay", "exp", "Unknown decay 'exp'"),
         ("train", "on_nonfinite", "cry", "on_nonfinite='cry' is unknown"),

@@ -470,6 +470,41 @@ def test_the_slider_moves_all_noises_along_the_ladder(visit):
         tab.keyboard.press("ArrowRight")
 
 
+def test_a_second_slider_moves_along_the_strengths_of_guidance(browser, tmp_path):
+    images = digits("test").images[:4]
+    frames = [
+        page.Frame(
+            label=f"distilled, {steps} steps, w = {w:g}",
+            steps=steps,
+            w=w,
+            pictures=_noisy(images, 0.1 * w / steps, seed=steps),
+        )
+        for w in (0.0, 1.0, 4.0)
+        for steps in (8, 4, 1)
+    ]
+    content = page.Content(
+        title="guided", series=[page.Series(name="distilled", frames=frames)]
+    )
+    path = tmp_path / "guided.html"
+    path.write_text(page.render(content), encoding="utf-8")
+    with contextlib.closing(browser.new_page()) as tab:
+        tab.goto(path.as_uri())
+        for slider in ("#frame", "#strength"):
+            tab.locator(slider).focus()
+            tab.keyboard.press("Home")
+        for i, frame in enumerate(frames):
+            label, pictures = _shown(tab, 0)
+            assert label == frame.label
+            assert tab.locator("#strength").get_attribute("aria-valuetext") == label
+            np.testing.assert_array_equal(pictures, frame.pictures)
+            tab.locator("#frame").focus()
+            tab.keyboard.press("ArrowRight")
+            if i % 3 == 2:
+                tab.keyboard.press("Home")
+                tab.locator("#strength").focus()
+                tab.keyboard.press("ArrowRight")
+
+
 def test_nothing_need_be_beside_the_ladder(visit):
     tab = visit()
     tab.select_option("#beside", label="nothing")

@@ -4,7 +4,7 @@ They need no download and suit data that look nothing like ImageNet. The distanc
 them is called `frechet_classifier`; it is not FID, and compares only with itself.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -50,6 +50,38 @@ class Classifier(nn.Module):
         return h, spatial, nn.Dense(self.num_classes, name="logits")(h)
 
 
+class Judge(nn.Module):
+    """Another classifier, to say whether a picture is of the class that was asked for.
+
+    It shares nothing with the features, so that what pleases these need not please it:
+    strided convolutions of 5 x 5, no pooling, and other activations.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, " batch height width channels"]
+    ) -> Float[Array, " batch classes"]:
+        """Returns class logits."""
+        h = nn.gelu(nn.Conv(48, (5, 5), name="conv_in")(x))
+        level = 0
+        while h.shape[1] > 4:
+            h = nn.gelu(nn.Conv(96, (5, 5), strides=(2, 2), name=f"conv_{level}")(h))
+            level += 1
+        h = nn.gelu(nn.Dense(128, name="hidden")(h.reshape(h.shape[0], -1)))
+        return nn.Dense(self.num_classes, name="logits")(h)
+
+
+def judge(
+    params: Params, images: UInt8[Array, " batch height width channels"]
+) -> Float[Array, " batch classes"]:
+    """Class logits of the judge."""
+    net = Judge(num_classes=params["params"]["logits"]["bias"].size)
+    logits: Any = net.apply(params, from_pixels(images))
+    return logits
+
+
 class Trained(NamedTuple):
     """A classifier after training.
 
@@ -79,6 +111,7 @@ def train(
     labels: Int[np.ndarray, " examples"],
     held_out: tuple[np.ndarray, np.ndarray],
     *,
+    kind: Literal["classifier", "judge"] = "classifier",
     seed: int = 0,
 ) -> Trained:
     """Trains with a fixed seed: the same data give the same features.
@@ -87,6 +120,7 @@ def train(
       images: Training images.
       labels: Their classes.
       held_out: Images and labels on which the accuracy is measured.
+      kind: The network that gives features, or the judge.
       seed: Of the initialisation and the order.
 
     Raises:
@@ -97,7 +131,11 @@ def train(
             "Classifier features need labelled data of at least two classes; these have"
             " one. Leave the evaluate stage out."
         )
-    net = Classifier(num_classes=int(labels.max()) + 1)
+    made, logits_of = {
+        "classifier": (Classifier, lambda *given: apply(*given)[2]),
+        "judge": (Judge, judge),
+    }[kind]
+    net = made(num_classes=int(labels.max()) + 1)
     # On one device: the sums of a small network are not worth their communication.
     params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, NUM_UPDATES))
@@ -106,7 +144,7 @@ def train(
     )
 
     def loss(params: Params, image: Array, target: Array) -> Array:
-        logits = apply(params, image)[2]
+        logits = logits_of(params, image)
         return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
 
     @jax.jit
@@ -120,7 +158,7 @@ def train(
     opt_state = optimizer.init(params)
     for batch in order:
         params, opt_state = update(params, opt_state, images[batch], labels[batch])
-    guess = jax.jit(lambda image: apply(params, image)[2].argmax(axis=1))
+    guess = jax.jit(lambda image: logits_of(params, image).argmax(axis=1))
     parts = np.array_split(held_out[0], -(-len(held_out[0]) // 1024))
     guesses = np.concatenate([np.asarray(guess(part)) for part in parts])
     return Trained(

@@ -122,6 +122,19 @@ def _classifier(params: Params, images: Array) -> Features:
     return Features(*classifier.apply(params, images))
 
 
+def of_judge(trained: classifier.Trained) -> FeatureSet:
+    """The logits of the judge, which are no features to measure distances by."""
+    facts = {
+        "held_out_accuracy": round(trained.accuracy, 4),
+        "params_sha256": trained.sha256[:16],
+    }
+    return FeatureSet("judge", trained.params, _judge, facts)
+
+
+def _judge(params: Params, images: Array) -> Features:
+    return Features(None, None, classifier.judge(params, images))
+
+
 def of_pixels() -> FeatureSet:
     """The pictures themselves, in [-1, 1]."""
     facts = {"largest": LARGEST_PIXELS}

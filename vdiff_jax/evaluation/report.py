@@ -30,31 +30,35 @@ COLUMNS = (
     "seconds_per_image",
     "batch_size",
     "device",
+    "w",
 )
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text: a line for each candidate, a column for each metric."""
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    guided = any(row.get("w") is not None for row in rows)
     lines = [
         f"{'model':>10} {'sampler':>10} {'steps':>6}"
+        + (f" {'w':>5} {'scale':>5}" if guided else "")
         + "".join(f" {name:>{_width(name)}}" for name in metrics)
         + f" {'ms / image':>11}"
     ]
     for candidate in dict.fromkeys(_candidate(row) for row in rows):
         found = {row["metric"]: row for row in rows if _candidate(row) == candidate}
-        model, sampler, steps = candidate
+        model, sampler, steps, w = candidate
         some = next(iter(found.values()))
         lines.append(
             f"{model:>10} {sampler:>10} {steps:>6}"
+            + ("" if w is None else f" {w:>5g} {1.0 + w:>5g}")
             + "".join(f" {_value(found[name]):>{_width(name)}}" for name in metrics)
             + f" {1e3 * some['seconds_per_image']:>11.3f}"
         )
     return "\n".join(lines)
 
 
-def _candidate(row: Row) -> tuple[str, str, int]:
-    return row["model"], row["sampler"], row["steps"]
+def _candidate(row: Row) -> tuple[str, str, int, float | None]:
+    return row["model"], row["sampler"], row["steps"], row.get("w")
 
 
 def _width(metric: str) -> int:
@@ -81,6 +85,8 @@ def csv(rows: Sequence[Row]) -> str:
 # Of each curve: colour, line, and its name.
 CURVES = {
     ("distilled", "ddim"): ("C0", "o-", "distilled"),
+    ("distilled", "stochastic"): ("C9", "d-", "distilled, stochastic"),
+    ("guided", "ddim"): ("C3", "D--", "guided, DDIM"),
     ("base", "ddim"): ("C7", "o--", "base, DDIM"),
     ("base", "ancestral"): ("C1", "s--", "base, ancestral"),
     ("base", "dpmpp_2m"): ("C2", "^--", "base, DPM-Solver++(2M)"),
@@ -121,6 +127,43 @@ def ladder_figure(
     axes.set_ylabel(f"{rows[0]['metric']} ({rows[0]['num_images']:,} images)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def trade_off_figure(
+    path: pathlib.Path, distances: Sequence[Row], scores: Sequence[Row]
+) -> None:
+    """Distance against score as guidance grows, one curve for each model.
+
+    Args:
+      path: The PNG to write.
+      distances: Rows of ladder.json, of one metric.
+      scores: Rows of another, of the same candidates.
+    """
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    score_of = {_candidate(row): row["value"] for row in scores}
+    curves: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    for row in distances:
+        model, sampler, steps, w = _candidate(row)
+        if sampler in ("ddim", "stochastic") and w is not None:
+            point = (w, row["value"], score_of[_candidate(row)])
+            curves.setdefault((model, sampler, steps), []).append(point)
+    for (model, sampler, steps), points in curves.items():
+        w, x, y = np.array(sorted(points)).T
+        line = "--" if model == "base" else ":" if sampler == "stochastic" else "-"
+        name = f"{model}, {steps}" + (", stochastic" if sampler == "stochastic" else "")
+        axes.plot(x, y, f"o{line}", markersize=3, label=name)
+        if model == "base" and steps == max(steps for *_, steps in curves):
+            for one in zip(w, x, y, strict=True):
+                axes.annotate(f"w={one[0]:g}", one[1:], fontsize="x-small")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(distances[0]["metric"])
+    axes.set_ylabel(scores[0]["metric"])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import statistics
 import zipfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +20,14 @@ from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.evaluation import report
 from vdiff_jax.evaluation.metrics import Measured
-from vdiff_jax.model import Model
 from vdiff_jax.records import write_json, write_text
 from vdiff_jax.stages import page
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.draw import Drawn, draw, seconds_per_image, start_of_seed
+from vdiff_jax.stages.guide import check_can_be_guided
 from vdiff_jax.stages.likelihood import measure_likelihood
-from vdiff_jax.stages.models import folder_of, load_params
-from vdiff_jax.stages.references import Real, Reference, feature_sets, published
+from vdiff_jax.stages.models import find, load_params
+from vdiff_jax.stages.references import Judge, Real, Reference, feature_sets, published
 from vdiff_jax.types import Params
 
 # The variance of the ancestral sampler is chosen among these, for each number of steps,
@@ -35,6 +36,14 @@ VARIANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TUNING_IMAGES = 1024
 TUNING_SEED = 1_000_000
 BATCHES_IN_A_PART = 16
+# Fields of `sample` that change pictures.
+SAMPLING = (
+    "clip",
+    "clip_value",
+    "threshold",
+    "guidance_interval",
+    "guidance_rescale",
+)
 KEPT_PICTURES = 64
 GRID_COLUMNS = 12
 
@@ -42,20 +51,30 @@ Row = dict[str, Any]
 
 
 class Candidate(NamedTuple):
-    """What is measured: a model, and how it is sampled."""
+    """What is measured: a model, and how it is sampled.
+
+    Attributes:
+      model: "base", "guided" or "distilled".
+      sampler: Of `samplers`.
+      steps: Of the sampler.
+      w: The strength of guidance; None for a model without.
+    """
 
     model: str
     sampler: str
     steps: int
+    w: float | None = None
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for one picture."""
-        return samplers.evaluations(build.PREDICTORS[self.sampler], self.steps)
+        """Of the network, for one picture: the base needs two for guidance."""
+        once = samplers.evaluations(build.PREDICTORS[self.sampler], self.steps)
+        return 2 * once if self.model == "base" and self.w else once
 
     def __str__(self) -> str:
         """For people and file names."""
-        return f"{self.model}-{self.sampler}-{self.steps:04d}"
+        name = f"{self.model}-{self.sampler}-{self.steps:04d}"
+        return name if self.w is None else f"{name}-w{self.w:g}"
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -65,7 +84,7 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
             "stage": "evaluate",
             "folder": str(workdir / "evaluate"),
             "models": [
-                {"model": found.model, "sampler": found.sampler, "steps": found.steps}
+                {k: v for k, v in found._asdict().items() if v is not None}
                 for found in candidates(config)
             ],
             "num": config.evaluate.num,
@@ -76,8 +95,14 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Measures all candidates from the same noise; writes tables, figures, the page."""
-    folder_of(workdir, "base", 1)  # which must be there
-    chosen = [found for found in candidates(config) if _is_there(found, workdir)]
+    base = find(config, workdir, "base", 1)  # which must be there
+    if any(config.evaluate.w):
+        check_can_be_guided(base.folder)
+    chosen = [
+        found
+        for found in candidates(config, _ladders(workdir))
+        if _is_there(found, workdir)
+    ]
     places.claim(workdir, config, None)
     bench = _Bench(config, workdir)
     rows: list[Row] = []
@@ -85,7 +110,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         rows += bench.rows(found)
         write_json(bench.out / "ladder.json", rows)
     shutil.rmtree(bench.out / "parts", ignore_errors=True)
-    likelihood = measure_likelihood(config, bench.model, workdir)
+    likelihood = measure_likelihood(config, workdir)
     _report(bench, rows)
     page.write(config, workdir, rows, bench.references, bench.real, likelihood)
     print(f"evaluate: see {bench.out}/report.html")
@@ -93,12 +118,29 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 def _is_there(found: Candidate, workdir: pathlib.Path) -> bool:
     """Whether a candidate's model is finished; says so if it is not."""
-    if found.model == "base" or places.result(
-        places.student_folder(workdir, found.steps)
-    ):
+    folder = {
+        "base": places.train_folder(workdir),
+        "guided": places.guide_folder(workdir),
+        "distilled": places.student_folder(workdir, found.steps, _ladder_of(found)),
+    }[found.model]
+    if places.result(folder):
         return True
-    print(f"evaluate: no finished student of {found.steps} steps; it is left out")
+    what = "guided model"
+    if found.model == "distilled":
+        kind = "stochastic " if found.sampler == "stochastic" else ""
+        what = f"{kind}student of {found.steps} steps"
+    print(f"evaluate: no finished {what}; it is left out")
     return False
+
+
+def _ladder_of(found: Candidate) -> build.Ladder:
+    return "stochastic" if found.sampler == "stochastic" else "deterministic"
+
+
+def _ladders(workdir: pathlib.Path) -> list[build.Ladder]:
+    """The first, and the stochastic one if it is there."""
+    stochastic = places.ladder_folder(workdir, "stochastic").exists()
+    return ["deterministic", "stochastic"] if stochastic else ["deterministic"]
 
 
 def _report(bench: "_Bench", rows: list[Row]) -> None:
@@ -110,24 +152,55 @@ def _report(bench: "_Bench", rows: list[Row]) -> None:
         return
     metric = next(row["metric"] for row in rows)
     shown = [row for row in rows if row["metric"] == metric]
-    report.ladder_figure(out / "ladder.png", shown, floor=main.floor.get(metric))
-    by_kind = [row for row in shown if row["sampler"] == "ddim"]
+    first = [row for row in shown if row.get("w") == shown[0].get("w")]
+    report.ladder_figure(out / "ladder.png", first, floor=main.floor.get(metric))
+    by_kind = [row for row in first if row["sampler"] in ("ddim", "stochastic")]
     by_kind.sort(key=lambda row: (row["steps"], row["model"] == "base"))
+    _grid(bench, out / "grid.png", by_kind)
+    if len(first) < len(shown):
+        _report_guidance(bench, rows)
+
+
+def _report_guidance(bench: "_Bench", rows: list[Row]) -> None:
+    """Figures over the strengths: what it costs, and what it looks like."""
+    metric = rows[0]["metric"]
+    distances = [row for row in rows if row["metric"] == metric]
+    scores = [row for row in rows if row["metric"].startswith(("score", "inception_"))]
+    if scores:
+        report.trade_off_figure(bench.out / "trade_off.png", distances, scores)
+    models = [r for r in distances if r["sampler"] == "ddim" and r["model"] != "guided"]
+    reference = models[0]["steps"]
+    models = [r for r in models if r["model"] != "base" or r["steps"] == reference]
+    models.sort(key=lambda row: (row["w"], -row["steps"]))
+    _grid(bench, bench.out / "guidance.png", models)
+
+
+def _grid(bench: "_Bench", path: pathlib.Path, rows: list[Row]) -> None:
+    """A row of pictures for each candidate, all from the same noise."""
+
+    def label(row: Row) -> str:
+        name = f"{row['model']}, {row['steps']}"
+        name += ", stochastic" if row["sampler"] == "stochastic" else ""
+        return name if "w" not in row else f"{name}, w = {row['w']:g}"
+
     report.comparison_grid(
-        out / "grid.png",
-        [np.load(bench.pictures_of(_of(row)))[:GRID_COLUMNS] for row in by_kind],
-        [f"{row['model']}, {row['steps']}" for row in by_kind],
+        path,
+        [np.load(bench.pictures_of(_of(row)))[:GRID_COLUMNS] for row in rows],
+        [label(row) for row in rows],
     )
 
 
 def _of(row: Row) -> Candidate:
-    return Candidate(row["model"], row["sampler"], row["steps"])
+    return Candidate(row["model"], row["sampler"], row["steps"], row.get("w"))
 
 
-def candidates(config: Config) -> list[Candidate]:
+def candidates(
+    config: Config, ladders: Sequence[build.Ladder] = ("deterministic",)
+) -> list[Candidate]:
     """The reference, the students, and the base at as many evaluations at most.
 
-    With one step all samplers are the same, so only ddim takes one.
+    With one step all samplers are the same, so only ddim takes one. Where there is
+    guidance, all this for every strength.
 
     Raises:
       ValueError: If a number of steps is not allowed, or the data are latents.
@@ -147,16 +220,50 @@ def candidates(config: Config) -> list[Candidate]:
             f"evaluate.samplers has {sorted(unknown)}; choose from"
             f" {tuple(build.PREDICTORS)}."
         )
-    found = [Candidate("base", "ddim", spec.reference_steps)]
-    found += [Candidate("distilled", "ddim", steps) for steps in sorted(spec.steps)]
+    found = [
+        candidate
+        for w in _strengths(config)
+        for candidate in _candidates_at(config, ladders, w)
+    ]
+    for candidate in found:
+        schedules.check_num_steps(build.schedule(config), candidate.steps)
+    return list(dict.fromkeys(found))
+
+
+def _candidates_at(
+    config: Config, ladders: Sequence[build.Ladder], w: float | None
+) -> list[Candidate]:
+    """Those of one strength of guidance."""
+    spec = config.evaluate
+    found = [Candidate("base", "ddim", spec.reference_steps, w)]
+    if build.has_guide(config):
+        found.append(Candidate("guided", "ddim", spec.reference_steps, w))
+    for ladder in ladders:
+        sampler = "stochastic" if ladder == "stochastic" else "ddim"
+        found += [Candidate("distilled", sampler, n, w) for n in sorted(spec.steps)]
     for sampler in spec.samplers:
         for budget in sorted(spec.steps):
             steps = (budget + 1) // 2 if sampler == "heun" else budget
             if steps > 1 or sampler == "ddim":
-                found.append(Candidate("base", sampler, steps))
-    for candidate in found:
-        schedules.check_num_steps(build.schedule(config), candidate.steps)
-    return list(dict.fromkeys(found))
+                found.append(Candidate("base", sampler, steps, w))
+    return found
+
+
+def _strengths(config: Config) -> tuple[float, ...] | tuple[None]:
+    """The strengths of guidance; one None if there is none.
+
+    Raises:
+      ValueError: If a strength is negative, or the model cannot be guided.
+    """
+    found = tuple(config.evaluate.w)
+    if not found:
+        return (None,)
+    if not config.model.num_classes or min(found) < 0.0:
+        raise ValueError(
+            f"evaluate.w={found} must be strengths from 0 up, of a model that is told a"
+            f" class (model.num_classes={config.model.num_classes})."
+        )
+    return found
 
 
 class _Bench:
@@ -164,7 +271,6 @@ class _Bench:
 
     Attributes:
       out: The folder.
-      model: The network.
       real: The pictures to measure against.
       references: One for each set of features; the first is the one for figures.
     """
@@ -175,7 +281,6 @@ class _Bench:
         self.out = workdir / "evaluate"
         path = self.out / "ladder.json"
         self._before = json.loads(path.read_text()) if path.exists() else []
-        self.model: Model = build.model(config)
         split = _split(spec.reference_split)
         real = functools.cache(lambda split: Real(config, split, spec.reference_num))
         self.real: Real = real(split)
@@ -185,13 +290,21 @@ class _Bench:
             for made in feature_sets(config, real, folder)
         ]
         self._published = published(config, self.references)
+        facts = [{**made.facts, "floor": made.floor} for made in self.references]
         self._sampler = functools.cache(
-            lambda name: build.sampler(config, self.model, name)
+            lambda name, guided: build.sampler(
+                config, build.model(config, guided=guided), name
+            )
         )
         self._params = functools.lru_cache(maxsize=1)(
-            lambda folder: load_params(self.model, folder)
+            lambda folder, guided: load_params(
+                build.model(config, guided=guided), folder
+            )
         )
-        facts = [{**made.facts, "floor": made.floor} for made in self.references]
+        self._judge = None
+        if config.evaluate.judge:
+            self._judge = Judge(real, folder)
+            facts.append(self._judge.facts)
         write_json(self.out / "reference.json", facts)
         for made in self.references:
             (metric, value), *_ = made.floor.items()
@@ -207,7 +320,8 @@ class _Bench:
         if parallel.on_all_hosts(bool(known) and self.pictures_of(found).exists()):
             print(f"evaluate: {found} was measured before")
             return known
-        params = self._params(folder_of(self._workdir, found.model, found.steps))
+        folder, takes_w = self._found(found)
+        params = self._params(folder, takes_w)
         variance = self._variance(found, params)
         drawn = [
             self._drawn(found, params, variance, seed, key) for seed in self._seeds()
@@ -219,7 +333,7 @@ class _Bench:
         seconds = self._seconds_per_image(drawn)
         return [
             {
-                **found._asdict(),
+                **{k: v for k, v in found._asdict().items() if v is not None},
                 "evaluations": found.evaluations,
                 "metric": metric,
                 **_summary([one[metric] for one in measured]),
@@ -240,9 +354,9 @@ class _Bench:
 
     def _key(self, found: Candidate) -> str:
         """Changes with anything that changes the numbers."""
-        sample = {name: self._config.sample[name] for name in ("clip", "clip_value")}
+        sample = {name: self._config.sample[name] for name in SAMPLING}
         spec = self._config.evaluate
-        folder = folder_of(self._workdir, found.model, found.steps)
+        folder, _ = self._found(found)
         said = {
             "params": (places.result(folder) or {})["params_sha256"],
             "candidate": found._asdict(),
@@ -250,8 +364,15 @@ class _Bench:
             "evaluate": [spec.seed, spec.repeats, spec.num],
             "references": [made.facts for made in self.references],
             "published": None if self._published is None else self._published.facts,
+            "judge": None if self._judge is None else self._judge.facts,
         }
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+    def _found(self, found: Candidate) -> tuple[pathlib.Path, bool]:
+        """The folder of a candidate, and whether its network takes w."""
+        ladder = _ladder_of(found)
+        made = find(self._config, self._workdir, found.model, found.steps, ladder)
+        return made.folder, made.model.w_range is not None
 
     def _seeds(self) -> range:
         first = self._config.evaluate.seed
@@ -267,7 +388,7 @@ class _Bench:
     ) -> Drawn:
         """The pictures of one seed, part by part; a part that is on disk is read."""
         num, batch_size = self._config.evaluate.num, self._config.sample.batch_size
-        sampler = self._sampler(found.sampler)
+        sampler = self._sampler(found.sampler, self._found(found)[1])
         folder, size = self.out / "parts" / key, batch_size * BATCHES_IN_A_PART
         images, seconds = [], []
         with _bar(f"evaluate {found}, seed {seed}", num) as bar:
@@ -285,6 +406,7 @@ class _Bench:
                         batch_size=batch_size,
                         start_of=start_of_seed(sampler, seed),
                         variance=variance,
+                        w=_asked(found),
                         advance=bar.update,
                     )
                     _keep(path, part)
@@ -300,7 +422,8 @@ class _Bench:
         """The best of `VARIANCES` for the ancestral sampler, by the first reference."""
         if found.sampler != "ancestral":
             return None
-        sampler, reference = self._sampler(found.sampler), self.references[0]
+        sampler = self._sampler(found.sampler, self._found(found)[1])
+        reference = self.references[0]
         distances, num = {}, min(TUNING_IMAGES, self._config.evaluate.num)
         for variance in VARIANCES:
             with _bar(f"tune {found}, variance medium:{variance}", num) as bar:
@@ -312,6 +435,7 @@ class _Bench:
                     batch_size=self._config.sample.batch_size,
                     start_of=start_of_seed(sampler, TUNING_SEED),
                     variance=variance,
+                    w=_asked(found),
                     advance=bar.update,
                 ).images
             distances[variance] = reference.ruler.distance(
@@ -327,7 +451,14 @@ class _Bench:
             found |= made.ruler.measure(features)
             if made.features.name == "inception" and self._published is not None:
                 found |= self._published.measure(features)
+        if self._judge is not None:
+            found |= self._judge.measure(images)
         return found
+
+
+def _asked(found: Candidate) -> float | None:
+    """The strength to ask for; the base is not asked twice to no end."""
+    return None if found.model == "base" and not found.w else found.w
 
 
 def _summary(measured: list[Measured]) -> Row:

@@ -15,7 +15,7 @@ from vdiff_jax import likelihood, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.model import Model
 from vdiff_jax.records import write_json
-from vdiff_jax.stages.models import folder_of, load_params
+from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.references import Real
 from vdiff_jax.types import Params, PerExample
 
@@ -27,9 +27,7 @@ FLOW_STEPS = 32
 Row = dict[str, Any]
 
 
-def measure_likelihood(
-    config: Config, model: Model, workdir: pathlib.Path
-) -> list[Row]:
+def measure_likelihood(config: Config, workdir: pathlib.Path) -> list[Row]:
     """Rows for `evaluate.likelihood_num` pictures; none if that is 0.
 
     Only the base model has a likelihood: see `likelihood`.
@@ -38,7 +36,8 @@ def measure_likelihood(
     if not num:
         return []
     real = Real(config, "test", num)
-    params = load_params(model, folder_of(workdir, "base", 1))
+    folder, model = find(config, workdir, "base", 1)
+    params = load_params(model, folder)
     ends = {
         "logsnr_min": float(model.schedule(jnp.float32(1.0))),
         "logsnr_max": min(LARGEST_LOGSNR, float(model.schedule(jnp.float32(0.0)))),

@@ -23,10 +23,11 @@ from vdiff_jax.evaluation.page import (
     Trajectory,
 )
 from vdiff_jax.evaluation.page.ladder import SAMPLERS, metric_named
-from vdiff_jax.model import Model, Start
+from vdiff_jax.guidance import describe
+from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.records import write_text
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import folder_of, load_params
+from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.paths import columns_of, interpolation
 from vdiff_jax.stages.references import Real, Reference
 from vdiff_jax.types import Params
@@ -90,7 +91,10 @@ def write(
 def _runs(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
     """Name and folder of every finished run, in their order."""
     students = sorted((workdir / "distill").glob("[0-9]*"), reverse=True)
-    named = [("base", places.train_folder(workdir))]
+    named = [
+        ("base", places.train_folder(workdir)),
+        ("guided", places.guide_folder(workdir)),
+    ]
     named += [(_count(int(folder.name)), folder) for folder in students]
     return [(name, folder) for name, folder in named if places.result(folder)]
 
@@ -108,7 +112,7 @@ def _loss(name: str, folder: pathlib.Path) -> Loss:
 
 def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
     result = places.result(folder) or {}
-    section = made_with["train" if name == "base" else "distill"]
+    section = made_with[{"base": "train", "guided": "guide"}.get(name, "distill")]
     return {
         "run": name,
         "updates": result["step"],
@@ -122,7 +126,11 @@ def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
 def _summary(model: Model, rows: Sequence[Row]) -> list[tuple[str, Any]]:
     """What matters most: what a few steps of the students are worth."""
     metric = rows[0]["metric"]
-    shown = [row for row in rows if row["metric"] == metric]
+    shown = [
+        row
+        for row in rows
+        if row["metric"] == metric and row.get("w") == rows[0].get("w")
+    ]
     students = sorted(
         (row for row in shown if row["model"] == "distilled"),
         key=lambda row: -row["steps"],
@@ -142,9 +150,9 @@ def _count(steps: int) -> str:
 
 
 def _name(row: Row) -> str:
-    if row["model"] == "distilled":
+    if row["model"] == "distilled" and row["sampler"] == "ddim":
         return "distilled"
-    return f"base, {SAMPLERS[row['sampler']]}"
+    return f"{row['model']}, {SAMPLERS[row['sampler']]}"
 
 
 def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
@@ -153,7 +161,11 @@ def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
     groups: dict[str, list[Row]] = {}
     students = [row["steps"] for row in rows if row["model"] == "distilled"]
     if students and reference["steps"] not in students:
-        groups["distilled"] = [reference]
+        groups["distilled"] = [
+            row
+            for row in rows
+            if row["metric"] == metric and _key(row) == _key(reference)
+        ]
     for row in rows:
         if row["metric"] == metric:
             groups.setdefault(_name(row), []).append(row)
@@ -161,9 +173,10 @@ def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
     for name, group in groups.items():
         frames = [
             Frame(
-                label=f"{_name(row)}, {_count(row['steps'])}",
+                label=_label(row),
                 steps=row["steps"],
                 pictures=_pictures(evaluate, row)[:NOISES],
+                w=row.get("w"),
             )
             for row in sorted(group, key=lambda row: -row["steps"])
         ]
@@ -171,9 +184,19 @@ def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
     return made
 
 
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["model"], row["sampler"], row["steps"]
+
+
+def _label(row: Row) -> str:
+    label = f"{_name(row)}, {_count(row['steps'])}"
+    return label if "w" not in row else f"{label}, {describe(row['w'])}"
+
+
 def _pictures(evaluate: pathlib.Path, row: Row) -> np.ndarray:
-    name = f"{row['model']}-{row['sampler']}-{row['steps']:04d}.npy"
-    return np.load(evaluate / "pictures" / name)
+    name = f"{row['model']}-{row['sampler']}-{row['steps']:04d}"
+    name += f"-w{row['w']:g}" if "w" in row else ""
+    return np.load(evaluate / "pictures" / f"{name}.npy")
 
 
 def _shown(row: Row) -> Row:
@@ -190,6 +213,7 @@ def _timing(rows: Sequence[Row]) -> list[Row]:
             "model": row["model"],
             "sampler": SAMPLERS[row["sampler"]],
             "steps": row["steps"],
+            **({"w": row["w"]} if "w" in row else {}),
             "evaluations": row["evaluations"],
             "seconds_per_image": row["seconds_per_image"],
             "images_per_second": 1.0 / row["seconds_per_image"],
@@ -264,19 +288,19 @@ class _Drawing:
 
     def __init__(self, config: Config, workdir: pathlib.Path, students: list[int]):
         self.model = build.model(config)
-        self._workdir = workdir
+        self._config, self._workdir = config, workdir
         self._seed = config.evaluate.seed
         self._students = students
         self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
-        self._sampler = build.sampler(config, self.model, "ddim")
 
-    def _load(self, kind: str, steps: int) -> Params:
-        return load_params(self.model, folder_of(self._workdir, kind, steps))
+    def _load(self, kind: str, steps: int) -> tuple[Sampler, Params]:
+        folder, model = find(self._config, self._workdir, kind, steps)
+        return build.sampler(self._config, model, "ddim"), load_params(model, folder)
 
-    def _start(self, num: int) -> Start:
+    def _start(self, sampler: Sampler, num: int) -> Start:
         place = parallel.replicated(parallel.make_mesh())
         index = parallel.put(np.arange(num), place)
-        return self._sampler.start(index, np.int32(self._seed))
+        return sampler.start(index, np.int32(self._seed))
 
     def trajectories(self) -> list[Trajectory]:
         """Of the base, and of a student of a few steps."""
@@ -287,8 +311,8 @@ class _Drawing:
         return found
 
     def _trajectory(self, kind: str, steps: int) -> Trajectory:
-        params, start = self._load(kind, steps), self._start(PATHS)
-        path = self._sampler.path(params, start, steps)
+        sampler, params = self._load(kind, steps)
+        path = sampler.path(params, self._start(sampler, PATHS), steps)
         shown = columns_of(steps, most=COLUMNS)
         z_t, x_hat = (parallel.fetch(part)[shown].swapaxes(0, 1) for part in path)
         times = (steps - shown) / steps
@@ -304,10 +328,11 @@ class _Drawing:
         kind, steps = "base", self._base_steps
         if self._students:
             kind, steps = "distilled", self._students[0]
+        sampler, params = self._load(kind, steps)
         rows = interpolation(
-            self._sampler,
-            self._load(kind, steps),
-            self._start(2 * ROWS),
+            sampler,
+            params,
+            self._start(sampler, 2 * ROWS),
             num_steps=steps,
             frames=FRAMES,
         )

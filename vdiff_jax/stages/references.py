@@ -4,7 +4,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.serialization
 import numpy as np
@@ -148,25 +148,68 @@ def _inception(config: Config) -> FeatureSet:
 
 
 def _classifier(real: Callable[[Split], Real], folder: pathlib.Path) -> FeatureSet:
-    """A classifier of the training split, read from `folder` or trained."""
+    """A classifier of the training split."""
+    return features.of_classifier(_trained(real, folder, "classifier"))
+
+
+def _trained(
+    real: Callable[[Split], Real],
+    folder: pathlib.Path,
+    kind: Literal["classifier", "judge"],
+) -> classifier.Trained:
+    """A network trained on the training split, or read from `folder`."""
     train = real("train")
     if "label" not in train.source[0]:
         raise NotToBeHadError(NO_CLASSES)
     test = real("test")
     made_of = f"{train.facts}{test.facts}{classifier.NUM_UPDATES}"
     name = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    path = folder / f"classifier-{name}.msgpack"
+    path = folder / f"{kind}-{name}.msgpack"
     if parallel.on_all_hosts(path.exists()):
         saved: Any = flax.serialization.msgpack_restore(path.read_bytes())
-        return features.of_classifier(classifier.Trained(**saved))
+        return classifier.Trained(**saved)
     labels = train.everything.get("label")
     if labels is None or labels.max() == labels.min():
         raise NotToBeHadError(NO_CLASSES)
-    print("evaluate: training a classifier on the data, for its features")
+    print(f"evaluate: training a {kind} on the data")
     held_out = test.everything["image"], test.everything["label"]
-    made = classifier.train(train.everything["image"], labels, held_out)
+    made = classifier.train(
+        train.everything["image"], labels, held_out, kind=kind, seed=kind == "judge"
+    )
     write_bytes(path, flax.serialization.msgpack_serialize(made._asdict()))
-    return features.of_classifier(made)
+    return made
+
+
+class Judge:
+    """Says how many pictures are of the class that was asked for.
+
+    Attributes:
+      facts: The classifier, which is not the one of the features.
+    """
+
+    def __init__(self, real: Callable[[Split], Real], folder: pathlib.Path):
+        """Reads the classifier from `folder`, or trains it.
+
+        Raises:
+          ValueError: If the data have no classes.
+        """
+        try:
+            made = _trained(real, folder, "judge")
+        except NotToBeHadError as error:
+            raise ValueError(f"evaluate.judge=True: {error}") from error
+        self._features = features.of_judge(made)
+        self._num_classes = made.params["params"]["logits"]["bias"].size
+        self.facts = {"features": "judge", **self._features.facts}
+
+    def measure(self, images: np.ndarray) -> dict[str, Measured]:
+        """The share of pictures that it takes for what they should be.
+
+        Args:
+          images: Number i should be of class i modulo the number of classes.
+        """
+        guess = self._features.extract(images).logits.argmax(axis=1)
+        asked = np.arange(len(images)) % self._num_classes
+        return {"accuracy_judge": Measured(float((guess == asked).mean()), None)}
 
 
 class Published:

@@ -33,13 +33,15 @@ class Frame:
 
     Attributes:
       label: Which model and how many steps, like "distilled, 4 steps".
-      steps: Number of steps; different in every frame of a series.
+      steps: Number of steps.
       pictures: One for each noise.
+      w: Strength of guidance; in a series no two frames have the same w and steps.
     """
 
     label: str
     steps: int
     pictures: UInt8[np.ndarray, " k h w c"]
+    w: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,12 +117,13 @@ class Content:
       date: When, as text.
       summary: (name, value) of what matters most.
       series: The first is the ladder that the slider moves along, from the base model
-        to one step. Any other can be shown beside it at the same number of steps.
+        to one step; where its frames differ in w, another slider moves along that. Any
+        other can be shown beside it at the same number of steps and the same w.
       ladder: Measurements. Each has "model", "sampler", "steps", "evaluations" (of the
         network, for one picture), "metric" and "value"; and if it likes "spread",
         "values", "num_images", "seed", "seconds_per_image", "warning" and more. None
-        and NaN mean: not measured. At most one for each metric, model, sampler and
-        number of evaluations.
+        and NaN mean: not measured. Guided ones have "w" too. At most one for each
+        metric, model, sampler, w and number of evaluations.
       floors: For a metric, its value for one half of the data against the other.
       provenance: (name, value) of what was measured against what.
       timing: Rows: model, sampler, steps, evaluations, seconds per image, ...

@@ -11,6 +11,7 @@ SAMPLERS = {
     "ancestral": "ancestral",
     "dpmpp_2m": "DPM-Solver++(2M)",
     "heun": "Heun",
+    "stochastic": "stochastic",
 }
 
 
@@ -41,6 +42,7 @@ METRICS = {
     "recall": Metric("Recall", "higher", "unit"),
     "density": Metric("Density", "higher", "unit"),
     "coverage": Metric("Coverage", "higher", "unit"),
+    "accuracy": Metric("Accuracy", "higher", "unit"),
 }
 
 
@@ -196,12 +198,15 @@ def _point(row: Row, *, least: float, best: bool, notes: Sequence[str]) -> Point
 
 
 def _curve(row: Row) -> str:
-    return f"{row['model']}, {SAMPLERS.get(row['sampler'], row['sampler'])}"
+    name = f"{row['model']}, {SAMPLERS.get(row['sampler'], row['sampler'])}"
+    return name if row.get("w") is None else f"{name}, w = {row['w']:g}"
 
 
 def _is_best(row: Row, rows: Sequence[Row], better: str | None) -> bool:
     rivals = _values(
-        other for other in rows if other["evaluations"] == row["evaluations"]
+        other
+        for other in rows
+        if other["evaluations"] == row["evaluations"] and other.get("w") == row.get("w")
     )
     if better is None or len(rivals) < 2:
         return False

@@ -17,9 +17,9 @@ function chart(box, make) {
   return draw;
 }
 
-/** The slider along the ladder, and what is beside it. */
+/** The sliders along the ladder and over guidance, and what is beside it. */
 function frames(form) {
-  const { frame, beside } = form.elements;
+  const { frame, strength, beside } = form.elements;
   const [ladder, ...others] = Array.from(
     document.querySelectorAll("#series .series"),
     (box) => ({
@@ -29,17 +29,22 @@ function frames(form) {
     }),
   );
 
+  const places = (name) => [...new Set(ladder.figures.map(({ dataset }) => dataset[name]))];
+  const [counts, strengths] = [places("steps"), places("w")];
+
   function show() {
-    const shown = ladder.figures[frame.value];
+    const [steps, w] = [counts[frame.value], strengths[strength ? strength.value : 0]];
+    const isShown = ({ dataset }) => dataset.steps === steps && dataset.w === w;
+    const shown = ladder.figures.find(isShown);
     for (const figure of ladder.figures) figure.hidden = figure !== shown;
     others.forEach(({ box, figures, missing }, i) => {
       box.hidden = beside.value !== String(i + 1);
-      for (const figure of figures)
-        figure.hidden = figure.dataset.steps !== shown.dataset.steps;
+      for (const figure of figures) figure.hidden = !isShown(figure);
       missing.hidden = figures.some((figure) => !figure.hidden);
     });
     const label = shown.querySelector("figcaption").textContent;
     frame.setAttribute("aria-valuetext", label);
+    strength?.setAttribute("aria-valuetext", label);
   }
 
   form.hidden = false;
