@@ -30,19 +30,21 @@ from ml_collections import ConfigDict
 
 from configs import paper
 
+# Of every stage that trains.
+OPTIMISATION = {
+    "batch_size": 64,
+    "stratified_times": True,
+    "steps_per_call": 10,
+    "log_every_steps": 100,
+    "eval_every_steps": 1000,
+    "sample_every_steps": 1000,
+    "checkpoint_every_steps": 500,
+}
+
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
     config = paper.get_config(stage)
-    optimisation = {
-        "batch_size": 64,
-        "stratified_times": True,
-        "steps_per_call": 10,
-        "log_every_steps": 100,
-        "eval_every_steps": 1000,
-        "sample_every_steps": 1000,
-        "checkpoint_every_steps": 500,
-    }
     config.update(
         {
             "data": {
@@ -65,7 +67,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "patch": 2,
             },
             "train": {
-                **optimisation,
+                **OPTIMISATION,
                 "steps": 3500,
                 "sample_steps": 64,
                 "learning_rate": 1e-3,
@@ -75,7 +77,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "dropout": 0.0,
             },
             "distill": {
-                **optimisation,
+                **OPTIMISATION,
                 "start_steps": 128,
                 "updates": "400, 16: 600, 8: 1200, 4: 1500, 2: 1300, 1: 1600",
                 "learning_rate": 5e-4,

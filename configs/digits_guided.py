@@ -1,0 +1,69 @@
+r"""Handwritten digits, 8x8, told the class: one student for every strength of guidance.
+
+    python launch.py --config configs/digits_guided.py
+
+or stage by stage: --config configs/digits_guided.py:train, then :guide, :distill,
+:evaluate, :sample. The stochastic ladder is another one, beside the first:
+--config configs/digits_guided.py:distill --config.distill.ladder=stochastic
+
+The network is that of configs/digits.py, with 10 classes; what is taught, and the range
+of strengths, are those of Meng et al. (2023), arXiv:2210.03142. Theirs are pictures of
+other sizes, so these are ours: 6,000 updates of training and as many of the guide
+stage, more updates of the last students than without guidance, and a sinusoid of w of
+32 features up to an angle of 4 w, since the usual 1000 w tells neighbouring strengths
+apart that should be alike.
+
+Result: accuracy of a classifier that had no part in it, of another architecture and
+98.3 % right on held-out digits, and `frechet_classifier` (not FID) to the training
+pictures; mean over the seeds 0, 1 and 2 of 1,536 samples each:
+
+    w (guidance scale)             0 (1)         1 (2)         4 (5)
+    base, DDIM, 128 steps        98.4 %  2.6   100.0 %  6.7  100.0 %  17.8
+    distilled, 8 steps           99.1 %  2.7   100.0 %  6.6  100.0 %  19.9
+    distilled, 4 steps           99.2 %  3.0   100.0 %  6.6  100.0 %  20.3
+    distilled, 2 steps           99.5 %  3.9   100.0 %  6.7  100.0 %  21.5
+    distilled, 1 step            99.5 %  4.6   100.0 %  7.2  100.0 %  26.7
+
+where the base takes 128 evaluations at w = 0 and 256 at the others. DPM-Solver++(2M)
+with 8 steps of the base is at 3.1, 6.6 and 17.5, in 8, 16 and 16 evaluations. 22
+minutes on 2 cores with other work beside it.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits
+
+
+def get_config(stage: str = "all") -> ConfigDict:
+    """The run described above."""
+    config = digits.get_config(stage)
+    config.update(
+        {
+            "model": {"num_classes": 10},
+            "train": {"steps": 6000, "label_dropout": 0.1},
+            "guide": {
+                **digits.OPTIMISATION,
+                "steps": 6000,
+                "w_min": 0.0,
+                "w_max": 4.0,
+                "w_features": 32,
+                "w_scale": 4.0,
+                "sample_steps": 64,
+                "learning_rate": 1e-3,
+                "warmup_steps": 200,
+                "decay": "cosine",
+                "ema_decay": 0.998,
+            },
+            "distill": {
+                "updates": "400, 16: 600, 8: 1500, 4: 2500, 2: 2500, 1: 4000",
+            },
+            "evaluate": {
+                "steps": (1, 2, 4, 8),
+                "w": (0.0, 1.0, 4.0),
+                "samplers": ("dpmpp_2m",),
+                "judge": True,
+                "likelihood_num": 0,
+            },
+        }
+    )
+    return config
