@@ -9,7 +9,7 @@ demo: .venv/ready
 
 # Two tests at a time: most of the time goes into compiling, on one core each.
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Without the tests that train: for while you write.
 quick: .venv/ready

@@ -11,6 +11,13 @@ from tests.faults.runs import Lab
 # Two devices, so that every test of a step or a stage is a test of data parallelism.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of a test is compiling. tests/devices.py and `optimized` compile as users do.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_modifyitems(items):
+    """Slow tests first, so that no worker is left with one when the rest are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +27,14 @@ def compiled(tmp_path_factory) -> pathlib.Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """For long computations and for counts in programs: all that XLA can do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -34,14 +34,33 @@ def _config(stage, **changes):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A base model, its guided student, and two ladders of it."""
-    workdir = tmp_path_factory.mktemp("guided")
-    for stage in ("train", "guide", "distill"):
-        launch.launch(_config(stage), workdir)
-    stochastic = {**DISTILL, "ladder": "stochastic"}
-    launch.launch(_config("distill", distill=stochastic), workdir)
-    return workdir
+def made(tmp_path_factory):
+    """A base model, its guided student, and two ladders of it; and all their steps."""
+    workdir, steps = tmp_path_factory.mktemp("guided"), []
+    make = build.train_step
+
+    def watched(*args, plain=False):
+        step = make(*args, plain=plain)
+        if not plain:
+            steps.append(step)
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "train_step", watched)
+        for stage in ("train", "guide", "distill"):
+            launch.launch(_config(stage), workdir)
+        stochastic = {**DISTILL, "ladder": "stochastic"}
+        launch.launch(_config("distill", distill=stochastic), workdir)
+    return workdir, steps
+
+
+@pytest.fixture(scope="module")
+def workdir(made):
+    return made[0]
+
+
+def test_every_stage_is_one_step_compiled_once(made):
+    assert [step._cache_size() for step in made[1]] == [1, 1, 1, 1]
 
 
 def _result(folder):

@@ -11,7 +11,7 @@ from oracles import GaussianData, MixtureData
 from vdiff_jax import diffusion, distillation, losses, samplers, schedules
 from vdiff_jax.guidance import NO_CLASS, Guidance, classifier_free
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 SCHEDULE = schedules.cosine()
 CLASSES = GaussianData(-0.5, 0.2), GaussianData(0.5, 0.2)

@@ -13,7 +13,7 @@ import tiny
 from configs import digits
 from vdiff_jax import build
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 # Passes of the network in one update: forward, and twice that for its gradient.
 CONVOLUTIONS = {"train": 3, "distill": 5}

@@ -116,7 +116,8 @@ def test_n_steps_are_n_evaluations_from_pure_noise_on(num_steps):
         denoise, _noise((1, 1)), schedule=COSINE, num_steps=num_steps
     ).x_hat
     times = jnp.arange(num_steps, 0, -1) / num_steps
-    np.testing.assert_allclose(found[:, 0, 0], COSINE(times), rtol=1e-5, atol=1e-5)
+    # One rounding of t = 1 is 5e-4 of the log-SNR -20.
+    np.testing.assert_allclose(found[:, 0, 0], COSINE(times), rtol=5e-5, atol=1e-5)
 
 
 def test_the_last_step_returns_x_hat_and_the_trajectory_ends_in_the_sample():

@@ -119,6 +119,7 @@ class Lab:
             # Most of a start is compiling; what is compiled is the same.
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(ROOT),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
