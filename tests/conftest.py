@@ -11,7 +11,7 @@ from tests.faults.runs import Lab
 # Two devices, so that every test of a step or a stage is a test of data parallelism.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of a test is compiling. tests/devices.py and `optimized` compile as users do.
+# Most of a test is compiling. Where programs are looked into they are as users' are.
 jax.config.update("jax_disable_most_optimizations", True)
 
 

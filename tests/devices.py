@@ -3,6 +3,7 @@
 Run by test_parallel.py with 1 and with 8 virtual devices: python devices.py 8
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -61,8 +62,6 @@ class Bench:
             config, self.section, self.loss, self.feeder, self.mesh, self.shardings
         )
         self.job = training.Job(jax.random.key(7), jnp.int32(STEPS), teacher)
-        feed = next(iter(self.feeds()))
-        self.compiled = self.step.lower(self.new_state(), feed, self.job).compile()
 
     def params(self, seed):
         """Parameters of which none is zero, as those of a new block would be."""
@@ -72,6 +71,11 @@ class Bench:
             rng.normal(scale=leaf.shape[-1] ** -0.5, size=leaf.shape) for leaf in leaves
         ]
         return jax.tree.unflatten(tree, [jnp.asarray(v, jnp.float32) for v in values])
+
+    @functools.cached_property
+    def compiled(self):
+        feed = next(iter(self.feeds()))
+        return self.step.lower(self.new_state(), feed, self.job).compile()
 
     def new_state(self):
         copy = jax.tree.map(jnp.copy, self.start)  # the step writes over its state
@@ -193,6 +197,7 @@ def _sizes(shapes):
 
 def main(devices):
     jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_disable_most_optimizations", True)
     plain = Bench(config())
     told = {"plain": plain.run(), "pictures": pictures(plain, 48)}
     if devices > 1:
@@ -204,8 +209,11 @@ def main(devices):
             "remat": Bench(config(parallel__remat=True)).run(),
             "bfloat16": Bench(config(model__dtype="bfloat16")).run(),
             "streamed": Bench(config(data__on_device="never")).run(),
-            "train_program": program(plain),
-            "distill_program": program(Bench(config(), "distill")),
+        }
+        jax.config.update("jax_disable_most_optimizations", False)
+        told |= {
+            f"{stage}_program": program(Bench(config(), stage))
+            for stage in ("train", "distill")
         }
     print(json.dumps(told))
 

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -34,11 +36,12 @@ def _inputs(size=8, num_classes=0):
     return z_t, jnp.array([-3.0, 5.0]), label
 
 
-def _perturbed(net, *inputs, seed=0):
+@functools.partial(jax.jit, static_argnums=0)
+def _perturbed(net, *inputs):
     """Parameters away from the zeros that hide mistakes."""
-    params = net.init(jax.random.key(seed), *inputs)["params"]
+    params = net.init(jax.random.key(0), *inputs)["params"]
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [
         p + 0.2 * jax.random.normal(k, p.shape)
         for p, k in zip(leaves, keys, strict=True)
@@ -145,7 +148,8 @@ def test_a_gradient_reaches_every_parameter(options):
     def loss(params):
         return jnp.square(net.apply({"params": params}, *inputs)).mean()
 
-    for path, grad in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+    gradient = jax.jit(jax.grad(loss))(params)
+    for path, grad in jax.tree_util.tree_leaves_with_path(gradient):
         # A constant added to all keys changes no softmax.
         if "['k']['bias']" not in jax.tree_util.keystr(path):
             assert jnp.abs(grad).max() > 1e-9, path
@@ -165,8 +169,9 @@ def test_an_example_does_not_depend_on_its_batch():
     net = _unet()
     z_t, logsnr, _ = _inputs()
     params = {"params": _perturbed(net, z_t, logsnr)}
-    both = net.apply(params, z_t, logsnr)
-    one = net.apply(params, z_t[1:], logsnr[1:])
+    apply = jax.jit(net.apply)
+    both = apply(params, z_t, logsnr)
+    one = apply(params, z_t[1:], logsnr[1:])
     np.testing.assert_allclose(both[1:], one, atol=1e-4)
 
 
@@ -187,11 +192,12 @@ def test_dropout_is_on_only_in_training():
 def test_bfloat16_changes_only_the_rounding():
     z_t, logsnr, _ = _inputs()
     params = {"params": _perturbed(_unet(), z_t, logsnr)}
-    full = _unet().apply(params, z_t, logsnr)
-    half = _unet(dtype=jnp.bfloat16).apply(params, z_t, logsnr)
+    full = jax.jit(_unet().apply)(params, z_t, logsnr)
+    half = jax.jit(_unet(dtype=jnp.bfloat16).apply)(params, z_t, logsnr)
     assert half.dtype == jnp.float32
     assert 0 < jnp.abs(half - full).max() < 0.1 * jnp.abs(full).max()
-    fresh = _unet(dtype=jnp.bfloat16).init(jax.random.key(0), z_t, logsnr)
+    init = _unet(dtype=jnp.bfloat16).init
+    fresh = jax.eval_shape(init, jax.random.key(0), z_t, logsnr)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 
 

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 import devices
-import launch
-import tiny
 from configs import digits
 from vdiff_jax import build
 
@@ -74,29 +72,3 @@ def test_a_sampler_joins_no_more_than_the_skips_of_its_network():
     compiled = type(sampler).draw.lower(sampler, params, start, steps).compile()
     # Of skips 3; the others are of the sinusoid and of the sampler's random numbers.
     assert compiled.as_text().count(" concatenate(") <= 7
-
-
-def test_a_ladder_is_one_step_compiled_once_and_called_once_for_many_updates(
-    tmp_path, project, monkeypatch
-):
-    make, steps, calls = build.train_step, [], []
-
-    def watched(*args, plain=False):
-        step = make(*args, plain=plain)
-        if plain:
-            return step
-        steps.append(step)
-
-        def call(*args):
-            calls.append(args)
-            return step(*args)
-
-        return call
-
-    monkeypatch.setattr(build, "train_step", watched)
-    config = tiny.config("distill")
-    config.distill.teacher = str(project / "train")
-    launch.launch(config, tmp_path)
-    assert [step._cache_size() for step in steps] == [1]
-    # Two students of 4 updates and one of 6, two updates to a call.
-    assert len(calls) == (4 + 4 + 6) / 2
