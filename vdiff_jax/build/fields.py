@@ -1,0 +1,34 @@
+"""What fields of a config may say."""
+
+import importlib
+from typing import Any, TypeAlias, get_args
+
+# An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
+Config: TypeAlias = Any
+
+
+def choice(field: str, value: str, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise ValueError(
+            f"{field}={value!r} is unknown; choose from {get_args(choices)}."
+        )
+    return value
+
+
+def number(field: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{field}: {text!r} is not a number.") from None
+
+
+def imported(field: str, path: str) -> Any:
+    """The user's own function, named "package.module:function"."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{field}={path!r} is neither built in nor a function of yours, written"
+            f" package.module:function ({error})."
+        ) from error

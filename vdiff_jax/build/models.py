@@ -1,0 +1,161 @@
+"""The network, its output kind and its schedule."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vdiff_jax import diffusion, schedules
+from vdiff_jax.build.fields import Config, choice, imported
+from vdiff_jax.model import Model
+from vdiff_jax.nets.converted import Converted
+from vdiff_jax.nets.layers import LogsnrInput
+from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.types import Schedule
+
+DType = Literal["float32", "bfloat16"]
+ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
+
+
+def model(config: Config, *, guided: bool = False) -> Model:
+    """The network, its output kind and its schedule.
+
+    Args:
+      config: The whole config.
+      guided: Whether it is a student that takes the strength of guidance.
+    """
+    size, channels = config.data.image_size, config.data.channels
+    output = choice("model.output", config.model.output, diffusion.Output)
+    said = config.model.computed_from or output
+    choice("model.computed_from", said, diffusion.Output)
+    if said != output and output == "both":
+        raise ValueError(
+            f"model.output='both' cannot be computed from {said!r}: choose x, eps or v."
+        )
+    out_channels = channels * (2 if said == "both" else 1)
+    latent_scale = config.data.latent_scale
+    if latent_scale < 0:
+        raise ValueError(f"data.latent_scale must not be negative, got {latent_scale}.")
+    if latent_scale and config.sample.clip:
+        raise ValueError(
+            f"sample.clip=True keeps x in [-1, 1], but latents (data.latent_scale="
+            f"{latent_scale}) have no bounds: set sample.clip=False."
+        )
+    if guided and not config.model.num_classes:
+        raise ValueError(
+            "The guide stage needs a model that is told a class: set"
+            " model.num_classes, and train with train.label_dropout > 0."
+        )
+    net = _net(config, out_channels, guided)
+    made = Model(
+        net=net if said == output else Converted(net, said, output),
+        output=output,
+        schedule=schedule(config),
+        image_shape=(size, size, channels),
+        num_classes=config.model.num_classes,
+        latent_scale=latent_scale,
+        w_range=w_range(config) if guided else None,
+    )
+    made.abstract_params()  # refuses sizes that do not fit together
+    return made
+
+
+def has_finetune(config: Config) -> bool:
+    """Whether the base model goes on from the weights of another."""
+    return bool(config.finetune.source)
+
+
+def has_guide(config: Config) -> bool:
+    """Whether there is a guide stage, so that students take the strength w."""
+    return config.guide.steps > 0
+
+
+def student(config: Config) -> Model:
+    """The network of the ladder's students."""
+    return model(config, guided=has_guide(config))
+
+
+def w_range(config: Config) -> tuple[float, float]:
+    """The strengths of guidance that the guide stage trains for."""
+    low, high = config.guide.w_min, config.guide.w_max
+    if not 0.0 <= low <= high:
+        raise ValueError(
+            f"guide.w_min={low} and guide.w_max={high} must be a range of strengths,"
+            " from 0 up."
+        )
+    return low, high
+
+
+def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
+    if config.model.net != "unet":
+        make_net = imported("model.net", config.model.net)
+        options = {"w_features": config.guide.w_features} if guided else {}
+        return make_net(
+            out_channels=out_channels, num_classes=config.model.num_classes, **options
+        )
+    return _unet(config, out_channels, guided)
+
+
+def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
+    spec = config.model
+    if (spec.num_heads > 0) == (spec.head_dim > 0):
+        raise ValueError(
+            f"Set one of model.num_heads={spec.num_heads} and"
+            f" model.head_dim={spec.head_dim}, and the other to 0."
+        )
+
+    def heads(features: int) -> int:
+        num_heads = spec.num_heads or features // spec.head_dim
+        if num_heads == 0 or features % (spec.head_dim or num_heads):
+            raise ValueError(
+                f"{features} channels do not divide into model.num_heads="
+                f"{spec.num_heads} heads of model.head_dim={spec.head_dim}."
+            )
+        return num_heads
+
+    levels = []
+    for depth, multiplier in enumerate(spec.multipliers):
+        features = spec.channels * multiplier
+        if features % spec.groups:
+            raise ValueError(
+                f"model.groups={spec.groups} does not divide the {features} channels"
+                f" of level {depth}."
+            )
+        resolution = config.data.image_size // spec.patch >> depth
+        attends = resolution in spec.attention_resolutions
+        levels.append(
+            Level(
+                features=features,
+                num_blocks=spec.num_blocks,
+                num_heads=heads(features) if attends else 0,
+                resample_in_block=spec.resample_in_block,
+            )
+        )
+    return UNet(
+        levels=tuple(levels),
+        out_channels=out_channels,
+        emb_features=spec.emb_channels,
+        mid_heads=heads(levels[-1].features),
+        num_classes=spec.num_classes,
+        w_features=config.guide.w_features if guided else 0,
+        w_scale=config.guide.w_scale,
+        dropout=config.train.dropout,
+        groups=spec.groups,
+        patch=spec.patch,
+        logsnr_input=choice("model.logsnr_input", spec.logsnr_input, LogsnrInput),
+        dtype=jnp.dtype(choice("model.dtype", spec.dtype, DType)),
+        remat=config.parallel.remat,
+    )
+
+
+def schedule(config: Config) -> Schedule:
+    """The noise schedule."""
+    spec = config.diffusion
+    name = choice("diffusion.schedule", spec.schedule, ScheduleName)
+    if name == "cosine":
+        return schedules.cosine(spec.logsnr_min, spec.logsnr_max)
+    make = {
+        "linear_beta": schedules.linear_beta,
+        "scaled_linear_beta": schedules.scaled_linear_beta,
+    }[name]
+    return make(spec.beta_first, spec.beta_last, spec.num_train_steps)

@@ -1,0 +1,213 @@
+"""Losses, and the steps that train on them."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from vdiff_jax import losses, parallel, schedules, training
+from vdiff_jax.build.fields import Config, choice, number
+from vdiff_jax.build.models import w_range
+from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.distillation import (
+    Plan,
+    decoding,
+    decoding_stochastically,
+    distillation_loss,
+    encoding,
+    imitation_loss,
+)
+from vdiff_jax.guidance import NO_CLASS, Guidance
+from vdiff_jax.model import Model
+from vdiff_jax.types import Params, PerExample
+
+Ladder = Literal["deterministic", "stochastic", "encode"]
+PLANS: dict[str, Plan] = {
+    "deterministic": decoding,
+    "stochastic": decoding_stochastically,
+    "encode": encoding,
+}
+
+
+def ladder_name(config: Config) -> Ladder:
+    """Which of the three ladders `distill` is about."""
+    return choice("distill.ladder", config.distill.ladder, Ladder)
+
+
+def weight(name: str) -> losses.Weight:
+    """A loss weight from its name; `min_snr:5` is min-SNR with gamma 5."""
+    plain = {
+        "constant": losses.constant,
+        "snr": losses.snr,
+        "snr_trunc": losses.snr_trunc,
+        "snr_plus_one": losses.snr_plus_one,
+        "v_mse": losses.snr_plus_one,
+    }
+    if name in plain:
+        return plain[name]
+    kind, _, gamma = name.partition(":")
+    if kind == "min_snr" and gamma:
+        return losses.min_snr(number("loss weight", gamma))
+    raise ValueError(
+        f"Unknown loss weight {name!r}; choose from {(*plain, 'min_snr:GAMMA')}."
+    )
+
+
+def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
+    """The loss of the base model; dropout is on where `train` is."""
+    weigh = weight(config.train.weight)
+    if not 0.0 <= config.train.label_dropout < 1.0:
+        raise ValueError(
+            f"train.label_dropout must be in [0, 1), got {config.train.label_dropout}."
+        )
+    num_steps = config.train.num_steps or None
+    if num_steps is not None:
+        schedules.check_num_steps(model.schedule, num_steps)
+
+    def loss(params: Params, batch: training.Batch, draws: losses.Draws) -> PerExample:
+        x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
+        dropout = draws.dropout if train and config.train.dropout > 0 else None
+        label = batch.label
+        if train and label is not None:
+            left_out = draws.u_label < config.train.label_dropout
+            label = jnp.where(left_out, NO_CLASS, label)
+        return losses.denoising_loss(
+            model.denoiser(params, label, dropout=dropout),
+            x,
+            draws,
+            schedule=model.schedule,
+            weight=weigh,
+            num_steps=num_steps,
+        )
+
+    return loss
+
+
+def guide_loss(config: Config, teacher: Model, student: Model) -> training.Loss:
+    """The loss of the student that imitates guidance; its teacher is an argument."""
+    weigh, spec = weight(config.guide.weight), config.guide
+    if not 0.0 <= spec.rescale <= 1.0:
+        raise ValueError(f"guide.rescale must be in [0, 1], got {spec.rescale}.")
+    how = Guidance(rescale=spec.rescale)
+
+    def loss(
+        params: Params,
+        batch: training.Batch,
+        draws: losses.Draws,
+        teacher_params: Params,
+    ) -> PerExample:
+        w = _strength(config, draws)
+        return imitation_loss(
+            student.denoiser(params, batch.label, w),
+            teacher.denoiser(teacher_params, batch.label, w, guidance=how),
+            losses.mirror(student.to_x(jnp.asarray(batch.image)), draws.flip),
+            draws,
+            schedule=student.schedule,
+            weight=weigh,
+        )
+
+    return loss
+
+
+def distill_loss(config: Config, model: Model) -> training.Loss:
+    """The loss of a student; its teacher and its N are arguments of the step."""
+    weigh, plan = weight(config.distill.weight), PLANS[ladder_name(config)]
+
+    def loss(
+        params: Params,
+        batch: training.Batch,
+        draws: losses.Draws,
+        teacher_params: Params,
+        num_steps: Int[Array, ""],
+    ) -> PerExample:
+        w = None if model.w_range is None else _strength(config, draws)
+        return distillation_loss(
+            model.denoiser(params, batch.label, w),
+            model.denoiser(teacher_params, batch.label, w),
+            losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip),
+            draws,
+            schedule=model.schedule,
+            weight=weigh,
+            num_steps=num_steps,
+            plan=plan,
+        )
+
+    return loss
+
+
+def _strength(config: Config, draws: losses.Draws) -> PerExample:
+    """Of each example, uniform over the range."""
+    low, high = w_range(config)
+    return low + (high - low) * draws.u_w
+
+
+def optimizer(section: Config) -> Any:
+    """The optimizer of a `train` or `distill` section, up to the learning rate."""
+    return training.make_optimizer(
+        grad_clip=section.grad_clip, weight_decay=section.weight_decay
+    )
+
+
+def learning_rate(section: Config) -> training.LearningRate:
+    """The learning rate of a `train` or `distill` section."""
+    return training.make_learning_rate(
+        section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
+    )
+
+
+def train_step(
+    config: Config,
+    section: Config,
+    loss: training.Loss,
+    feeder: Feeder,
+    mesh: Mesh,
+    shardings: training.TrainState,
+    *,
+    plain: bool = False,
+) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
+    """The compiled step of a `train` or `distill` section: many updates in a call.
+
+    Args:
+      config: The whole config.
+      section: Its `train` or `distill`.
+      loss: Of the section.
+      feeder: Its `read` becomes part of the step.
+      mesh: The devices.
+      shardings: Where each array of the state lies, before and after.
+      plain: Whether the gradient is that of the whole batch at once, as `replay` needs,
+        and not shared out by `parallel.spread`.
+    """
+
+    def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:
+        params, teacher = parallel.whole((params, teacher), mesh)
+        return loss(params, batch, draws, *teacher)
+
+    step = training.make_train_step(
+        loss_of_whole,
+        optimizer(section),
+        learning_rate(section),
+        ema_decay=section.ema_decay,
+        stratified=section.stratified_times,
+        flip=config.data.flip,
+        noise_offset=section.noise_offset,
+        grad_accum_steps=section.grad_accum_steps,
+        spread=(lambda gradient: gradient) if plain else parallel.spread(mesh),
+    )
+    return jax.jit(
+        training.many_updates(step, feeder.read),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated(mesh)),
+    )
+
+
+def eval_step(loss: training.Loss, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled loss of each example of a held-out batch, whole on every host."""
+    step = training.make_eval_step(
+        lambda params, batch, draws, *teacher: loss(
+            params, batch, draws, *parallel.whole(teacher, mesh)
+        )
+    )
+    return jax.jit(step, out_shardings=parallel.replicated(mesh))
