@@ -51,16 +51,21 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "num_classes": 0,  # 0: unconditional
                 "patch": 1,
                 "logsnr_input": "inv_cos",  # inv_cos, linear, sigmoid
+                "timesteps": "",  # or the step's number in this chain of `diffusion`
+                "style": "salimans_ho",  # salimans_ho, ddpm, adm
+                "unet": "",  # a U-Net in full, as import_model writes it
                 "resample_in_block": True,
                 "dtype": "float32",  # or bfloat16; targets and losses stay float32
             },
             "diffusion": {
-                "schedule": "cosine",  # cosine, linear_beta, scaled_linear_beta
+                # cosine, linear_beta, scaled_linear_beta, squared_cosine_beta, betas
+                "schedule": "cosine",
                 "logsnr_min": -20.0,
                 "logsnr_max": 20.0,
                 "beta_first": 1e-4,
                 "beta_last": 0.02,
                 "num_train_steps": 1000,
+                "betas": (),  # each of them, for a schedule of that name
             },
             "data": {
                 # folder, lmdb, npz, tfds, cifar10, digits; or your own,

@@ -3,11 +3,18 @@
 t = 0 is data and t = 1 is noise. log-SNR is log(alpha_t^2 / sigma_t^2).
 """
 
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from vdiff_jax.types import Schedule
+
+Chain: TypeAlias = Literal[
+    "linear_beta", "scaled_linear_beta", "squared_cosine_beta", "betas"
+]
 
 
 def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
@@ -45,19 +52,92 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
     return logsnr
 
 
+def linear_betas(
+    beta_first: float = 1e-4, beta_last: float = 0.02, num_train_steps: int = 1000
+) -> np.ndarray:
+    """The chain of Ho et al. (2020), arXiv:2006.11239: betas linear in the step."""
+    return np.linspace(beta_first, beta_last, num_train_steps)
+
+
+def scaled_linear_betas(
+    beta_first: float = 0.00085, beta_last: float = 0.012, num_train_steps: int = 1000
+) -> np.ndarray:
+    """Betas whose square roots are linear in the step, as latent diffusion has them."""
+    return np.linspace(beta_first**0.5, beta_last**0.5, num_train_steps) ** 2
+
+
+def squared_cosine_betas(num_train_steps: int = 1000) -> np.ndarray:
+    """The chain of Nichol & Dhariwal (2021), arXiv:2102.09672, Eq. 17, up to 0.999."""
+    t = np.arange(num_train_steps + 1) / num_train_steps
+    alpha_squared = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - alpha_squared[1:] / alpha_squared[:-1], 0.999)
+
+
+def betas_of(
+    schedule: str,
+    *,
+    beta_first: float,
+    beta_last: float,
+    num_train_steps: int,
+    betas: Sequence[float] = (),
+) -> np.ndarray:
+    """The discrete chain of a name.
+
+    Args:
+      schedule: linear_beta, scaled_linear_beta, squared_cosine_beta, or betas.
+      beta_first: Of the linear ones.
+      beta_last: Of the linear ones.
+      num_train_steps: T.
+      betas: Each of them, where that is the name.
+
+    Raises:
+      ValueError: If there is no chain of that name.
+    """
+    if schedule == "linear_beta":
+        return linear_betas(beta_first, beta_last, num_train_steps)
+    if schedule == "scaled_linear_beta":
+        return scaled_linear_betas(beta_first, beta_last, num_train_steps)
+    if schedule == "squared_cosine_beta":
+        return squared_cosine_betas(num_train_steps)
+    if schedule == "betas":
+        return np.asarray(betas, np.float64)
+    raise ValueError(
+        f"{schedule!r} is no discrete chain; choose from {get_args(Chain)}."
+    )
+
+
+def logsnr_of_betas(betas: np.ndarray) -> np.ndarray:
+    """The log-SNR after each step of a discrete chain, in float64.
+
+    Args:
+      betas: Shape [T], each in [0, 1): the variance that the step adds.
+
+    Raises:
+      ValueError: If they are not, or the first step adds nothing.
+    """
+    betas = np.asarray(betas, np.float64)
+    inside = np.all((betas >= 0) & (betas < 1))
+    if betas.ndim != 1 or len(betas) == 0 or not inside or betas[0] == 0:
+        raise ValueError(
+            "Betas must be a vector with entries in [0, 1), the first above 0, got"
+            f" {betas}."
+        )
+    log_alpha_squared = np.cumsum(np.log1p(-betas))
+    return log_alpha_squared - np.log(-np.expm1(log_alpha_squared))
+
+
 def linear_beta(
     beta_first: float = 1e-4, beta_last: float = 0.02, num_train_steps: int = 1000
 ) -> Schedule:
-    """The schedule of Ho et al. (2020), arXiv:2006.11239: betas linear in the step."""
-    return from_betas(np.linspace(beta_first, beta_last, num_train_steps))
+    """The schedule of `linear_betas`."""
+    return from_betas(linear_betas(beta_first, beta_last, num_train_steps))
 
 
 def scaled_linear_beta(
     beta_first: float = 0.00085, beta_last: float = 0.012, num_train_steps: int = 1000
 ) -> Schedule:
-    """Betas whose square roots are linear in the step, as latent diffusion has them."""
-    roots = np.linspace(beta_first**0.5, beta_last**0.5, num_train_steps)
-    return from_betas(roots**2)
+    """The schedule of `scaled_linear_betas`."""
+    return from_betas(scaled_linear_betas(beta_first, beta_last, num_train_steps))
 
 
 def from_betas(betas: np.ndarray) -> Schedule:
@@ -67,17 +147,13 @@ def from_betas(betas: np.ndarray) -> Schedule:
     stays at that of step 0, so a sampler can take at most T steps.
 
     Args:
-      betas: Shape [T], each in (0, 1): the variance added by each step.
+      betas: See `logsnr_of_betas`.
 
     Raises:
-      ValueError: If a beta is outside (0, 1).
+      ValueError: See there.
     """
-    betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or not np.all((betas > 0) & (betas < 1)):
-        raise ValueError(f"Betas must be a vector with entries in (0, 1), got {betas}.")
-    log_alpha_squared = np.cumsum(np.log1p(-betas))
-    table = log_alpha_squared - np.log(-np.expm1(log_alpha_squared))
-    steps = np.arange(1, len(betas) + 1) / len(betas)
+    table = logsnr_of_betas(betas)
+    steps = np.arange(1, len(table) + 1) / len(table)
 
     def logsnr(t: Float[Array, " ..."]) -> Float[Array, " ..."]:
         return jnp.interp(
@@ -85,6 +161,22 @@ def from_betas(betas: np.ndarray) -> Schedule:
         )
 
     return logsnr
+
+
+def ending_in_noise(betas: np.ndarray, logsnr_min: float = -20.0) -> np.ndarray:
+    """The chain whose last step leaves no signal, all others moved in proportion.
+
+    Lin et al. (2023), arXiv:2305.08891, Algorithm 1: alpha is shifted and scaled so
+    that it falls to 0 and begins as before. Here it ends at a finite log-SNR.
+
+    Args:
+      betas: See `logsnr_of_betas`.
+      logsnr_min: Of the last step.
+    """
+    alpha = np.sqrt(np.cumprod(1.0 - np.asarray(betas, np.float64)))
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    alpha_squared = np.maximum(alpha**2, 1.0 / (1.0 + np.exp(-logsnr_min)))
+    return 1.0 - alpha_squared / np.concatenate([[1.0], alpha_squared[:-1]])
 
 
 def ending_in_data(schedule: Schedule) -> Schedule:

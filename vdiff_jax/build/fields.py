@@ -8,6 +8,7 @@ Config: TypeAlias = Any
 
 
 def choice(field: str, value: str, choices: Any) -> Any:
+    """The value, if it is one of a `Literal`."""
     if value not in get_args(choices):
         raise ValueError(
             f"{field}={value!r} is unknown; choose from {get_args(choices)}."
@@ -16,6 +17,7 @@ def choice(field: str, value: str, choices: Any) -> Any:
 
 
 def number(field: str, text: str) -> float:
+    """The number that a text says."""
     try:
         return float(text)
     except ValueError:

@@ -1,20 +1,24 @@
 """The network, its output kind and its schedule."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from vdiff_jax import diffusion, schedules
 from vdiff_jax.build.fields import Config, choice, imported
 from vdiff_jax.model import Model
 from vdiff_jax.nets.converted import Converted
-from vdiff_jax.nets.layers import LogsnrInput
+from vdiff_jax.nets.description import fields_of
+from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, LogsnrInput, Style
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Schedule
 
 DType = Literal["float32", "bfloat16"]
-ScheduleName = Literal["cosine", "linear_beta", "scaled_linear_beta"]
+ScheduleName = Literal["cosine", schedules.Chain]
+StyleName = Literal["salimans_ho", "ddpm", "adm"]
+STYLES: dict[str, Style] = {"salimans_ho": SALIMANS_HO, "ddpm": DDPM, "adm": ADM}
 
 
 def model(config: Config, *, guided: bool = False) -> Model:
@@ -98,6 +102,24 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
 
 def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
     spec = config.model
+    shape = fields_of(spec.unet) if spec.unet else _shape(config)
+    return UNet(
+        **shape,
+        out_channels=out_channels,
+        num_classes=spec.num_classes,
+        w_features=config.guide.w_features if guided else 0,
+        w_scale=config.guide.w_scale,
+        dropout=config.train.dropout,
+        patch=spec.patch,
+        timesteps=_timesteps(config),
+        dtype=jnp.dtype(choice("model.dtype", spec.dtype, DType)),
+        remat=config.parallel.remat,
+    )
+
+
+def _shape(config: Config) -> dict[str, Any]:
+    """The fields of a `UNet` that `model.unet` could tell, from those for people."""
+    spec = config.model
     if (spec.num_heads > 0) == (spec.head_dim > 0):
         raise ValueError(
             f"Set one of model.num_heads={spec.num_heads} and"
@@ -131,31 +153,39 @@ def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
                 resample_in_block=spec.resample_in_block,
             )
         )
-    return UNet(
-        levels=tuple(levels),
-        out_channels=out_channels,
-        emb_features=spec.emb_channels,
-        mid_heads=heads(levels[-1].features),
-        num_classes=spec.num_classes,
-        w_features=config.guide.w_features if guided else 0,
-        w_scale=config.guide.w_scale,
-        dropout=config.train.dropout,
-        groups=spec.groups,
-        patch=spec.patch,
-        logsnr_input=choice("model.logsnr_input", spec.logsnr_input, LogsnrInput),
-        dtype=jnp.dtype(choice("model.dtype", spec.dtype, DType)),
-        remat=config.parallel.remat,
-    )
+    return {
+        "levels": tuple(levels),
+        "emb_features": spec.emb_channels,
+        "mid_heads": heads(levels[-1].features),
+        "groups": spec.groups,
+        "style": STYLES[choice("model.style", spec.style, StyleName)],
+        "logsnr_input": choice("model.logsnr_input", spec.logsnr_input, LogsnrInput),
+    }
 
 
 def schedule(config: Config) -> Schedule:
     """The noise schedule."""
     spec = config.diffusion
-    name = choice("diffusion.schedule", spec.schedule, ScheduleName)
-    if name == "cosine":
+    choice("diffusion.schedule", spec.schedule, ScheduleName)
+    if spec.schedule == "cosine":
         return schedules.cosine(spec.logsnr_min, spec.logsnr_max)
-    make = {
-        "linear_beta": schedules.linear_beta,
-        "scaled_linear_beta": schedules.scaled_linear_beta,
-    }[name]
-    return make(spec.beta_first, spec.beta_last, spec.num_train_steps)
+    return schedules.from_betas(_betas(config, spec.schedule))
+
+
+def _betas(config: Config, name: str) -> np.ndarray:
+    spec = config.diffusion
+    return schedules.betas_of(
+        name,
+        beta_first=spec.beta_first,
+        beta_last=spec.beta_last,
+        num_train_steps=spec.num_train_steps,
+        betas=spec.betas,
+    )
+
+
+def _timesteps(config: Config) -> tuple[float, ...]:
+    """The log-SNR of each step that the network is told the number of, if it is."""
+    name = config.model.timesteps
+    if not name:
+        return ()
+    return tuple(schedules.logsnr_of_betas(_betas(config, name)).tolist())

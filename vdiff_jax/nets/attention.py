@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vdiff_jax.nets.normalization import at_least_float32
+
 Heads = Float[Array, " batch pixels heads channels"]
 
 
@@ -22,7 +24,7 @@ def attend_on_cpu(q: Heads, k: Heads, v: Heads) -> Heads:
     gradient, which XLA is slow at on a CPU, go through the pixels x pixels weights.
     """
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k)
-    logits = logits.astype(jnp.float32)
+    logits = at_least_float32(logits)
     largest = lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp(logits - largest).astype(v.dtype)
     with_ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)

@@ -15,15 +15,21 @@ def conv3x3(
     *,
     name: str,
     strides: int = 1,
+    pad_both_sides: bool = False,
     zero_init: bool = False,
     dtype: DTypeLike = jnp.float32,
 ) -> nn.Conv:
-    """A flax convolution over 3x3 pixels, zero-padded to the size of its input."""
+    """A flax convolution over 3x3 pixels, zero-padded to the size of its input.
+
+    With strides of 2 an image of even size is padded at the right and the bottom only,
+    unless at both sides: the same size, other numbers.
+    """
     init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
     return nn.Conv(
         features,
         (3, 3),
         strides=strides,
+        padding=((1, 1), (1, 1)) if pad_both_sides else "SAME",
         kernel_init=init,
         dtype=dtype,
         conv_general_dilated=_by_platform if strides == 1 else None,

@@ -1,5 +1,7 @@
 """The parts of the U-Net. Images are NHWC; names are those of released checkpoints."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import flax.linen as nn
@@ -20,6 +22,49 @@ Resized: TypeAlias = Float[Array, " batch new_height new_width new_channels"]
 Embedding: TypeAlias = Float[Array, " batch features"]
 LogsnrInput: TypeAlias = Literal["inv_cos", "linear", "sigmoid"]
 Resample: TypeAlias = Literal["up", "down"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+    """What families of U-Nets do differently, beside their sizes.
+
+    The defaults are those of Salimans & Ho (2022), arXiv:2202.00512.
+
+    Attributes:
+      film: Whether the embedding scales and shifts what the second norm of a block
+        gives; else it is added before that norm (Ho et al., 2020, arXiv:2006.11239).
+      epsilon: Of every group norm.
+      pad_both_sides: Whether a convolution that halves an image pads it at all four
+        sides, as torch's does; else at the right and the bottom, as TensorFlow's.
+      cosine_first: See `sinusoid`.
+      frequency_shift: See `sinusoid`.
+      class_bias: Whether the embedding of the class adds a bias.
+      mid: Whether there are blocks in the middle.
+      mid_norm: Whether the attention in the middle has a norm.
+      mid_scale: What divides the sums of the residual connections in the middle.
+      center_input: Whether the network takes images in [0, 1].
+    """
+
+    film: bool = True
+    epsilon: float = 1e-6
+    pad_both_sides: bool = False
+    cosine_first: bool = False
+    frequency_shift: int = 1
+    class_bias: bool = True
+    mid: bool = True
+    mid_norm: bool = True
+    mid_scale: float = 1.0
+    center_input: bool = False
+
+
+SALIMANS_HO = Style()
+# Of Ho et al. (2020), and of the models that were released with it.
+DDPM = Style(film=False, class_bias=False)
+# Of Dhariwal & Nichol (2021), arXiv:2105.05233, as consistency models have it.
+ADM = Style(
+    epsilon=1e-5, pad_both_sides=True, cosine_first=True, frequency_shift=0,
+    class_bias=False,
+)  # fmt: skip
 
 
 def logsnr_input(
@@ -47,10 +92,33 @@ def logsnr_input(
     )
 
 
-def sinusoid(time: PerExample, features: int) -> Embedding:
+def timestep(logsnr: PerExample, table: Sequence[float]) -> PerExample:
+    """The number, from 0 up, of the step of a discrete chain that has a log-SNR.
+
+    Between two steps it is linear in the log-SNR, and beyond the ends it is that of the
+    end.
+
+    Args:
+      logsnr: In nats.
+      table: The log-SNR of each step, falling.
+    """
+    rising = np.asarray(table[::-1], logsnr.dtype)
+    numbers = np.arange(len(table), dtype=logsnr.dtype)[::-1]
+    return jnp.interp(logsnr, rising, numbers)
+
+
+def sinusoid(
+    time: PerExample, features: int, *, cosine_first: bool = False, shift: int = 1
+) -> Embedding:
     """Sines, then cosines, of `time` at `features // 2` frequencies from 1 to 1e-4.
 
     Ho et al. (2020), arXiv:2006.11239, with `time` about 0 to 1000.
+
+    Args:
+      time: Angles at the highest frequency.
+      features: How many numbers.
+      cosine_first: Whether cosines come before the sines.
+      shift: With 0, the frequencies stop one short of 1e-4, as in diffusers.
 
     Raises:
       ValueError: If `features` is odd or below 4.
@@ -58,9 +126,10 @@ def sinusoid(time: PerExample, features: int) -> Embedding:
     if features % 2 or features < 4:
         raise ValueError(f"features must be even and at least 4, got {features}.")
     half = features // 2
-    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - 1))
-    angles = time[:, None] * frequencies.astype(np.float32)[None, :]
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - shift))
+    angles = time[:, None] * frequencies.astype(time.dtype)[None, :]
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=1)
 
 
 def resample(x: Images, how: Resample) -> Resized:
@@ -103,6 +172,8 @@ class ResnetBlock(nn.Module):
       features: Output channels.
       dropout: Rate before the second convolution.
       groups: Groups of each group norm.
+      style: Of the network.
+      scale: What divides the sum with the shortcut.
       how: Resamples the image between the first norm and the first convolution.
       dtype: What convolutions compute in.
     """
@@ -110,29 +181,36 @@ class ResnetBlock(nn.Module):
     features: int
     dropout: float = 0.0
     groups: int = 32
+    style: Style = SALIMANS_HO
+    scale: float = 1.0
     how: Resample | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images, emb: Embedding, train: bool = False) -> Resized:
         """Returns [batch, height', width', features]."""
-        h = swish_of(x, GroupNorm(self.groups, name="norm1")(x))
+        h = swish_of(x, self._norm("norm1")(x))
         if self.how is not None:
             h, x = resample(h, self.how), resample(x, self.how)
         h = conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
 
-        emb = nn.Dense(2 * self.features, dtype=self.dtype, name="temb_proj")(
-            nn.swish(emb)
-        )
-        scale, shift = jnp.split(emb, 2, axis=-1)
-        norm2 = GroupNorm(self.groups, name="norm2")(h).then(scale, shift)
-        h = swish_of(h, norm2)
+        film, norm2 = self.style.film, self._norm("norm2")
+        width = (2 if film else 1) * self.features
+        emb = nn.Dense(width, dtype=self.dtype, name="temb_proj")(nn.swish(emb))
+        if film:
+            h = swish_of(h, norm2(h).then(*jnp.split(emb, 2, axis=-1)))
+        else:
+            h += emb[:, None, None]
+            h = swish_of(h, norm2(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(h)
 
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="nin_shortcut")(x)
-        return x + h
+        return (x + h) / self.scale if self.scale != 1.0 else x + h
+
+    def _norm(self, name: str) -> GroupNorm:
+        return GroupNorm(self.groups, self.style.epsilon, name=name)
 
 
 class AttnBlock(nn.Module):
@@ -142,19 +220,26 @@ class AttnBlock(nn.Module):
 
     Attributes:
       num_heads: Heads; they divide the channels.
-      groups: Groups of the group norm.
+      groups: Groups of the group norm; 0 for no norm.
+      epsilon: Of the group norm.
+      scale: What divides the sum with the input.
       dtype: What projections and attention compute in.
     """
 
     num_heads: int
     groups: int = 32
+    epsilon: float = 1e-6
+    scale: float = 1.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
         """Returns the shape of `x`."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, name="norm")(x)(x).astype(self.dtype)
+        h = x
+        if self.groups:
+            h = GroupNorm(self.groups, self.epsilon, name="norm")(x)(x)
+        h = h.astype(self.dtype)
         h = h.reshape(batch, height * width, channels)
         heads = (self.num_heads, channels // self.num_heads)
         q, k, v = (
@@ -168,4 +253,5 @@ class AttnBlock(nn.Module):
             dtype=self.dtype,
             name="proj_out",
         )(attend(q, k, v))
-        return x + h.reshape(x.shape)
+        h = x + h.reshape(x.shape)
+        return h / self.scale if self.scale != 1.0 else h

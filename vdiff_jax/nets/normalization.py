@@ -19,19 +19,24 @@ Images = Float[Array, " batch height width channels"]
 PerChannel = Float[Array, " batch channels"]
 
 
+def at_least_float32(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
+    """The same numbers in float32; in float64 where they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 class Affine(NamedTuple):
-    """What is done to each channel of each image: x * factor + offset; float32."""
+    """What is done to each channel of each image: x * factor + offset."""
 
     factor: PerChannel
     offset: PerChannel
 
     def then(self, scale: PerChannel, shift: PerChannel) -> "Affine":
         """This, and then * (1 + scale) + shift."""
-        scale, shift = scale.astype(jnp.float32), shift.astype(jnp.float32)
+        scale, shift = at_least_float32(scale), at_least_float32(shift)
         return Affine(self.factor * (1.0 + scale), self.offset * (1.0 + scale) + shift)
 
     def __call__(self, x: Images) -> Images:
-        """The image in float32."""
+        """The image, in float32 or finer."""
         return x * self.factor[:, None, None] + self.offset[:, None, None]
 
 
@@ -54,7 +59,7 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         mean = self._mean_of_group(x.mean(axis=(1, 2)))
         mean_of_square = self._mean_of_group(jnp.square(x).mean(axis=(1, 2)))
         # Rounding may take the difference below zero.
@@ -85,7 +90,7 @@ def mean_by_product(values: PerChannel, groups: int) -> PerChannel:
     """
     size = values.shape[-1] // groups
     group = jnp.arange(values.shape[-1])[:, None] // size
-    member = (group == jnp.arange(groups)[None]).astype(jnp.float32)
+    member = (group == jnp.arange(groups)[None]).astype(values.dtype)
     exact = functools.partial(lax.dot, precision=lax.Precision.HIGHEST)
     return exact(exact(values, member) / size, member.T)
 

@@ -1,4 +1,4 @@
-"""The U-Net of Salimans & Ho (2022), arXiv:2202.00512, described level by level."""
+"""The U-Net of Salimans & Ho (2022), arXiv:2202.00512, and its relatives."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.nets.layers import (
+    SALIMANS_HO,
     AttnBlock,
     Embedding,
     Images,
@@ -16,13 +17,15 @@ from vdiff_jax.nets.layers import (
     Resample,
     Resized,
     ResnetBlock,
+    Style,
     depth_to_space,
     logsnr_input,
     resample,
     sinusoid,
     space_to_depth,
+    timestep,
 )
-from vdiff_jax.nets.normalization import GroupNorm, swish_of
+from vdiff_jax.nets.normalization import GroupNorm, at_least_float32, swish_of
 from vdiff_jax.types import Labels, PerExample
 
 
@@ -33,15 +36,31 @@ class Level:
     Attributes:
       features: Channels.
       num_blocks: Residual blocks on the way down; one more on the way up.
-      num_heads: Attention heads after each block; 0 for no attention.
-      resample_in_block: Whether a residual block changes the resolution to and from the
-        next level (BigGAN), or a convolution does (DDPM).
+      num_heads: Attention heads after each block on the way down; 0 for no attention.
+      num_heads_up: And on the way up; None for as many.
+      resample_in_block: Whether a residual block halves the image for the next level
+        (BigGAN), or a convolution does (DDPM).
+      resample_in_block_up: The same of doubling it for the one before; None for alike.
     """
 
     features: int
     num_blocks: int
     num_heads: int = 0
+    num_heads_up: int | None = None
     resample_in_block: bool = True
+    resample_in_block_up: bool | None = None
+
+    def heads(self, how: Resample) -> int:
+        """Attention heads on the way down or up."""
+        if how == "up" and self.num_heads_up is not None:
+            return self.num_heads_up
+        return self.num_heads
+
+    def in_block(self, how: Resample) -> bool:
+        """Whether a residual block resamples on the way down or up."""
+        if how == "up" and self.resample_in_block_up is not None:
+            return self.resample_in_block_up
+        return self.resample_in_block
 
 
 class UNet(nn.Module):
@@ -53,7 +72,7 @@ class UNet(nn.Module):
       levels: From the image's resolution to the lowest, each half of the one before.
       out_channels: Channels of the output: those of the image, or twice as many.
       emb_features: Width of the embedding of log-SNR and class.
-      mid_heads: Attention heads in the middle.
+      mid_heads: Attention heads in the middle; 0 for no attention.
       num_classes: 0 for an unconditional network.
       w_features: Width of the sinusoid of w; 0 for a network that does not take w.
       w_scale: What w is multiplied by in the sinusoid, whose angles go up to it.
@@ -61,7 +80,12 @@ class UNet(nn.Module):
       groups: Groups of each group norm; divides every level's channels.
       patch: Folds squares of patch x patch pixels into channels at the input, and back
         at the output.
+      style: What families of networks do differently.
       logsnr_input: How the log-SNR is fed to the sinusoid; see `layers.logsnr_input`.
+      timesteps: The log-SNR of each step of a discrete chain, for a network that is
+        told the number of the step instead.
+      time_table: Whether a learned vector for each of those steps takes the place of
+        the sinusoid; the nearest one is taken.
       dtype: What the network computes in; parameters and output are float32.
       remat: Whether the gradient computes the inside of each block again instead of
         keeping it: less memory, about a third more work, the same numbers.
@@ -77,7 +101,10 @@ class UNet(nn.Module):
     dropout: float = 0.0
     groups: int = 32
     patch: int = 1
+    style: Style = SALIMANS_HO
     logsnr_input: LogsnrInput = "inv_cos"
+    timesteps: tuple[float, ...] = ()
+    time_table: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
 
@@ -111,6 +138,7 @@ class UNet(nn.Module):
         self._check(z_t, label, w)
         emb = self._embed(logsnr_t, label, w)
         h = space_to_depth(z_t, self.patch).astype(self.dtype)
+        h = 2.0 * h - 1.0 if self.style.center_input else h
         h = conv3x3(self.levels[0].features, dtype=self.dtype, name="conv_in")(h)
         skips = [h]
 
@@ -118,29 +146,28 @@ class UNet(nn.Module):
         for l, level in enumerate(self.levels):
             for b in range(level.num_blocks):
                 h = self._block(level.features, f"down_{l}.block_{b}")(h, emb, train)
-                h = self._attend(level.num_heads, f"down_{l}.attn_{b}", h)
+                h = self._attend(level.heads("down"), f"down_{l}.attn_{b}", h)
                 skips.append(h)
             if l != last:
                 h = self._resample(level, "down", f"down_{l}.downsample", h, emb, train)
                 skips.append(h)
 
-        middle = self.levels[-1].features
-        h = self._block(middle, "mid.block_1")(h, emb, train)
-        h = self._attend(self.mid_heads, "mid.attn_1", h)
-        h = self._block(middle, "mid.block_2")(h, emb, train)
+        if self.style.mid:
+            h = self._middle(h, emb, train)
 
         for l, level in reversed(list(enumerate(self.levels))):
             for b in range(level.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(level.features, f"up_{l}.block_{b}")(h, emb, train)
-                h = self._attend(level.num_heads, f"up_{l}.attn_{b}", h)
+                h = self._attend(level.heads("up"), f"up_{l}.attn_{b}", h)
             if l != 0:
                 h = self._resample(level, "up", f"up_{l}.upsample", h, emb, train)
 
-        h = h.astype(jnp.float32)
-        h = swish_of(h, GroupNorm(self.groups, name="norm_out")(h))
+        h = at_least_float32(h)
+        norm_out = GroupNorm(self.groups, self.style.epsilon, name="norm_out")
+        h = swish_of(h, norm_out(h))
         out_channels = self.patch**2 * self.out_channels
-        h = conv3x3(out_channels, zero_init=True, name="conv_out")(h)
+        h = conv3x3(out_channels, zero_init=True, dtype=h.dtype, name="conv_out")(h)
         return depth_to_space(h, self.patch)
 
     def _check(self, z_t: Images, label: Labels | None, w: PerExample | None) -> None:
@@ -161,8 +188,7 @@ class UNet(nn.Module):
     def _embed(
         self, logsnr_t: PerExample, label: Labels | None, w: PerExample | None
     ) -> Embedding:
-        time = 1000.0 * logsnr_input(logsnr_t, self.logsnr_input)
-        emb = sinusoid(time, self.levels[0].features)
+        emb = self._embed_time(logsnr_t)
         if w is not None:
             # Nothing at first: a student begins as the network whose weights it takes.
             emb += nn.Dense(
@@ -175,11 +201,41 @@ class UNet(nn.Module):
         emb = nn.Dense(self.emb_features, name="dense1")(nn.swish(emb))
         if label is None:
             return emb
-        one_hot = nn.one_hot(label, self.num_classes)  # all zero for -1
-        return emb + nn.Dense(self.emb_features, name="class_emb")(one_hot)
+        one_hot = nn.one_hot(label, self.num_classes, dtype=emb.dtype)  # zero for -1
+        of_class = nn.Dense(
+            self.emb_features, use_bias=self.style.class_bias, name="class_emb"
+        )
+        return emb + of_class(one_hot)
+
+    def _embed_time(self, logsnr_t: PerExample) -> Embedding:
+        features = self.levels[0].features
+        if not self.timesteps:
+            time = 1000.0 * logsnr_input(logsnr_t, self.logsnr_input)
+        else:
+            time = timestep(logsnr_t, self.timesteps)
+        if self.time_table:
+            table = nn.Embed(len(self.timesteps), features, name="time_table")
+            return table(jnp.round(time).astype(jnp.int32))
+        return sinusoid(
+            time,
+            features,
+            cosine_first=self.style.cosine_first,
+            shift=self.style.frequency_shift,
+        )
+
+    def _middle(self, h: Images, emb: Embedding, train: bool) -> Images:
+        features, scale = self.levels[-1].features, self.style.mid_scale
+        h = self._block(features, "mid.block_1", scale=scale)(h, emb, train)
+        norm = self.style.mid_norm
+        h = self._attend(self.mid_heads, "mid.attn_1", h, norm=norm, scale=scale)
+        return self._block(features, "mid.block_2", scale=scale)(h, emb, train)
 
     def _block(
-        self, features: int, name: str, how: Resample | None = None
+        self,
+        features: int,
+        name: str,
+        how: Resample | None = None,
+        scale: float = 1.0,
     ) -> ResnetBlock:
         # Argument 3 is `train`, counted from self.
         block = (
@@ -189,16 +245,33 @@ class UNet(nn.Module):
             features,
             dropout=self.dropout,
             groups=self.groups,
+            style=self.style,
+            scale=scale,
             how=how,
             dtype=self.dtype,
             name=name,
         )
 
-    def _attend(self, num_heads: int, name: str, h: Images) -> Images:
+    def _attend(
+        self,
+        num_heads: int,
+        name: str,
+        h: Images,
+        *,
+        norm: bool = True,
+        scale: float = 1.0,
+    ) -> Images:
         if num_heads == 0:
             return h
         block = nn.remat(AttnBlock) if self.remat else AttnBlock
-        return block(num_heads, groups=self.groups, dtype=self.dtype, name=name)(h)
+        return block(
+            num_heads,
+            groups=self.groups if norm else 0,
+            epsilon=self.style.epsilon,
+            scale=scale,
+            dtype=self.dtype,
+            name=name,
+        )(h)
 
     def _resample(
         self,
@@ -209,9 +282,14 @@ class UNet(nn.Module):
         emb: Embedding,
         train: bool,
     ) -> Resized:
-        if level.resample_in_block:
+        if level.in_block(how):
             return self._block(level.features, name, how)(h, emb, train)
         if how == "up":
             h = resample(h, "up")
-        strides = 2 if how == "down" else 1
-        return conv3x3(level.features, strides=strides, dtype=self.dtype, name=name)(h)
+        return conv3x3(
+            level.features,
+            strides=2 if how == "down" else 1,
+            pad_both_sides=how == "down" and self.style.pad_both_sides,
+            dtype=self.dtype,
+            name=name,
+        )(h)

@@ -1,0 +1,1 @@
+"""Models of other projects in, ours out: names, files and conventions."""

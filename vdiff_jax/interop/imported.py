@@ -1,0 +1,31 @@
+"""What an importer finds: a model, in the words of a config, and its parameters."""
+
+from typing import Any, NamedTuple
+
+from vdiff_jax.nets.unet import UNet
+from vdiff_jax.types import Params
+
+
+class Imported(NamedTuple):
+    """A model of another project.
+
+    Attributes:
+      fields: What a config says of it, by section: "model", "diffusion" and "data".
+      params: Of the network that these fields describe.
+      num_steps: Of the sampler that it was distilled for; 0 for a base model.
+    """
+
+    fields: dict[str, dict[str, Any]]
+    params: Params
+    num_steps: int = 0
+
+
+def abstract_params(net: UNet, channels: int) -> Params:
+    """The shapes of a U-Net's parameters."""
+    import jax
+    import jax.numpy as jnp
+
+    size = net.patch * 2 ** (len(net.levels) - 1)
+    z_t, logsnr_t = jnp.zeros((1, size, size, channels)), jnp.zeros(1)
+    label = jnp.zeros(1, jnp.int32) if net.num_classes else None
+    return jax.eval_shape(net.init, jax.random.key(0), z_t, logsnr_t, label)["params"]

@@ -1,0 +1,181 @@
+"""The tensors of our U-Net under diffusers' names, and in torch's layout.
+
+`UNet2DModel` of diffusers (Apache-2.0) is the same network: what its blocks are called
+there is all that differs, and the order of axes. Convolutions are OIHW there and HWIO
+here; linear maps are [out, in] there and [in, out] here; heads are flat there.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from vdiff_jax.types import Params
+
+Tensors = dict[str, np.ndarray]
+
+OUTER = {
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
+    "norm_out": "conv_norm_out",
+    "dense0": "time_embedding.linear_1",
+    "dense1": "time_embedding.linear_2",
+    "class_emb": "class_embedding",
+    "time_table": "time_proj",
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.attn_1": "mid_block.attentions.0",
+    "mid.block_2": "mid_block.resnets.1",
+}
+INNER = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "temb_proj": "time_emb_proj",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "nin_shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+class Place(NamedTuple):
+    """Where a parameter of ours is.
+
+    Attributes:
+      path: In our tree.
+      shape: Ours.
+      name: Of diffusers' tensor.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    name: str
+
+
+def places(params: Params) -> Iterator[Place]:
+    """Every parameter of a U-Net and its name there.
+
+    Args:
+      params: Of the network, or their shapes.
+    """
+    depth = 1 + max(
+        (int(name.split(".")[0][5:]) for name in params if name.startswith("down_")),
+        default=0,
+    )
+    leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    for path, leaf in leaves.items():
+        yield Place(path, tuple(leaf.shape), _name(path, depth))
+
+
+def to_torch(params: Params) -> Tensors:
+    """The parameters as diffusers' tensors."""
+    leaves = traverse_util.flatten_dict(params)
+    return {
+        place.name: np.ascontiguousarray(
+            _outwards(place, np.asarray(leaves[place.path]))
+        )
+        for place in places(params)
+    }
+
+
+def from_torch(tensors: Tensors, abstract_params: Params, where: str) -> Params:
+    """Diffusers' tensors as our parameters; every tensor has to be used.
+
+    Args:
+      tensors: By their names there.
+      abstract_params: The shapes of our parameters.
+      where: The file, for messages.
+
+    Raises:
+      ValueError: Naming what is missing, unused or of another shape.
+    """
+    wanted = {place.name: place for place in places(abstract_params)}
+    missing, unused = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    if missing or unused:
+        raise ValueError(
+            f"The weights in {where} are not those of this network: {len(missing)}"
+            f" tensors are missing{_some(missing)}, and {len(unused)} are not"
+            f" used{_some(unused)}."
+        )
+    leaves = {}
+    for name, place in wanted.items():
+        expected = _outwards(place, np.zeros(place.shape, np.bool_)).shape
+        if tensors[name].shape != expected:
+            raise ValueError(
+                f"{name} in {where} has shape {tensors[name].shape}, and this network"
+                f" needs {expected}."
+            )
+        leaves[place.path] = np.ascontiguousarray(_inwards(place, tensors[name]))
+    return traverse_util.unflatten_dict(leaves)
+
+
+def with_new_names(tensors: Tensors) -> Tensors:
+    """Renames tensors of attention from what they were called until 2023.
+
+    diffusers does so on reading, too.
+    """
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(rf"(attentions\.\d+)\.({'|'.join(old)})\.")
+    return {
+        pattern.sub(lambda found: f"{found[1]}.{old[found[2]]}.", name): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _name(path: tuple[str, ...], depth: int) -> str:
+    outer, *inner, leaf = path
+    name = OUTER.get(outer) or _name_of_level(outer, depth, conv=not inner)
+    return ".".join([name, *(INNER[part] for part in inner), LEAVES[leaf]])
+
+
+def _name_of_level(outer: str, depth: int, *, conv: bool) -> str:
+    found = re.fullmatch(
+        r"(down|up)_(\d+)\.(block_|attn_|downsample|upsample)(\d*)", outer
+    )
+    if found is None:
+        raise ValueError(f"{outer!r} has no counterpart in diffusers.")
+    way, level, kind, number = found.groups()
+    # There, levels on the way up are counted in the order in which they run.
+    block = (
+        f"down_blocks.{level}"
+        if way == "down"
+        else f"up_blocks.{depth - 1 - int(level)}"
+    )
+    if kind in ("block_", "attn_"):
+        return f"{block}.{'resnets' if kind == 'block_' else 'attentions'}.{number}"
+    return f"{block}.{kind}rs.0" + (".conv" if conv else "")
+
+
+def _outwards(place: Place, leaf: np.ndarray) -> np.ndarray:
+    module, kind = place.path[-2], place.path[-1]
+    if module in ("class_emb", "time_table"):
+        return leaf
+    if kind != "kernel":
+        return leaf.reshape(-1)
+    if module == "nin_shortcut":
+        return leaf.T[:, :, None, None]
+    if module in ("q", "k", "v"):
+        return leaf.reshape(leaf.shape[0], -1).T
+    if module == "proj_out":
+        return leaf.reshape(-1, leaf.shape[-1]).T
+    return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+
+
+def _inwards(place: Place, tensor: np.ndarray) -> np.ndarray:
+    module, kind = place.path[-2], place.path[-1]
+    if kind != "kernel" or module == "class_emb":
+        return tensor.reshape(place.shape)
+    if len(place.shape) == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    return tensor.reshape(tensor.shape[:2]).T.reshape(place.shape)
+
+
+def _some(names: Any) -> str:
+    first = sorted(names)[:3]
+    return f" ({', '.join(first)}{', ...' if len(names) > 3 else ''})" if first else ""
