@@ -56,4 +56,4 @@ def project(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def trial(tmp_path_factory) -> Trial:
     """A small run of the command that nothing happened to, and a place for others."""
-    return prepare(Lab(tmp_path_factory.mktemp("lab")), tries=3)
+    return prepare(Lab(tmp_path_factory.mktemp("lab")), tries=2)

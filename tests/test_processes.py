@@ -1,4 +1,8 @@
-"""The command on two processes, joined by gloo over 127.0.0.1."""
+"""Runs of the command as processes: hurt in all ways, and on two hosts.
+
+The short form of `make faults`, one fault of each kind and a few random kills; and two
+processes joined by gloo over 127.0.0.1. They are in one file for their one `trial`.
+"""
 
 import contextlib
 import dataclasses
@@ -8,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests.faults.faults import FAULTS, SHORT
 from tests.faults.runs import free_address
 
 pytestmark = pytest.mark.slow
@@ -17,6 +22,14 @@ SAMPLE = (
     "--config.sample.batch_size=4",
     "--config.sample.steps=1",
 )
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_run_survives(trial, name):
+    outcomes = list(FAULTS[name](trial))
+    failures = [failure for outcome in outcomes for failure in outcome.failures]
+    assert not failures
+    assert sum(outcome.survived for outcome in outcomes) > 0
 
 
 def _on_two_hosts(lab, workdir, stage, *flags):
