@@ -31,8 +31,11 @@ from vdiff_jax.interrupts import InterruptedRunError
 from vdiff_jax.stages import (
     distill,
     evaluate,
+    export,
     finetune,
     guide,
+    import_model,
+    imported,
     replay,
     sample,
     train,
@@ -71,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
             launch(config, workdir, dry_run=DRY_RUN.value)
         else:
             with places.lock(workdir):
-                replay.run(config, workdir, REPLAY.value)
+                found = imported.resolved(config, workdir)
+                replay.run(found, workdir, REPLAY.value)
         return 0
     except ValueError as error:
         return _end(error, 2)
@@ -106,7 +110,11 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
         "distill": distill,
         "sample": sample,
         "evaluate": evaluate,
+        "export": export,
+        "import": import_model,
     }
+    if config.stage != "import":
+        config = imported.resolved(config, workdir)
     base = "finetune" if build.has_finetune(config) else "train"
     guided = ("guide",) if build.has_guide(config) else ()
     everything = (base, *guided, "distill", "evaluate")
@@ -117,6 +125,8 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
         )
     plan = [entry for name in chosen for entry in stages[name].plan(config, workdir)]
     if dry_run:
+        if chosen == ("import",):
+            config = import_model.described(config)
         description = {
             "config": places.as_json(config),
             "parameters": build.model(config).num_parameters(),

@@ -38,6 +38,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             "wandb_project": "",  # also logs to Weights & Biases; needs the extra
             "model": {
                 "net": "unet",  # or your own, "package.module:make_net"
+                "convention": "",  # of your own: edm, v_diffusion, flow, ddpm; "": ours
                 "output": "v",  # x, eps, v, both
                 "computed_from": "",  # what the network says itself, if not that
                 "channels": 256,
@@ -53,7 +54,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "logsnr_input": "inv_cos",  # inv_cos, linear, sigmoid
                 "timesteps": "",  # or the step's number in this chain of `diffusion`
                 "style": "salimans_ho",  # salimans_ho, ddpm, adm
-                "unet": "",  # a U-Net in full, as import_model writes it
+                "unet": "",  # a U-Net in full, as import writes it
                 "resample_in_block": True,
                 "dtype": "float32",  # or bfloat16; targets and losses stay float32
             },
@@ -150,7 +151,19 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "weight": "snr_trunc",
                 **loop,
             },
+            "source": {  # of import
+                "kind": "diffusers",  # diffusers, released, safetensors, function
+                "path": "",
+                "output": "x",  # what a released network says, if not both
+            },
+            "export": {
+                "formats": ("safetensors",),  # orbax, diffusers, stablehlo
+                "model": "auto",  # auto, base, guided, distilled
+                "steps": 4,
+                "w": (),  # the strength that is folded in, for diffusers
+            },
             "sample": {
+                "from": "",  # a .safetensors file of export, in place of the workdir
                 "model": "auto",  # auto, base, distilled
                 "steps": 4,
                 "num": 64,

@@ -12,7 +12,7 @@ from vdiff_jax import build
 CONFIGS = sorted(
     path.stem
     for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
-    if path.stem not in ("__init__", "paper")
+    if path.stem not in ("__init__", "paper", "import_model")
 )
 
 

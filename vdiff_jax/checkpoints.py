@@ -256,7 +256,7 @@ def _read(path: pathlib.Path, target: Any, shardings: Any) -> dict[str, Any]:
         with _reading(path):
             metadata = checkpointer.metadata(path).item_metadata
             trees = {name: metadata[name].tree for name in parts}
-        _check_same_shapes(parts["ema_params"][0], trees["ema_params"], path)
+        check_same_shapes(parts["ema_params"][0], trees["ema_params"], path)
         if "state" in parts:
             _check_same_optimizer(parts["state"][0], trees["state"], path)
         arguments = {
@@ -330,7 +330,12 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
 
 
-def _check_same_shapes(expected: Params, found: Any, path: pathlib.Path) -> None:
+def check_same_shapes(expected: Params, found: Any, path: pathlib.Path) -> None:
+    """Refuses parameters of another architecture.
+
+    Raises:
+      ValueError: Naming the first array that differs.
+    """
     ours = {name: tuple(leaf.shape) for name, leaf in _named_leaves(expected)}
     theirs = {name: tuple(leaf.shape) for name, leaf in _named_leaves(found)}
     for name in sorted(ours.keys() | theirs.keys()):

@@ -1,4 +1,4 @@
-"""Files of weights that other libraries wrote, as numpy arrays.
+"""Files of weights as numpy arrays: safetensors, and those that torch wrote.
 
 Neither reader runs code from the file: torch's unpickler is restricted to tensors and
 plain containers, and the safetensors format holds nothing else.
@@ -42,6 +42,47 @@ def read(path: pathlib.Path) -> Tensors:
         )
     _check_is_file(path)
     return readers[path.suffix](path)
+
+
+def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Writes a `.safetensors` file, whole or not at all.
+
+    The bytes depend on the tensors and the metadata alone if that has one entry; of
+    several, safetensors would choose the order anew in each process.
+
+    Args:
+      path: Of the file; its folder is made.
+      tensors: By name.
+      metadata: Texts.
+
+    Raises:
+      OSError: If it cannot be written; what was there stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.half")
+    # safetensors 0.8.0 writes other arrays than C-contiguous ones wrongly, and says
+    # nothing.
+    contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    try:
+        safetensors.numpy.save_file(contiguous, half, metadata)
+        half.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        half.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error}.") from error
+
+
+def metadata(path: pathlib.Path) -> dict[str, str]:
+    """The texts in a `.safetensors` file.
+
+    Raises:
+      ValueError: If there is no such file, or it is damaged.
+    """
+    _check_is_file(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise _unreadable(path) from error
 
 
 def sha256(path: pathlib.Path) -> str:

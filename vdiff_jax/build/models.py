@@ -8,6 +8,8 @@ import numpy as np
 
 from vdiff_jax import diffusion, schedules
 from vdiff_jax.build.fields import Config, choice, imported
+from vdiff_jax.interop.adapters import Convention
+from vdiff_jax.interop.foreign import Foreign, Function
 from vdiff_jax.model import Model
 from vdiff_jax.nets.converted import Converted
 from vdiff_jax.nets.description import fields_of
@@ -91,13 +93,33 @@ def w_range(config: Config) -> tuple[float, float]:
 
 
 def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
-    if config.model.net != "unet":
-        make_net = imported("model.net", config.model.net)
-        options = {"w_features": config.guide.w_features} if guided else {}
-        return make_net(
-            out_channels=out_channels, num_classes=config.model.num_classes, **options
+    if config.model.net == "unet":
+        return _unet(config, out_channels, guided)
+    make_net = imported("model.net", config.model.net)
+    options = {"w_features": config.guide.w_features} if guided else {}
+    net = make_net(
+        out_channels=out_channels, num_classes=config.model.num_classes, **options
+    )
+    if isinstance(net, tuple):
+        function, params = net
+        net = Function(function, lambda: params)
+    return _of_convention(config, net)
+
+
+def _of_convention(config: Config, net: nn.Module) -> nn.Module:
+    """The user's own network; in place of one of ours if its convention is another."""
+    spec = config.model
+    if not spec.convention:
+        return net
+    convention = choice("model.convention", spec.convention, Convention)
+    says = choice("model.output", spec.output, Literal["x", "eps", "v"])
+    table = _timesteps(config)
+    if (convention == "ddpm") != bool(table):
+        raise ValueError(
+            f"model.convention={convention!r} and model.timesteps={spec.timesteps!r} do"
+            " not fit: a ddpm, and nothing else, is told steps of a chain."
         )
-    return _unet(config, out_channels, guided)
+    return Foreign(net, convention, table, says)
 
 
 def _unet(config: Config, out_channels: int, guided: bool) -> UNet:

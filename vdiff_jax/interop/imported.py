@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from vdiff_jax.nets.unet import UNet
 from vdiff_jax.types import Params
 
@@ -11,20 +14,18 @@ class Imported(NamedTuple):
 
     Attributes:
       fields: What a config says of it, by section: "model", "diffusion" and "data".
-      params: Of the network that these fields describe.
+      params: Of the network that these fields describe; None for those that a network
+        of the user's own begins with.
       num_steps: Of the sampler that it was distilled for; 0 for a base model.
     """
 
     fields: dict[str, dict[str, Any]]
-    params: Params
+    params: Params | None
     num_steps: int = 0
 
 
 def abstract_params(net: UNet, channels: int) -> Params:
     """The shapes of a U-Net's parameters."""
-    import jax
-    import jax.numpy as jnp
-
     size = net.patch * 2 ** (len(net.levels) - 1)
     z_t, logsnr_t = jnp.zeros((1, size, size, channels)), jnp.zeros(1)
     label = jnp.zeros(1, jnp.int32) if net.num_classes else None

@@ -22,6 +22,7 @@ Resized: TypeAlias = Float[Array, " batch new_height new_width new_channels"]
 Embedding: TypeAlias = Float[Array, " batch features"]
 LogsnrInput: TypeAlias = Literal["inv_cos", "linear", "sigmoid"]
 Resample: TypeAlias = Literal["up", "down"]
+Table: TypeAlias = Sequence[float] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def logsnr_input(
     )
 
 
-def timestep(logsnr: PerExample, table: Sequence[float]) -> PerExample:
+def timestep(logsnr: PerExample, table: Table) -> PerExample:
     """The number, from 0 up, of the step of a discrete chain that has a log-SNR.
 
     Between two steps it is linear in the log-SNR, and beyond the ends it is that of the

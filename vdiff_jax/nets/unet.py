@@ -209,19 +209,10 @@ class UNet(nn.Module):
 
     def _embed_time(self, logsnr_t: PerExample) -> Embedding:
         features = self.levels[0].features
-        if not self.timesteps:
-            time = 1000.0 * logsnr_input(logsnr_t, self.logsnr_input)
-        else:
-            time = timestep(logsnr_t, self.timesteps)
         if self.time_table:
             table = nn.Embed(len(self.timesteps), features, name="time_table")
-            return table(jnp.round(time).astype(jnp.int32))
-        return sinusoid(
-            time,
-            features,
-            cosine_first=self.style.cosine_first,
-            shift=self.style.frequency_shift,
-        )
+            return table(row_of_table(self, logsnr_t))
+        return time_features(self, logsnr_t)
 
     def _middle(self, h: Images, emb: Embedding, train: bool) -> Images:
         features, scale = self.levels[-1].features, self.style.mid_scale
@@ -293,3 +284,22 @@ class UNet(nn.Module):
             dtype=self.dtype,
             name=name,
         )(h)
+
+
+def row_of_table(net: UNet, logsnr_t: PerExample) -> Labels:
+    """Which vector of its table a network with `time_table` takes."""
+    return jnp.round(timestep(logsnr_t, net.timesteps)).astype(jnp.int32)
+
+
+def time_features(net: UNet, logsnr_t: PerExample) -> Embedding:
+    """What a network without a table of times embeds the log-SNR as."""
+    if net.timesteps:
+        time = timestep(logsnr_t, net.timesteps)
+    else:
+        time = 1000.0 * logsnr_input(logsnr_t, net.logsnr_input)
+    return sinusoid(
+        time,
+        net.levels[0].features,
+        cosine_first=net.style.cosine_first,
+        shift=net.style.frequency_shift,
+    )

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 
 from vdiff_jax import build, checkpoints, training
 from vdiff_jax.build import Config
+from vdiff_jax.records import write_json
+from vdiff_jax.stages import imported
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
@@ -38,6 +40,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Trains, or resumes, or finds that it is done."""
     _source(config)
     places.claim(workdir, config, "finetune")
+    if (fields := imported.of_source(config)) is not None:
+        write_json(workdir / imported.FILE, fields)
     folder = places.train_folder(workdir)
     if places.result(folder) is not None:
         print(f"finetune: finished, see {folder}/result.json")

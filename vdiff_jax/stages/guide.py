@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from vdiff_jax import build, checkpoints, parallel, training
 from vdiff_jax.build import Config
+from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
@@ -129,7 +130,10 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
     Raises:
       ValueError: If its classes were never left out in training.
     """
-    train = places.made_with(folder)["train"]
+    if folder.suffix == ".safetensors":
+        train = own_file.read(folder)[1].fields["train"]
+    else:
+        train = places.made_with(folder)["train"]
     if not train.get("label_dropout", 0.0):
         raise ValueError(
             f"The model in {folder} cannot be guided: its classes were never left out"

@@ -3,10 +3,15 @@
 import pathlib
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from vdiff_jax import build, checkpoints, parallel
 from vdiff_jax.build import Config, Ladder
+from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.imported import with_fields
 from vdiff_jax.types import Params
 
 
@@ -74,6 +79,35 @@ def _check_jump(
         )
 
 
+def kind_of(workdir: pathlib.Path, folder: pathlib.Path) -> str:
+    """Base, guided or distilled."""
+    if folder == places.train_folder(workdir):
+        return "base"
+    return "guided" if folder == places.guide_folder(workdir) else "distilled"
+
+
+def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
+    """The model of a file that export wrote, and the config with what it is.
+
+    Raises:
+      ValueError: If it is no such file, or of another ladder than the sampler's.
+    """
+    about = own_file.read(path)[1]
+    made = config.copy_and_resolve_references()
+    made.data.update({"channels": 0, "image_size": 0})
+    made = with_fields(made, about.fields)
+    if about.num_steps:
+        made.sample.steps = about.num_steps
+    stochastic = made.sample.sampler == "stochastic"
+    of_stochastic = about.facts["ladder"] == "stochastic"
+    if about.kind == "distilled" and stochastic != of_stochastic:
+        raise ValueError(
+            f"The student in {path} is of the {about.facts['ladder']} ladder, which"
+            f" sample.sampler={made.sample.sampler} does not sample."
+        )
+    return made, Found(path, build.model(made, guided=build.has_guide(made)))
+
+
 def load_params(
     model: Model, folder: pathlib.Path, shardings: Params | None = None
 ) -> Params:
@@ -81,7 +115,7 @@ def load_params(
 
     Args:
       model: The network.
-      folder: Of the base model or a student.
+      folder: Of the base model or a student; or a file that export wrote.
       shardings: Where they go; by default they are whole on all devices.
 
     Raises:
@@ -92,6 +126,10 @@ def load_params(
     abstract_params = model.abstract_params()
     if shardings is None:
         shardings = parallel.state_shardings(abstract_params, parallel.make_mesh())
+    if folder.suffix == ".safetensors":
+        params = own_file.read(folder)[0]
+        checkpoints.check_same_shapes(abstract_params, params, folder)
+        return parallel.put(jax.tree.map(jnp.asarray, params), shardings)
     path = places.checkpoint_folder(folder)
     try:
         params = checkpoints.restore_ema(path, abstract_params, shardings)

@@ -82,7 +82,11 @@ def write(
         neighbours=_neighbours(evaluate, rows, references[0], real),
         likelihood=likelihood,
         losses=[_loss(name, folder) for name, folder in runs],
-        costs=[_cost(name, folder, made_with) for name, folder in runs],
+        costs=[
+            _cost(name, folder, made_with)
+            for name, folder in runs
+            if "seconds" in (places.result(folder) or {})  # else it was imported
+        ],
         config=places.as_json(config),
     )
     write_text(workdir / "evaluate" / "report.html", page.render(content))
@@ -112,7 +116,9 @@ def _loss(name: str, folder: pathlib.Path) -> Loss:
 
 def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
     result = places.result(folder) or {}
-    section = made_with[{"base": "train", "guided": "guide"}.get(name, "distill")]
+    finetuned = made_with.get("finetune", {}).get("source")
+    base = "finetune" if finetuned else "train"
+    section = made_with[{"base": base, "guided": "guide"}.get(name, "distill")]
     return {
         "run": name,
         "updates": result["step"],

@@ -21,7 +21,7 @@ from vdiff_jax.stages import given
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.draw import draw
 from vdiff_jax.stages.guide import check_can_be_guided
-from vdiff_jax.stages.models import find, load_params
+from vdiff_jax.stages.models import find, in_file, load_params
 from vdiff_jax.stages.paths import interpolation, trajectory_sheet
 from vdiff_jax.types import Params
 
@@ -48,13 +48,18 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     spec = config.sample
     _check(config)
     ladder = "stochastic" if spec.sampler == "stochastic" else "deterministic"
-    folder, model = find(config, workdir, spec.model, spec.steps, ladder)
+    if spec["from"]:
+        config, (folder, model) = in_file(config, pathlib.Path(spec["from"]))
+        spec = config.sample
+    else:
+        folder, model = find(config, workdir, spec.model, spec.steps, ladder)
     strengths = _strengths(config, folder, model)
     starts = _Starts(config, model)
     start_of: given.StartOf = starts
     if spec.image:
         start_of = given.starts(config, workdir, starts.sampler, starts)
-    places.claim(workdir, config, None)
+    if not spec["from"]:
+        places.claim(workdir, config, None)
     params = load_params(model, folder)
     print(f"sample: {spec.num} pictures in {spec.steps} steps with {folder}")
 

@@ -162,8 +162,8 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
     Args:
       workdir: The project's folder.
       config: The resolved config.
-      section: "train", "finetune", "guide" or the folder of a ladder for a stage that
-        trains, else None.
+      section: Of a stage that makes models: "train", "finetune", "source", "guide" or
+        the folder of a ladder; else None.
 
     Raises:
       ValueError: Naming every field that differs from the runs already there.
@@ -196,7 +196,7 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:
     if section in MODEL_SECTIONS:
         patterns = ["*/checkpoints/*", "distill*/*/checkpoints/*"]
-    elif section in ("train", "finetune"):
+    elif section in ("train", "finetune", "source"):
         patterns = ["train/checkpoints/*"]
     elif section == "guide":
         patterns = ["guide/checkpoints/*"]

@@ -1,0 +1,204 @@
+"""Import and export as stages of the command."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import launch
+import tiny
+from vdiff_jax import build, checkpoints
+from vdiff_jax.interop import own_file
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import find, load_params
+
+pytestmark = pytest.mark.slow
+
+FORMATS = ("orbax", "safetensors", "diffusers", "stablehlo")
+
+
+def _result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def _export(**options):
+    export = {"formats": ("safetensors",), "steps": 1, **options}
+    return tiny.config("export", export=export)
+
+
+@pytest.fixture(scope="module")
+def exported(project, tmp_path_factory):
+    """The project, and its student of one step in all formats that take it."""
+    workdir = shutil.copytree(project, tmp_path_factory.mktemp("out") / "project")
+    formats = tuple(name for name in FORMATS if name != "diffusers")
+    launch.launch(_export(formats=formats), workdir)
+    launch.launch(_export(model="base", steps=8), workdir)
+    return workdir
+
+
+def test_a_file_draws_the_pictures_of_the_student_it_is_of(exported, tmp_path):
+    file = exported / "export" / "distilled-1step" / "safetensors" / "model.safetensors"
+    sample = {**tiny.TINY["sample"], "steps": 1}
+    launch.launch(tiny.config("sample", sample=sample), exported)
+    # In its own number of steps, whatever the config says.
+    config = tiny.config("sample", sample={**tiny.TINY["sample"], "from": str(file)})
+    config.model.channels = 16  # and it is its own network
+    launch.launch(config, tmp_path)
+    for i in range(5):
+        name = f"sample/{i:06d}.png"
+        assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
+
+
+def test_a_file_says_what_it_is(exported):
+    file = exported / "export" / "distilled-1step" / "safetensors" / "model.safetensors"
+    params, about = own_file.read(file)
+    assert about.kind == "distilled"
+    assert about.num_steps == 1
+    student = _result(places.student_folder(exported, 1))
+    assert about.facts["params_sha256"] == student["params_sha256"]
+    assert checkpoints.params_sha256(params) == student["params_sha256"]
+
+
+def test_orbax_alone_reads_what_was_exported(exported):
+    folder = exported / "export" / "distilled-1step" / "orbax"
+    program = f"""
+import orbax.checkpoint as ocp
+with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore({str(folder / "params")!r})
+import sys
+assert "vdiff_jax" not in sys.modules
+print(sorted(tree)[0], float(abs(tree["conv_in"]["kernel"]).sum()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        check=True,
+        text=True,
+        cwd="/",
+    )
+    found, model = find(_export(), exported, "distilled", 1)
+    params = load_params(model, found)
+    name, total = done.stdout.split()
+    assert name in params
+    assert float(total) == pytest.approx(
+        float(jnp.abs(params["conv_in"]["kernel"]).sum()), rel=1e-5
+    )
+
+
+def test_an_exported_base_is_imported_as_the_same_teacher(exported, tmp_path):
+    file = exported / "export" / "base-8step" / "safetensors" / "model.safetensors"
+    source = {"kind": "safetensors", "path": str(file)}
+    launch.launch(tiny.config("import", source=source), tmp_path)
+    assert (
+        _result(tmp_path / "train")["params_sha256"]
+        == _result(exported / "train")["params_sha256"]
+    )
+    config = tiny.config("distill")
+    config.model.channels = 16  # the network is that of the workdir
+    launch.launch(config, tmp_path)
+    for num_steps in (4, 2, 1):
+        ours, theirs = (
+            _result(places.student_folder(workdir, num_steps))["params_sha256"]
+            for workdir in (tmp_path, exported)
+        )
+        assert ours == theirs
+    launch.launch(tiny.config("import", source=source), tmp_path)  # is done
+
+
+def test_a_workdir_with_another_model_is_not_written_over(exported, tmp_path):
+    file = exported / "export" / "base-8step" / "safetensors" / "model.safetensors"
+    other = file.parents[2] / "distilled-1step" / "safetensors" / "model.safetensors"
+    for path in (file, other):
+        source = {"kind": "safetensors", "path": str(path)}
+        config = tiny.config("import", source=source)
+        if path == file:
+            launch.launch(config, tmp_path)
+    with pytest.raises(ValueError, match="holds another model"):
+        launch.launch(config, tmp_path)
+
+
+class _Edm(nn.Module):
+    """D(y, s) of a unit Gaussian at 0, times a number that can be learned."""
+
+    @nn.compact
+    def __call__(self, y, s, label=None, *, train=False):
+        factor = self.param("factor", nn.initializers.ones, ())
+        return factor * y / (1.0 + s[:, None, None, None] ** 2)
+
+
+def make_edm(out_channels, num_classes):
+    return _Edm()
+
+
+def make_pair(out_channels, num_classes):
+    params = {"factor": jnp.ones(())}
+    return (
+        lambda params, y, s: params["factor"] * y / (1.0 + s[:, None, None, None] ** 2),
+        params,
+    )
+
+
+@pytest.mark.parametrize("make", ["make_edm", "make_pair"])
+def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
+    own = {"net": f"test_interop:{make}", "convention": "edm", "output": "x"}
+    source = {"kind": "function"}
+    launch.launch(tiny.config("import", source=source, model=own), tmp_path)
+    if make == "make_pair":
+        launch.launch(tiny.config("distill"), tmp_path)  # of the workdir's network
+        assert _result(places.student_folder(tmp_path, 1))["step"] == 6
+    # The mean of a unit Gaussian at 0, given z_t, is alpha_t z_t.
+    config = tiny.config("sample", model=own)
+    model = build.model(config)
+    params = load_params(model, places.train_folder(tmp_path))
+    z_t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    logsnr_t = jnp.array([-2.0, 1.0])
+    alpha_t = jnp.sqrt(jax.nn.sigmoid(logsnr_t))[:, None, None, None]
+    found = model.denoiser(params, None)(z_t, logsnr_t).x
+    np.testing.assert_allclose(found, alpha_t * z_t, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (_export(formats=("onnx",)), r"export.formats='onnx' is unknown"),
+        (_export(formats=()), "export.formats is empty"),
+        (_export(w=(1.0,)), "does not take a strength"),
+        (_export(formats=("diffusers",)), r"model\.patch=2"),
+        (_export(steps=3), "No finished model|No finished distilled"),
+        (tiny.config("import"), "needs source.path"),
+        (
+            tiny.config("import", source={"kind": "npz", "path": "x"}),
+            "source.kind='npz'",
+        ),
+        (tiny.config("import", source={"kind": "function"}), "needs model.net"),
+        (tiny.config("import", source={"path": "nowhere"}), r"There is no nowhere"),
+        (
+            tiny.config("sample", sample={"from": "none.safetensors"}),
+            "There is no file",
+        ),
+    ],
+    ids=range(10),
+)
+def test_what_cannot_be_done_is_refused(exported, tmp_path, config, message):
+    workdir = exported if config.stage == "export" else tmp_path
+    if config.export.steps == 3:
+        config.export.model = "distilled"
+    with pytest.raises(ValueError, match=message):
+        launch.launch(config, workdir)
+
+
+def test_guidance_of_a_model_that_always_knew_its_class_is_refused(tmp_path):
+    own = {"net": "test_interop:make_edm", "convention": "edm", "output": "x"}
+    config = tiny.config("import", source={"kind": "function"}, model=own)
+    config.model.num_classes = 10
+    config.train.label_dropout = 0.0
+    launch.launch(config, tmp_path)
+    config = tiny.config("sample", sample={**tiny.TINY["sample"], "w": (1.0,)})
+    with pytest.raises(ValueError, match="cannot be guided"):
+        launch.launch(config, tmp_path)

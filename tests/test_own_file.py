@@ -1,0 +1,85 @@
+"""Our models in one file."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from vdiff_jax import weight_files
+from vdiff_jax.interop import own_file
+
+ABOUT = own_file.About(
+    {"model": {"output": "v"}, "guide": {"steps": 0}}, "distilled", 4, {"seed": 3}
+)
+
+
+def _params():
+    rng = np.random.default_rng(0)
+    return {
+        "down_0.block_0": {"conv1": {"kernel": rng.normal(size=(3, 4)).astype("f4")}},
+        "norm_out": {"scale": jnp.ones(3)},
+    }
+
+
+def test_a_model_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "model.safetensors"
+    own_file.write(path, _params(), ABOUT)
+    params, about = own_file.read(path)
+    assert about == ABOUT
+    kernel = params["down_0.block_0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel, _params()["down_0.block_0"]["conv1"]["kernel"]
+    )
+    names = set(safetensors.numpy.load_file(path))
+    assert names == {"down_0.block_0/conv1/kernel", "norm_out/scale"}
+
+
+def test_arrays_in_any_order_of_memory_are_written_as_they_are(tmp_path):
+    x = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    views = {"a": x.T, "b": x[:, ::2], "c": np.broadcast_to(x[0], (2, 4)), "d": x[1:]}
+    weight_files.write(tmp_path / "x.safetensors", views, {})
+    for name, array in weight_files.read(tmp_path / "x.safetensors").items():
+        np.testing.assert_array_equal(array, views[name])
+
+
+def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path):
+    own_file.write(tmp_path / "a.safetensors", _params(), ABOUT)
+    program = f"""
+import pathlib, sys
+sys.path[:0] = {sys.path!r}
+import test_own_file as here
+from vdiff_jax.interop import own_file
+params = dict(reversed(here._params().items()))
+own_file.write(pathlib.Path({str(tmp_path / "b.safetensors")!r}), params, here.ABOUT)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    a, b = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")
+    assert a == b
+
+
+def test_files_of_others_and_of_later_versions_are_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    weight_files.write(path, {"x": np.ones(3)}, {"format": "pt"})
+    with pytest.raises(ValueError, match="not written by vdiff_jax"):
+        own_file.read(path)
+    said = json.dumps({"version": 99, **ABOUT._asdict()})
+    weight_files.write(path, {"x": np.ones(3)}, {own_file.ENTRY: said})
+    with pytest.raises(ValueError, match="version 99, and this package knows up to 1"):
+        own_file.read(path)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match="damaged"):
+        own_file.read(path)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
+    path = tmp_path / "x.safetensors"
+    weight_files.write(path, {"x": np.ones(3)}, {})
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=r"x\.safetensors could not be written"):
+        weight_files.write(path, {"x": np.array(["text"])}, {})
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["x.safetensors"]

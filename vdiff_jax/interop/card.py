@@ -1,0 +1,75 @@
+"""The README of an exported folder."""
+
+from typing import Any
+
+from vdiff_jax.model import Model
+
+DIFFUSERS = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+# {title}
+
+A diffusion model, distilled to {steps} by progressive distillation (Salimans & Ho,
+ICLR 2022) with vdiff_jax. Pictures of {height} x {width} x {channels}{classes}.
+
+```python
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/of/this/folder")
+generator = torch.Generator().manual_seed(0)
+images = pipeline(batch_size=4, {arguments}generator=generator).images
+```
+
+It needs no code of its own. The network is told its times by a learned table, and the
+scheduler has three betas for each step, so that float32 gives the pictures of the
+sampler that it was trained for. `num_inference_steps` is {steps_number}, or what
+divides it; with any other number the pictures are not those of this model.{guidance}
+{numbers}"""
+
+
+def diffusers(
+    model: Model,
+    num_steps: int,
+    strength: str | None,
+    measured: list[dict[str, Any]],
+) -> str:
+    """The card of a pipeline.
+
+    Args:
+      model: That was exported.
+      num_steps: Of its sampler.
+      strength: Of the guidance that is folded in, in words; None without.
+      measured: Rows of the evaluation.
+    """
+    height, width, channels = model.image_shape
+    steps = f"{num_steps} step{'s' if num_steps > 1 else ''}"
+    arguments = f"num_inference_steps={num_steps}, "
+    if model.num_classes:
+        arguments += "class_labels=[0, 1, 2, 3], "
+    guidance = f"\n\nGuidance of {strength} is folded in." if strength else ""
+    return DIFFUSERS.format(
+        title=f"A sampler of {steps}",
+        steps=steps,
+        steps_number=num_steps,
+        height=height,
+        width=width,
+        channels=channels,
+        classes=f", of {model.num_classes} classes" if model.num_classes else "",
+        arguments=arguments,
+        guidance=guidance,
+        numbers=_table(measured),
+    )
+
+
+def _table(measured: list[dict[str, Any]]) -> str:
+    if not measured:
+        return ""
+    rows = [
+        f"| {row['metric']} | {row['value']:.4g} | {row['num_images']} |"
+        for row in measured
+    ]
+    head = ["", "| metric | value | samples of each seed |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows, ""])

@@ -1,0 +1,154 @@
+"""The whole sampler as one file of code, that runs without this package.
+
+`jax.export` writes the compiled form of a function, StableHLO, for any batch size and
+several platforms. Weights are arguments, in a file of their own, so the code is small.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array
+
+from vdiff_jax import diffusion, samplers, weight_files
+from vdiff_jax.interop.own_file import params_of, tensors_of
+from vdiff_jax.model import Model, Sampler
+from vdiff_jax.types import Params
+
+PLATFORMS = ("cpu", "cuda")
+CODE, WEIGHTS, ABOUT, SCRIPT = (
+    "sampler.bin",
+    "weights.safetensors",
+    "sampler.json",
+    "run.py",
+)
+# Of StableHLO's promise: openxla/stablehlo, docs/compatibility.md.
+LIFETIME = (
+    "jax reads code that is up to 6 months old: this is a file to deploy, not to keep."
+    " Keep the safetensors file, and export again."
+)
+EXAMPLE = """# Draws 16 pictures; needs jax, flatbuffers and safetensors.
+import jax
+import numpy as np
+from jax import export
+from safetensors.numpy import load_file
+
+sampler = export.deserialize(bytearray(open("sampler.bin", "rb").read()))
+weights = load_file("weights.safetensors")
+z = np.random.default_rng(0).normal(size=(16, {shape})).astype(np.float32)
+x = np.asarray(jax.jit(sampler.call)(weights, z{conditions}))  # in [-1, 1]
+np.save("pictures.npy", np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8))
+"""
+
+
+def write(
+    folder: pathlib.Path, sampler: Sampler, params: Params, *, num_steps: int
+) -> None:
+    """Writes the code, the weights, what they are, and a script that runs them.
+
+    The code maps (weights, z, and of label and w what the model takes) to x in [-1, 1];
+    weights are by name, z is standard normal noise [batch, height, width, channels],
+    label int32 [batch], w float32 [batch].
+
+    Args:
+      folder: Made if it is not there.
+      sampler: Deterministic.
+      params: Of its model.
+      num_steps: N.
+
+    Raises:
+      ValueError: If flatbuffers is not installed.
+    """
+    try:
+        importlib.metadata.version("flatbuffers")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            "The export of StableHLO needs flatbuffers: pip install 'vdiff_jax[export]'"
+        ) from error
+    model = sampler.model
+    tensors = {
+        name: np.asarray(x, np.float32) for name, x in tensors_of(params).items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CODE).write_bytes(code(sampler, tensors, num_steps))
+    weight_files.write(folder / WEIGHTS, tensors, {"format": "np"})
+    about = {
+        "num_steps": num_steps,
+        "z": ["batch", *model.image_shape],
+        "label": "int32 [batch]" if model.num_classes else None,
+        "w": "float32 [batch]" if model.w_range else None,
+        "returns": "x in [-1, 1], as z",
+        "platforms": PLATFORMS,
+        "weights_sha256": weight_files.sha256(folder / WEIGHTS),
+        "code_sha256": weight_files.sha256(folder / CODE),
+        "jax": importlib.metadata.version("jax"),
+        "lifetime": LIFETIME,
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
+    (folder / SCRIPT).write_text(script(model))
+
+
+def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> bytes:
+    """The serialized sampler."""
+    model = sampler.model
+    (batch,) = export.symbolic_shape("batch")
+
+    def draw(weights: dict[str, Array], z: Array, *conditions: Array) -> Array:
+        label, w = _conditions(model, conditions)
+        params = params_of(weights)
+        denoise = model.denoiser(params, label, w, guidance=sampler.guidance)
+        x = samplers.sample(
+            diffusion.limited(denoise, sampler.limits),
+            z,
+            schedule=model.schedule,
+            num_steps=num_steps,
+        )
+        return x / model.latent_scale if model.latent_scale else x
+
+    arguments = [
+        {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()},
+        jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32),
+    ]
+    if model.num_classes:
+        arguments.append(jax.ShapeDtypeStruct((batch,), jnp.int32))
+    if model.w_range:
+        arguments.append(jax.ShapeDtypeStruct((batch,), jnp.float32))
+    with _without_paths():
+        exported = export.export(jax.jit(draw), platforms=PLATFORMS)(*arguments)
+    return bytes(exported.serialize())
+
+
+def script(model: Model) -> str:
+    """Ten lines that draw pictures from the folder that they are in."""
+    conditions = ""
+    if model.num_classes:
+        conditions += f", (np.arange(16) % {model.num_classes}).astype(np.int32)"
+    if model.w_range:
+        conditions += ", np.ones(16, np.float32)"
+    shape = ", ".join(map(str, model.image_shape))
+    return EXAMPLE.format(shape=shape, conditions=conditions)
+
+
+def _conditions(model: Model, found: tuple[Array, ...]) -> tuple[Any, Any]:
+    """Label and w, of which a model may take either, both or none."""
+    label = found[0] if model.num_classes else None
+    return label, found[-1] if model.w_range else None
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Keeps folders of this machine out of the code."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

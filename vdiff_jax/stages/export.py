@@ -1,0 +1,190 @@
+"""A trained model in files for people who do not have this package."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+
+from vdiff_jax import build, parallel
+from vdiff_jax.build import Config
+from vdiff_jax.build.fields import choice
+from vdiff_jax.guidance import describe
+from vdiff_jax.interop import card, diffusers_out, own_file, stablehlo
+from vdiff_jax.model import Model, Sampler
+from vdiff_jax.records import write_json
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import Found, find, kind_of, load_params
+from vdiff_jax.types import Params
+
+Format = Literal["orbax", "safetensors", "diffusers", "stablehlo"]
+
+
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What `run` would do."""
+    _check(config)
+    return [
+        {
+            "stage": "export",
+            "formats": list(config.export.formats),
+            "steps": config.export.steps,
+            "folder": str(workdir / "export"),
+        }
+    ]
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+    """Writes `export.formats` of the model for `export.steps` steps."""
+    _check(config)
+    spec = config.export
+    found = find(config, workdir, spec.model, spec.steps)
+    sampler = build.sampler(config, found.model, "ddim")
+    w = _strength(config, found.model)
+    for name in spec.formats:  # refuse before anything is written
+        if name == "diffusers":
+            diffusers_out.check(found.model, w)
+            _clips(config)
+    params = load_params(found.model, found.folder)
+    params = jax.tree.map(parallel.fetch, params)
+    if not parallel.is_main():
+        return
+    kind = kind_of(workdir, found.folder)
+    out = workdir / "export" / f"{kind}-{spec.steps}step"
+    about = about_model(config, workdir, found, spec.steps)
+    writers = {
+        "orbax": lambda folder: _write_orbax(folder, params, about),
+        "safetensors": lambda folder: own_file.write(
+            folder / "model.safetensors", params, about
+        ),
+        "diffusers": lambda folder: _write_diffusers(
+            folder, config, sampler, params, w, about
+        ),
+        "stablehlo": lambda folder: stablehlo.write(
+            folder, sampler, params, num_steps=spec.steps
+        ),
+    }
+    for name in spec.formats:
+        _replace(out / name, writers[name])
+        print(f"export: see {out / name}")
+
+
+def about_model(
+    config: Config, workdir: pathlib.Path, found: Found, num_steps: int
+) -> own_file.About:
+    """What a file of weights says of a model."""
+    kind, result = kind_of(workdir, found.folder), places.result(found.folder) or {}
+    said = places.as_json(config)
+    guide: tuple[str, ...] = ("steps",)
+    if found.model.w_range is not None:
+        guide = ("steps", "w_min", "w_max", "w_features", "w_scale")
+    if found.model.w_range is None:
+        said["guide"]["steps"] = 0  # the base of a workdir whose students take w
+    fields = {
+        "model": said["model"],
+        "diffusion": said["diffusion"],
+        "data": {
+            name: said["data"][name]
+            for name in ("channels", "image_size", "latent_scale")
+        },
+        "guide": {name: said["guide"][name] for name in guide},
+        "train": {"label_dropout": said["train"]["label_dropout"]},
+    }
+    made_with = json.dumps(places.made_with(found.folder), sort_keys=True)
+    facts = {
+        "config_sha256": hashlib.sha256(made_with.encode()).hexdigest(),
+        "params_sha256": result.get("params_sha256"),
+        "updates": result.get("step"),
+        "ladder": result.get("ladder"),
+        "measured": measured(workdir, kind, num_steps),
+    }
+    steps = num_steps if kind == "distilled" else 0
+    return own_file.About(fields, kind, steps, facts)
+
+
+def measured(workdir: pathlib.Path, kind: str, num_steps: int) -> list[dict[str, Any]]:
+    """What the evaluate stage found of a model with DDIM, if it ran."""
+    path = workdir / "evaluate" / "ladder.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
+    return [
+        {name: row[name] for name in kept if name in row}
+        for row in rows
+        if (row["model"], row["sampler"], row["steps"]) == (kind, "ddim", num_steps)
+    ]
+
+
+def _check(config: Config) -> None:
+    spec = config.export
+    if not spec.formats:
+        raise ValueError("export.formats is empty: name one, such as ('safetensors',).")
+    for name in spec.formats:
+        choice("export.formats", name, Format)
+    if spec.steps < 1:
+        raise ValueError(f"export.steps must be at least 1, got {spec.steps}.")
+
+
+def _strength(config: Config, model: Model) -> float | None:
+    """The strength that is folded in where a format has no place for one."""
+    found = tuple(config.export.w)
+    if len(found) > 1:
+        raise ValueError(
+            f"export.w={found} must be one strength: export several times."
+        )
+    if found and model.w_range is None:
+        raise ValueError(
+            f"export.w={found}, but this model does not take a strength of guidance:"
+            " run the guide stage, and distill."
+        )
+    return found[0] if found else None
+
+
+def _clips(config: Config) -> bool:
+    """Whether x_hat is clipped to [-1, 1], the one limit that diffusers has, too."""
+    spec = config.sample
+    if spec.clip_value or spec.threshold:
+        raise ValueError(
+            f"sample.clip_value={spec.clip_value} and sample.threshold="
+            f"{spec.threshold} cannot be exported to diffusers: set both to 0."
+        )
+    return bool(spec.clip)
+
+
+def _write_orbax(folder: pathlib.Path, params: Params, about: own_file.About) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((folder / "params").resolve(), params)
+    write_json(folder / "about.json", about._asdict())
+
+
+def _write_diffusers(
+    folder: pathlib.Path,
+    config: Config,
+    sampler: Sampler,
+    params: Params,
+    w: float | None,
+    about: own_file.About,
+) -> None:
+    steps, model = config.export.steps, sampler.model
+    diffusers_out.write(
+        folder, model, params, num_steps=steps, clip=_clips(config), w=w
+    )
+    text = card.diffusers(
+        model, steps, None if w is None else describe(w), about.facts["measured"]
+    )
+    (folder / "README.md").write_text(text)
+
+
+def _replace(folder: pathlib.Path, write: Any) -> None:
+    """Writes a folder beside the old one, and takes its place when it is whole."""
+    half = folder.with_name(f".{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir(parents=True)
+    try:
+        write(half)
+    except BaseException:
+        shutil.rmtree(half, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    half.rename(folder)

@@ -1,0 +1,130 @@
+"""A model of another project as the base model of a workdir; see `stages.imported`."""
+
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from vdiff_jax import build, checkpoints, parallel, training
+from vdiff_jax.build import Config
+from vdiff_jax.build.fields import choice
+from vdiff_jax.diffusion import Output
+from vdiff_jax.interop import diffusers_in, own_file, released
+from vdiff_jax.interop.imported import Imported
+from vdiff_jax.records import write_json
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.imported import FILE, with_fields
+from vdiff_jax.types import Params
+
+Kind = Literal["diffusers", "released", "safetensors", "function"]
+# What a config says of a network of the user's own.
+OWN = ("net", "convention", "output", "timesteps", "num_classes", "patch")
+
+
+def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """What `run` would do."""
+    _check(config)
+    folder = places.train_folder(workdir)
+    return [
+        {
+            "stage": "import",
+            "kind": config.source.kind,
+            "path": config.source.path,
+            "folder": str(folder),
+            "status": places.status(folder),
+        }
+    ]
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+    """Writes the train folder of the imported model, or finds that it is there."""
+    _check(config)
+    found = _read(config)
+    config = with_fields(config, found.fields)
+    model, folder = build.model(config), places.train_folder(workdir)
+    params = _placed(found, model.abstract_params(), pathlib.Path(config.source.path))
+    if params is None:
+        params = model.init(jax.random.key(config.seed))
+    facts = {
+        "params_sha256": checkpoints.params_sha256(params),
+        "parameters": model.num_parameters(),
+        "source": places.as_json(config)["source"],
+        "num_steps": found.num_steps,
+    }
+    there = places.result(folder)
+    if there is not None and there["params_sha256"] != facts["params_sha256"]:
+        raise ValueError(
+            f"{folder} holds another model than {config.source.path}: use another"
+            " --workdir."
+        )
+    places.claim(workdir, config, "source")
+    if there is None:
+        state = training.init_state(params, build.optimizer(config.train))
+        with checkpoints.open_folder(places.checkpoint_folder(folder)) as manager:
+            checkpoints.save(manager, state, {"run": "import", **facts})
+        write_json(workdir / FILE, found.fields)
+        write_json(folder / "result.json", {"step": 0, **facts})
+    print(
+        f"import: a network of {facts['parameters']:,} parameters that says"
+        f" {model.output}, see {folder}/result.json"
+    )
+
+
+def described(config: Config) -> Config:
+    """The config with what the model to import is; nothing is written."""
+    return with_fields(config, _read(config).fields)
+
+
+def _check(config: Config) -> None:
+    """Refuses what cannot be imported before anything is read."""
+    spec = config.source
+    choice("source.kind", spec.kind, Kind)
+    choice("source.output", spec.output, Output)
+    if spec.kind != "function" and not spec.path:
+        raise ValueError(f"source.kind={spec.kind!r} needs source.path.")
+    if spec.kind == "function" and config.model.net == "unet":
+        raise ValueError(
+            "source.kind='function' needs model.net, package.module:function, which"
+            " makes a network, or a pair of a function and its parameters."
+        )
+
+
+def _read(config: Config) -> Imported:
+    spec, path = config.source, pathlib.Path(config.source.path)
+    if spec.kind == "diffusers":
+        return _never_without_class(diffusers_in.read(path))
+    if spec.kind == "released":
+        found = released.read(path, spec.output, config.data.image_size)
+        return _never_without_class(found)
+    if spec.kind == "function":
+        fields = {
+            "model": {name: config.model[name] for name in OWN},
+            "diffusion": places.as_json(config.diffusion),
+            "data": {name: config.data[name] for name in ("channels", "image_size")},
+        }
+        return Imported(fields, None)
+    params, about = own_file.read(path)
+    if about.fields["guide"]["steps"]:
+        raise ValueError(
+            f"The model in {path} takes a strength of guidance: it can be sampled from"
+            " (sample.from), but is no base model."
+        )
+    return Imported(about.fields, params, about.num_steps)
+
+
+def _never_without_class(found: Imported) -> Imported:
+    """So that it is refused for guidance: nobody knows that it ever went without."""
+    fields = {**found.fields, "train": {"label_dropout": 0.0}}
+    if found.num_steps:
+        fields["distill"] = {"start_steps": found.num_steps}
+    return found._replace(fields=fields)
+
+
+def _placed(found: Imported, shapes: Params, path: pathlib.Path) -> Params | None:
+    """The imported parameters on the devices."""
+    if found.params is None:
+        return None
+    checkpoints.check_same_shapes(shapes, found.params, path)
+    places_of = parallel.state_shardings(shapes, parallel.make_mesh())
+    return parallel.put(jax.tree.map(jnp.asarray, found.params), places_of)

@@ -1,0 +1,76 @@
+"""What a workdir's model is, where that came with the model and not from a config.
+
+`imported.json` says it. Of every stage in such a workdir, `model` and `diffusion` are
+those of that file; the data, and how to train, are the config's.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from vdiff_jax.build import Config
+
+FILE = "imported.json"
+Fields = dict[str, dict[str, Any]]
+
+
+def resolved(config: Config, workdir: pathlib.Path) -> Config:
+    """The config with what is known of the model that a workdir was made from."""
+    fields = _fields(config, workdir)
+    return config if fields is None else with_fields(config, fields)
+
+
+def of_source(config: Config) -> Fields | None:
+    """Of the imported model that `finetune` goes on from; None if it was not imported.
+
+    The network is that model's, but it says what the config asks for.
+    """
+    path = pathlib.Path(config.finetune.source).parent / FILE
+    if not config.finetune.source or not path.exists():
+        return None
+    fields = json.loads(path.read_text())
+    own = {name: config.model[name] for name in ("output", "computed_from")}
+    return {**fields, "model": {**fields["model"], **own}}
+
+
+def with_fields(config: Config, fields: Fields) -> Config:
+    """The config with the fields of a model that it did not make.
+
+    Raises:
+      ValueError: If the data are of other channels than the model's, or the fields are
+        of a later version.
+    """
+    made = config.copy_and_resolve_references()
+    _take_data(made.data, fields["data"])
+    for section, values in fields.items():
+        for name, value in values.items() if section != "data" else ():
+            if name not in made[section]:
+                raise ValueError(
+                    f"The model has {section}.{name}, which this version does not know:"
+                    " use the one that wrote it, or a later one."
+                )
+            as_tuple = isinstance(made[section][name], tuple)
+            made[section][name] = tuple(value) if as_tuple else value
+    return made
+
+
+def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
+    path = workdir / FILE
+    return json.loads(path.read_text()) if path.exists() else of_source(config)
+
+
+def _take_data(data: Config, theirs: dict[str, Any]) -> None:
+    """A network is made for its channels, and works at any size."""
+    if data.channels not in (0, theirs["channels"]):
+        raise ValueError(
+            f"data.channels={data.channels}, but the imported model takes pictures of"
+            f" {theirs['channels']} channels."
+        )
+    data.channels = theirs["channels"]
+    data.image_size = data.image_size or theirs["image_size"]
+    if not data.image_size:
+        raise ValueError(
+            "What is imported does not say how large its pictures are: set"
+            " data.image_size."
+        )
+    data.latent_scale = theirs.get("latent_scale", data.latent_scale)
