@@ -1,0 +1,155 @@
+r"""A model of diffusers becomes a sampler of 4 steps of diffusers, by way of ours.
+
+    python -m benchmarks.roundtrip --out runs/roundtrip
+
+A `UNet2DModel` learns eps of the digits in a training loop of torch, as diffusers'
+documentation has it. Then, by our command: import, finetune to v, distill 64 -> 4,
+export. Stock diffusers draws, and an independent classifier says whether each picture
+is of the class that was asked for. Needs the extra `bench`; 10 minutes on 2 cores.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+import diffusers
+import numpy as np
+import PIL.Image
+import torch
+
+from configs import digits
+from vdiff_jax import build
+from vdiff_jax.evaluation import classifier, features, frechet, moments
+from vdiff_jax.records import enlarge, tile
+
+UPDATES, BATCH_SIZE, NUM = 1500, 64, 1000
+
+
+def main() -> None:
+    """Trains, converts, draws, measures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default="runs/roundtrip")
+    out = parser.parse_args().out
+    source = build.source(digits.get_config(), "train")
+    examples = [source[i] for i in range(len(source))]
+    images = np.stack([example["image"] for example in examples])
+    labels = np.array([example["label"] for example in examples])
+    train(images, labels).save_pretrained(out / "theirs")
+    launch("import_model:import", out / "eps", "source.path", out / "theirs")
+    launch("digits:finetune", out / "v", "finetune.source", out / "eps" / "train")
+    launch("digits:distill", out / "v", "distill.updates", "300, 4: 1000")
+    launch("digits:export", out / "v", "export.formats", "('diffusers',)")
+    measure(out, images, labels)
+
+
+def train(images: np.ndarray, labels: np.ndarray) -> diffusers.DDPMPipeline:
+    """Their model, after their loop."""
+    torch.manual_seed(0)
+    net = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(32, 48),
+        layers_per_block=1, norm_num_groups=8, attention_head_dim=None,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), num_class_embeds=10,
+    )  # fmt: skip
+    scheduler = diffusers.DDPMScheduler()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, UPDATES)
+    data = torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 127.5 - 1.0
+    classes = torch.from_numpy(labels)
+    for _ in range(UPDATES):
+        rows = torch.randint(len(data), (BATCH_SIZE,))
+        noise = torch.randn(BATCH_SIZE, 1, 8, 8)
+        steps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
+        noisy = scheduler.add_noise(data[rows], noise, steps)
+        said = net(noisy, steps, class_labels=classes[rows]).sample
+        loss = torch.nn.functional.mse_loss(said, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+    return diffusers.DDPMPipeline(net.eval(), scheduler)
+
+
+def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> None:
+    """Runs a stage of ours, with what all of them are told, and one field more."""
+    fields = {
+        "finetune.steps": 1500, "finetune.batch_size": 64, "finetune.warmup_steps": 50,
+        "finetune.learning_rate": 5e-4, "finetune.ema_decay": 0.99,
+        "finetune.sample_every_steps": 1000, "finetune.eval_every_steps": 1000,
+        "distill.start_steps": 64, "distill.end_steps": 4, "export.steps": 4,
+        field: value,
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "launch.py",
+        f"--config=configs/{config.split(':')[0]}.py",
+    ]
+    command[-1] += f":{config.split(':')[1]}"
+    flags = [f"--config.{name}={said}" for name, said in fields.items()]
+    subprocess.run([*command, f"--workdir={workdir}", *flags], check=True)
+
+
+def measure(out: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
+    """What stock diffusers draws: accuracy, distance, and a sheet to look at."""
+    test = build.source(digits.get_config(), "test")
+    held_out = (
+        np.stack([test[i]["image"] for i in range(len(test))]),
+        np.array([test[i]["label"] for i in range(len(test))]),
+    )
+    judge = classifier.train(images, labels, held_out, kind="judge", seed=1)
+    found = features.of_classifier(classifier.train(images, labels, held_out))
+    real = frechet.with_root(moments.moments(found.extract(images).pooled))
+    folder = out / "v" / "export" / "distilled-4step" / "diffusers"
+    drawn = {
+        "their DDIM, 64 steps": draw(out / "theirs", 64),
+        "their DDIM, 4 steps": draw(out / "theirs", 4),
+        "exported student, 4 steps": draw(folder, 4),
+    }
+    rows = []
+    for name, pictures in drawn.items():
+        said = np.asarray(classifier.judge(judge.params, pictures)).argmax(axis=1)
+        distance = frechet.frechet_distance(
+            moments.moments(found.extract(pictures).pooled), real
+        )
+        accuracy = float((said == np.arange(NUM) % 10).mean())
+        rows.append(
+            {"of": name, "accuracy": accuracy, "frechet": float(distance.value)}
+        )
+        print(f"{name}: accuracy {accuracy:.1%}, distance {distance.value:.2f}")
+        sheet = enlarge(tile(pictures[:40], 10))
+        PIL.Image.fromarray(np.squeeze(sheet)).save(out / f"{name}.png")
+    print(f"the judge is right on {judge.accuracy:.1%} of held-out digits")
+    (out / "roundtrip.json").write_text(json.dumps(rows, indent=2))
+
+
+def draw(folder: pathlib.Path, num_steps: int) -> np.ndarray:
+    """Pictures of classes 0, 1, ..., 9, 0, ... by diffusers, uint8."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    classes = [i % 10 for i in range(NUM)]
+    if isinstance(pipeline, diffusers.ConsistencyModelPipeline):
+        images = pipeline(
+            batch_size=NUM,
+            num_inference_steps=num_steps,
+            class_labels=classes,
+            generator=generator,
+            output_type="np",
+        ).images
+    else:  # DDPMPipeline passes no classes: their loop, by hand
+        scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing")
+        scheduler.set_timesteps(num_steps)
+        z = torch.randn(NUM, 1, 8, 8, generator=generator)
+        with torch.no_grad():
+            for step in scheduler.timesteps:
+                said = pipeline.unet(z, step, class_labels=torch.tensor(classes)).sample
+                z = scheduler.step(said, step, z, use_clipped_model_output=True)
+                z = z.prev_sample
+        images = (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return (255 * images).round().astype(np.uint8)
+
+
+if __name__ == "__main__":
+    main()
