@@ -9,7 +9,8 @@ demo: .venv/ready
 
 # Two tests at a time: most of the time goes into compiling, on one core each.
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake \
+		tests docs/quickstart.ipynb
 
 # Without the tests that train: for while you write.
 quick: .venv/ready

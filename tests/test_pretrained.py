@@ -1,0 +1,59 @@
+"""The students that come with the repository."""
+
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import launch
+from configs import digits
+from vdiff_jax import build
+from vdiff_jax.interop import own_file
+
+pytestmark = pytest.mark.slow
+PLACE = pathlib.Path(__file__).parents[1] / "data" / "pretrained"
+FILES = {"base": 0, "4step": 4, "2step": 2, "1step": 1}
+
+
+def _real():
+    source = build.source(digits.get_config(), "train")
+    return np.stack([source[i]["image"] for i in range(len(source))])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_small_and_says_what_was_measured(name):
+    path = PLACE / f"digits-{name}.safetensors"
+    _, about = own_file.read(path)
+    assert path.stat().st_size < 1.3e6
+    assert about.num_steps == FILES[name]
+    assert about.facts["params_sha256"]
+    (distance,) = [
+        row for row in about.facts["measured"] if row["metric"] == "frechet_classifier"
+    ]
+    readme = (PLACE / "README.md").read_text()
+    assert f"{distance['value']:.1f}" in readme
+    assert about.facts["config_sha256"][:12] in readme
+
+
+@pytest.mark.parametrize("name", ["4step", "2step", "1step"])
+def test_what_a_student_draws_is_as_near_to_digits_as_digits_are(name, tmp_path):
+    config = digits.get_config("sample")
+    config.sample.update(
+        {"from": str(PLACE / f"digits-{name}.safetensors"), "num": 100}
+    )
+    launch.launch(config, tmp_path)
+    drawn = [
+        np.asarray(PIL.Image.open(tmp_path / "sample" / f"{i:06d}.png"), float)
+        for i in range(100)
+    ]
+    real = _real()[..., 0].astype(float).reshape(-1, 64)
+
+    def nearest(pictures, others):
+        squares = ((pictures[:, None] - others[None]) ** 2).mean(axis=2)
+        return np.sqrt(np.median(squares.min(axis=1)))
+
+    ours = nearest(np.reshape(drawn, (100, 64)), real)
+    theirs = nearest(real[:100], real[100:])
+    shuffled = np.random.default_rng(0).permuted(real[:100], axis=1)
+    assert ours < 1.3 * theirs < nearest(shuffled, real)
