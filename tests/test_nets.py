@@ -133,9 +133,7 @@ def test_the_output_is_zero_at_initialisation():
     "options",
     [
         {},
-        {"num_classes": 3},
-        {"patch": 2},
-        {"out_channels": 6},
+        {"num_classes": 3, "patch": 2, "out_channels": 6},
         {"levels": tuple(Level(features=8, num_blocks=1, resample_in_block=False)
                          for _ in range(2))},
     ],

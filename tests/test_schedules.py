@@ -88,5 +88,6 @@ def test_a_chain_of_1000_steps_allows_1000():
 def test_impossible_schedules_are_refused():
     with pytest.raises(ValueError, match="below logsnr_max"):
         schedules.cosine(20.0, -20.0)
-    with pytest.raises(ValueError, match=r"in \(0, 1\)"):
-        schedules.from_betas(np.array([0.1, 1.0]))
+    for betas in ([0.1, 1.0], [0.0, 0.1], [0.1, -0.1], []):
+        with pytest.raises(ValueError, match=r"in \[0, 1\), the first above 0"):
+            schedules.from_betas(np.array(betas))
