@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -43,8 +44,17 @@ from vdiff_jax.stages import (
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
 
+
+def _spelled(words: Sequence[str]) -> list[str]:
+    """The command with `sample.from` as Python can have it, where `from` is a word."""
+    short = re.compile(r"^(--?config\.sample\.from)(?==|$)")
+    return [short.sub(r"\1_file", word) for word in words]
+
+
 FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="A file of configs/.", sys_argv=_spelled(sys.argv)
+)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the project; by default runs/<name of the config>."
 )
@@ -180,7 +190,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
       ValueError: For anything in the command that cannot be understood.
     """
     try:
-        extra = FLAGS(argv)[1:]
+        extra = FLAGS(_spelled(argv))[1:]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"The config has no field {error.args[0]}") from error
     except flags.Error as error:

@@ -163,7 +163,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "w": (),  # the strength that is folded in, for diffusers
             },
             "sample": {
-                "from": "",  # a .safetensors file of export, in place of the workdir
+                "from_file": "",  # a .safetensors of export; in commands sample.from
                 "model": "auto",  # auto, base, distilled
                 "steps": 4,
                 "num": 64,

@@ -47,7 +47,9 @@ def test_a_file_draws_the_pictures_of_the_student_it_is_of(exported, tmp_path):
     sample = {**tiny.TINY["sample"], "steps": 1}
     launch.launch(tiny.config("sample", sample=sample), exported)
     # In its own number of steps, whatever the config says.
-    config = tiny.config("sample", sample={**tiny.TINY["sample"], "from": str(file)})
+    config = tiny.config(
+        "sample", sample={**tiny.TINY["sample"], "from_file": str(file)}
+    )
     config.model.channels = 16  # and it is its own network
     launch.launch(config, tmp_path)
     for i in range(5):
@@ -179,7 +181,7 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
         (tiny.config("import", source={"kind": "function"}), "needs model.net"),
         (tiny.config("import", source={"path": "nowhere"}), r"There is no nowhere"),
         (
-            tiny.config("sample", sample={"from": "none.safetensors"}),
+            tiny.config("sample", sample={"from_file": "none.safetensors"}),
             "There is no file",
         ),
     ],

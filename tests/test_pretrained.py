@@ -1,6 +1,8 @@
 """The students that come with the repository."""
 
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -36,11 +38,22 @@ def test_a_file_is_small_and_says_what_was_measured(name):
     assert about.facts["config_sha256"][:12] in readme
 
 
+def test_the_command_of_the_readme_draws(tmp_path):
+    command = [
+        sys.executable, "launch.py", "--config", "configs/digits.py:sample",
+        f"--config.sample.from={PLACE / 'digits-1step.safetensors'}",
+        f"--workdir={tmp_path}", "--config.sample.num=4",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "4 pictures in 1 steps" in done.stdout
+    assert len(list((tmp_path / "sample").glob("0*.png"))) == 4
+
+
 @pytest.mark.parametrize("name", ["4step", "2step", "1step"])
 def test_what_a_student_draws_is_as_near_to_digits_as_digits_are(name, tmp_path):
     config = digits.get_config("sample")
     config.sample.update(
-        {"from": str(PLACE / f"digits-{name}.safetensors"), "num": 100}
+        {"from_file": str(PLACE / f"digits-{name}.safetensors"), "num": 100}
     )
     launch.launch(config, tmp_path)
     drawn = [

@@ -48,8 +48,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     spec = config.sample
     _check(config)
     ladder = "stochastic" if spec.sampler == "stochastic" else "deterministic"
-    if spec["from"]:
-        config, (folder, model) = in_file(config, pathlib.Path(spec["from"]))
+    if spec.from_file:
+        config, (folder, model) = in_file(config, pathlib.Path(spec.from_file))
         spec = config.sample
     else:
         folder, model = find(config, workdir, spec.model, spec.steps, ladder)
@@ -58,7 +58,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     start_of: given.StartOf = starts
     if spec.image:
         start_of = given.starts(config, workdir, starts.sampler, starts)
-    if not spec["from"]:
+    if not spec.from_file:
         places.claim(workdir, config, None)
     params = load_params(model, folder)
     print(f"sample: {spec.num} pictures in {spec.steps} steps with {folder}")
