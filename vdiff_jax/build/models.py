@@ -1,5 +1,6 @@
 """The network, its output kind and its schedule."""
 
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -8,10 +9,9 @@ import numpy as np
 
 from vdiff_jax import diffusion, schedules
 from vdiff_jax.build.fields import Config, choice, imported
-from vdiff_jax.interop.adapters import Convention
-from vdiff_jax.interop.foreign import Foreign, Function
+from vdiff_jax.interop import adapters
 from vdiff_jax.model import Model
-from vdiff_jax.nets.converted import Converted
+from vdiff_jax.nets.converted import Converted, Function
 from vdiff_jax.nets.description import fields_of
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, LogsnrInput, Style
 from vdiff_jax.nets.unet import Level, UNet
@@ -53,8 +53,10 @@ def model(config: Config, *, guided: bool = False) -> Model:
             " model.num_classes, and train with train.label_dropout > 0."
         )
     net = _net(config, out_channels, guided)
+    if said != output:
+        net = Converted(net, partial(diffusion.denoiser, kind=said), output)
     made = Model(
-        net=net if said == output else Converted(net, said, output),
+        net=net,
         output=output,
         schedule=schedule(config),
         image_shape=(size, size, channels),
@@ -94,6 +96,11 @@ def w_range(config: Config) -> tuple[float, float]:
 
 def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if config.model.net == "unet":
+        if config.model.convention:
+            raise ValueError(
+                f"model.convention={config.model.convention!r} is of a network of your"
+                " own (model.net); the U-Net follows ours."
+            )
         return _unet(config, out_channels, guided)
     make_net = imported("model.net", config.model.net)
     options = {"w_features": config.guide.w_features} if guided else {}
@@ -103,23 +110,26 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if isinstance(net, tuple):
         function, params = net
         net = Function(function, lambda: params)
-    return _of_convention(config, net)
+    return _of_convention(config, net) if config.model.convention else net
 
 
 def _of_convention(config: Config, net: nn.Module) -> nn.Module:
-    """The user's own network; in place of one of ours if its convention is another."""
-    spec = config.model
-    if not spec.convention:
-        return net
-    convention = choice("model.convention", spec.convention, Convention)
+    """A network of the user's own that follows another convention than ours."""
+    spec, table = config.model, _timesteps(config)
+    convention = choice("model.convention", spec.convention, adapters.Convention)
     says = choice("model.output", spec.output, Literal["x", "eps", "v"])
-    table = _timesteps(config)
     if (convention == "ddpm") != bool(table):
         raise ValueError(
             f"model.convention={convention!r} and model.timesteps={spec.timesteps!r} do"
             " not fit: a ddpm, and nothing else, is told steps of a chain."
         )
-    return Foreign(net, convention, table, says)
+    denoiser_of = {
+        "edm": adapters.from_edm,
+        "v_diffusion": adapters.from_v_diffusion,
+        "flow": adapters.from_flow,
+        "ddpm": partial(adapters.from_ddpm, table=table),
+    }[convention]
+    return Converted(net, denoiser_of, says)
 
 
 def _unet(config: Config, out_channels: int, guided: bool) -> UNet:

@@ -1,9 +1,12 @@
-"""A network whose output is turned into another kind, exactly."""
+"""Networks of others, and bare functions, in the place of one of ours."""
+
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 from jaxtyping import Array
 
-from vdiff_jax.diffusion import Output, predict
+from vdiff_jax.types import Denoiser, Network, Params
 
 
 class Converted(nn.Module):
@@ -14,14 +17,16 @@ class Converted(nn.Module):
     noise is divided by alpha, which is 5e-5 at the end of the cosine schedule.
 
     Attributes:
-      net: The network inside.
-      source: What it says.
-      target: What this says: x, eps or v.
+      net: The network inside, (examples, noise levels, conditions, train=) -> what it
+        says; conditions that are None are left out.
+      denoiser_of: Makes a denoiser of the network; with it, what the network takes and
+        says may follow any convention.
+      says: What this says.
     """
 
     net: nn.Module
-    source: Output
-    target: Output
+    denoiser_of: Callable[[Network], Denoiser]
+    says: Literal["x", "eps", "v"]
 
     def setup(self) -> None:
         """Makes the parameters those of the network inside, by the same names."""
@@ -34,6 +39,29 @@ class Converted(nn.Module):
         *conditions: Array | None,
         train: bool = False,
     ) -> Array:
-        """Takes what the network inside takes."""
-        output = self.net(z_t, logsnr_t, *conditions, train=train)
-        return getattr(predict(output, z_t, logsnr_t, self.source), self.target)
+        """Takes what a network of ours takes."""
+        known = [condition for condition in conditions if condition is not None]
+
+        def network(examples: Array, levels: Array) -> Array:
+            return self.net(examples, levels, *known, train=train)
+
+        return getattr(self.denoiser_of(network)(z_t, logsnr_t), self.says)
+
+
+class Function(nn.Module):
+    """A function of parameters and inputs as a flax module, which learns them.
+
+    Attributes:
+      function: (params, *inputs) -> output.
+      start: Makes the parameters that it begins with.
+    """
+
+    function: Callable[..., Array]
+    start: Callable[[], Params]
+
+    @nn.compact
+    def __call__(self, *inputs: Any, train: bool = False) -> Array:
+        """Takes what the function takes after its parameters."""
+        del train
+        params = self.param("function", lambda key: self.start())
+        return self.function(params, *inputs)
