@@ -15,6 +15,7 @@ import launch
 import tiny
 from vdiff_jax import build, checkpoints
 from vdiff_jax.interop import own_file
+from vdiff_jax.stages import export, imported
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import find, load_params
 
@@ -59,7 +60,7 @@ def test_a_file_draws_the_pictures_of_the_student_it_is_of(exported, tmp_path):
 
 def test_a_file_says_what_it_is(exported):
     file = exported / "export" / "distilled-1step" / "safetensors" / "model.safetensors"
-    params, about = own_file.read(file)
+    params, about = own_file.read(file), own_file.read_about(file)
     assert about.kind == "distilled"
     assert about.num_steps == 1
     student = _result(places.student_folder(exported, 1))
@@ -204,3 +205,54 @@ def test_guidance_of_a_model_that_always_knew_its_class_is_refused(tmp_path):
     config = tiny.config("sample", sample={**tiny.TINY["sample"], "w": (1.0,)})
     with pytest.raises(ValueError, match="cannot be guided"):
         launch.launch(config, tmp_path)
+
+
+def test_a_convention_of_the_u_net_is_refused(tmp_path):
+    config = tiny.config("train", model={"convention": "edm"})
+    with pytest.raises(ValueError, match=r"convention='edm' is of a network of your"):
+        launch.launch(config, tmp_path)
+
+
+def test_finetuned_an_imported_model_may_learn_to_go_without_its_class(tmp_path):
+    fields = {
+        "model": {"output": "eps", "num_classes": 10},
+        "diffusion": {"schedule": "linear_beta"},
+        "data": {"channels": 1, "image_size": 8},
+        "train": {"label_dropout": 0.0},
+        "distill": {"start_steps": 4},
+    }
+    (tmp_path / "imported.json").write_text(json.dumps(fields))
+    there = imported.resolved(tiny.config("sample"), tmp_path)
+    assert there.train.label_dropout == 0.0
+    assert there.distill.start_steps == 4
+    config = tiny.config("finetune", finetune={"source": str(tmp_path / "train")})
+    here = imported.resolved(config, tmp_path / "other")
+    assert here.model.num_classes == 10
+    assert here.model.output == "v"
+    assert here.diffusion.schedule == "linear_beta"
+    assert here.train.label_dropout == 0.1
+    assert here.distill.start_steps == 8
+
+
+def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
+    rows = [
+        {"model": "distilled", "sampler": "ddim", "steps": 4, "metric": "frechet",
+         "value": value, "num_images": 9, "w": w}
+        for w, value in ((0.0, 11.5), (1.0, 22.5))
+    ]  # fmt: skip
+    model = {
+        "num_classes": 3, "patch": 1, "multipliers": (1,), "emb_channels": 32
+    }  # fmt: skip
+    config = tiny.config("export", model={**tiny.TINY["model"], **model})
+    config.guide.steps = 1
+    config.export.update({"steps": 4, "w": (1.0,)})
+    made = build.model(config, guided=True)
+    about = own_file.About({}, "distilled", 4, {"measured": rows})
+    params = made.init(jax.random.key(0))
+    sampler = build.sampler(config, made, "ddim")
+    export._write_diffusers(tmp_path, config, sampler, params, 1.0, about)
+    card = (tmp_path / "README.md").read_text()
+    assert "22.5" in card
+    assert "11.5" not in card
+    assert "w = 1, guidance scale 2 is folded in" in card
+    assert "class_labels=[0, 1, 2, 0]" in card

@@ -28,12 +28,13 @@ def _params():
 def test_a_model_comes_back_as_it_was(tmp_path):
     path = tmp_path / "model.safetensors"
     own_file.write(path, _params(), ABOUT)
-    params, about = own_file.read(path)
+    params, about = own_file.read(path), own_file.read_about(path)
     assert about == ABOUT
     kernel = params["down_0.block_0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(
         kernel, _params()["down_0.block_0"]["conv1"]["kernel"]
     )
+    assert path.stat().st_mode & 0o044  # others may read it, as any new file
     names = set(safetensors.numpy.load_file(path))
     assert names == {"down_0.block_0/conv1/kernel", "norm_out/scale"}
 

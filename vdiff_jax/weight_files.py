@@ -64,7 +64,8 @@ def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> Non
     # nothing.
     contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     try:
-        safetensors.numpy.save_file(contiguous, half, metadata)
+        # `save_file` would let nobody but the owner read it.
+        half.write_bytes(safetensors.numpy.save(contiguous, metadata))
         half.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
         half.unlink(missing_ok=True)

@@ -9,10 +9,9 @@ library_name: diffusers
 pipeline_tag: unconditional-image-generation
 ---
 
-# {title}
+# A sampler of {steps}
 
-A diffusion model, distilled to {steps} by progressive distillation (Salimans & Ho,
-ICLR 2022) with vdiff_jax. Pictures of {height} x {width} x {channels}{classes}.
+{origin} Pictures of {height} x {width} x {channels}{classes}.
 
 ```python
 import torch
@@ -30,8 +29,17 @@ divides it; with any other number the pictures are not those of this model.{guid
 {numbers}"""
 
 
+ORIGINS = {
+    "base": "A diffusion model, trained with vdiff_jax.",
+    "guided": "A diffusion model with guidance folded in, trained with vdiff_jax.",
+    "distilled": "A diffusion model, made a sampler of few steps by progressive\n"
+    "distillation (Salimans & Ho, ICLR 2022) with vdiff_jax.",
+}
+
+
 def diffusers(
     model: Model,
+    kind: str,
     num_steps: int,
     strength: str | None,
     measured: list[dict[str, Any]],
@@ -40,6 +48,7 @@ def diffusers(
 
     Args:
       model: That was exported.
+      kind: base, guided or distilled.
       num_steps: Of its sampler.
       strength: Of the guidance that is folded in, in words; None without.
       measured: Rows of the evaluation.
@@ -48,11 +57,12 @@ def diffusers(
     steps = f"{num_steps} step{'s' if num_steps > 1 else ''}"
     arguments = f"num_inference_steps={num_steps}, "
     if model.num_classes:
-        arguments += "class_labels=[0, 1, 2, 3], "
+        labels = [i % model.num_classes for i in range(4)]
+        arguments += f"class_labels={labels}, "
     guidance = f"\n\nGuidance of {strength} is folded in." if strength else ""
     return DIFFUSERS.format(
-        title=f"A sampler of {steps}",
         steps=steps,
+        origin=ORIGINS[kind],
         steps_number=num_steps,
         height=height,
         width=width,

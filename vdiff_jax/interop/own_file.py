@@ -47,18 +47,27 @@ def write(path: pathlib.Path, params: Params, about: About) -> None:
     weight_files.write(path, tensors_of(params), {ENTRY: text})
 
 
-def read(path: pathlib.Path) -> tuple[Params, About]:
-    """Reads a model.
+def read(path: pathlib.Path) -> Params:
+    """Reads the parameters.
 
     Raises:
       ValueError: If it is no such file, or one of a later version.
     """
-    tensors, texts = weight_files.read(path), weight_files.metadata(path)
+    read_about(path)
+    return params_of(weight_files.read(path))
+
+
+def read_about(path: pathlib.Path) -> About:
+    """Reads what a file says of its model, and no more.
+
+    Raises:
+      ValueError: If it is no such file, or one of a later version.
+    """
     try:
-        said = json.loads(texts[ENTRY])
+        said = json.loads(weight_files.metadata(path)[ENTRY])
         version = said.pop("version")
         about = About(**said)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} was not written by vdiff_jax: it does not say what network its"
             " tensors are of. Files of diffusers are imported with their folder."
@@ -68,7 +77,7 @@ def read(path: pathlib.Path) -> tuple[Params, About]:
             f"{path} is of version {version}, and this package knows up to {VERSION}:"
             " use the one that wrote it, or a later one."
         )
-    return params_of(tensors), about
+    return about
 
 
 def tensors_of(params: Params) -> dict[str, np.ndarray]:

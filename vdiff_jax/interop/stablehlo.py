@@ -23,12 +23,8 @@ from vdiff_jax.model import Model, Sampler
 from vdiff_jax.types import Params
 
 PLATFORMS = ("cpu", "cuda")
-CODE, WEIGHTS, ABOUT, SCRIPT = (
-    "sampler.bin",
-    "weights.safetensors",
-    "sampler.json",
-    "run.py",
-)
+CODE, WEIGHTS = "sampler.bin", "weights.safetensors"
+ABOUT, SCRIPT = "sampler.json", "run.py"
 # Of StableHLO's promise: openxla/stablehlo, docs/compatibility.md.
 LIFETIME = (
     "jax reads code that is up to 6 months old: this is a file to deploy, not to keep."
@@ -43,9 +39,13 @@ from safetensors.numpy import load_file
 sampler = export.deserialize(bytearray(open("sampler.bin", "rb").read()))
 weights = load_file("weights.safetensors")
 z = np.random.default_rng(0).normal(size=(16, {shape})).astype(np.float32)
-x = np.asarray(jax.jit(sampler.call)(weights, z{conditions}))  # in [-1, 1]
-np.save("pictures.npy", np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8))
+x = np.asarray(jax.jit(sampler.call)(weights, z{conditions}))
+{save}
 """
+SAVE = """\
+x = np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8)  # it was in [-1, 1]
+np.save("pictures.npy", x)"""
+SAVE_LATENTS = 'np.save("latents.npy", x)'
 
 
 def write(
@@ -84,7 +84,7 @@ def write(
         "z": ["batch", *model.image_shape],
         "label": "int32 [batch]" if model.num_classes else None,
         "w": "float32 [batch]" if model.w_range else None,
-        "returns": "x in [-1, 1], as z",
+        "returns": "latents, as z" if model.latent_scale else "x in [-1, 1], as z",
         "platforms": PLATFORMS,
         "weights_sha256": weight_files.sha256(folder / WEIGHTS),
         "code_sha256": weight_files.sha256(folder / CODE),
@@ -126,14 +126,15 @@ def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> by
 
 
 def script(model: Model) -> str:
-    """Ten lines that draw pictures from the folder that they are in."""
+    """About ten lines that draw pictures from the folder that they are in."""
     conditions = ""
     if model.num_classes:
         conditions += f", (np.arange(16) % {model.num_classes}).astype(np.int32)"
     if model.w_range:
         conditions += ", np.ones(16, np.float32)"
     shape = ", ".join(map(str, model.image_shape))
-    return EXAMPLE.format(shape=shape, conditions=conditions)
+    save = SAVE_LATENTS if model.latent_scale else SAVE
+    return EXAMPLE.format(shape=shape, conditions=conditions, save=save)
 
 
 def _conditions(model: Model, found: tuple[Array, ...]) -> tuple[Any, Any]:

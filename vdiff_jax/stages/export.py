@@ -53,7 +53,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         return
     kind = kind_of(workdir, found.folder)
     out = workdir / "export" / f"{kind}-{spec.steps}step"
-    about = about_model(config, workdir, found, spec.steps)
+    about = _about(config, workdir, found, spec.steps)
     writers = {
         "orbax": lambda folder: _write_orbax(folder, params, about),
         "safetensors": lambda folder: own_file.write(
@@ -71,7 +71,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         print(f"export: see {out / name}")
 
 
-def about_model(
+def _about(
     config: Config, workdir: pathlib.Path, found: Found, num_steps: int
 ) -> own_file.About:
     """What a file of weights says of a model."""
@@ -98,13 +98,13 @@ def about_model(
         "params_sha256": result.get("params_sha256"),
         "updates": result.get("step"),
         "ladder": result.get("ladder"),
-        "measured": measured(workdir, kind, num_steps),
+        "measured": _measured(workdir, kind, num_steps),
     }
     steps = num_steps if kind == "distilled" else 0
     return own_file.About(fields, kind, steps, facts)
 
 
-def measured(workdir: pathlib.Path, kind: str, num_steps: int) -> list[dict[str, Any]]:
+def _measured(workdir: pathlib.Path, kind: str, num_steps: int) -> list[dict[str, Any]]:
     """What the evaluate stage found of a model with DDIM, if it ran."""
     path = workdir / "evaluate" / "ladder.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -170,9 +170,9 @@ def _write_diffusers(
     diffusers_out.write(
         folder, model, params, num_steps=steps, clip=_clips(config), w=w
     )
-    text = card.diffusers(
-        model, steps, None if w is None else describe(w), about.facts["measured"]
-    )
+    rows = [row for row in about.facts["measured"] if row.get("w") == w]
+    strength = None if w is None else describe(w)
+    text = card.diffusers(model, about.kind, steps, strength, rows)
     (folder / "README.md").write_text(text)
 
 

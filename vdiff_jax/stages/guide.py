@@ -131,7 +131,7 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
       ValueError: If its classes were never left out in training.
     """
     if folder.suffix == ".safetensors":
-        train = own_file.read(folder)[1].fields["train"]
+        train = own_file.read_about(folder).fields["train"]
     else:
         train = places.made_with(folder)["train"]
     if not train.get("label_dropout", 0.0):

@@ -4,9 +4,8 @@ import pathlib
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
-from vdiff_jax import build, checkpoints, parallel, training
+from vdiff_jax import build, checkpoints, training
 from vdiff_jax.build import Config
 from vdiff_jax.build.fields import choice
 from vdiff_jax.diffusion import Output
@@ -15,7 +14,7 @@ from vdiff_jax.interop.imported import Imported
 from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.imported import FILE, with_fields
-from vdiff_jax.types import Params
+from vdiff_jax.stages.models import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
 # What a config says of a network of the user's own.
@@ -43,9 +42,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     found = _read(config)
     config = with_fields(config, found.fields)
     model, folder = build.model(config), places.train_folder(workdir)
-    params = _placed(found, model.abstract_params(), pathlib.Path(config.source.path))
-    if params is None:
+    if found.params is None:
         params = model.init(jax.random.key(config.seed))
+    else:
+        path = pathlib.Path(config.source.path)
+        params = placed(found.params, model.abstract_params(), path)
     facts = {
         "params_sha256": checkpoints.params_sha256(params),
         "parameters": model.num_parameters(),
@@ -104,13 +105,13 @@ def _read(config: Config) -> Imported:
             "data": {name: config.data[name] for name in ("channels", "image_size")},
         }
         return Imported(fields, None)
-    params, about = own_file.read(path)
+    about = own_file.read_about(path)
     if about.fields["guide"]["steps"]:
         raise ValueError(
             f"The model in {path} takes a strength of guidance: it can be sampled from"
             " (sample.from), but is no base model."
         )
-    return Imported(about.fields, params, about.num_steps)
+    return Imported(about.fields, own_file.read(path), about.num_steps)
 
 
 def _never_without_class(found: Imported) -> Imported:
@@ -119,12 +120,3 @@ def _never_without_class(found: Imported) -> Imported:
     if found.num_steps:
         fields["distill"] = {"start_steps": found.num_steps}
     return found._replace(fields=fields)
-
-
-def _placed(found: Imported, shapes: Params, path: pathlib.Path) -> Params | None:
-    """The imported parameters on the devices."""
-    if found.params is None:
-        return None
-    checkpoints.check_same_shapes(shapes, found.params, path)
-    places_of = parallel.state_shardings(shapes, parallel.make_mesh())
-    return parallel.put(jax.tree.map(jnp.asarray, found.params), places_of)

@@ -23,14 +23,16 @@ def resolved(config: Config, workdir: pathlib.Path) -> Config:
 def of_source(config: Config) -> Fields | None:
     """Of the imported model that `finetune` goes on from; None if it was not imported.
 
-    The network is that model's, but it says what the config asks for.
+    The network and the noise schedule are that model's, but it says what the config
+    asks for. What was known of its training holds no longer.
     """
     path = pathlib.Path(config.finetune.source).parent / FILE
     if not config.finetune.source or not path.exists():
         return None
     fields = json.loads(path.read_text())
     own = {name: config.model[name] for name in ("output", "computed_from")}
-    return {**fields, "model": {**fields["model"], **own}}
+    kept = {name: fields[name] for name in ("model", "diffusion", "data")}
+    return {**kept, "model": {**fields["model"], **own}}
 
 
 def with_fields(config: Config, fields: Fields) -> Config:

@@ -92,7 +92,7 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
     Raises:
       ValueError: If it is no such file, or of another ladder than the sampler's.
     """
-    about = own_file.read(path)[1]
+    about = own_file.read_about(path)
     made = config.copy_and_resolve_references()
     made.data.update({"channels": 0, "image_size": 0})
     made = with_fields(made, about.fields)
@@ -125,11 +125,9 @@ def load_params(
     """
     abstract_params = model.abstract_params()
     if shardings is None:
-        shardings = parallel.state_shardings(abstract_params, parallel.make_mesh())
+        shardings = _whole(abstract_params)
     if folder.suffix == ".safetensors":
-        params = own_file.read(folder)[0]
-        checkpoints.check_same_shapes(abstract_params, params, folder)
-        return parallel.put(jax.tree.map(jnp.asarray, params), shardings)
+        return placed(own_file.read(folder), abstract_params, folder, shardings)
     path = places.checkpoint_folder(folder)
     try:
         params = checkpoints.restore_ema(path, abstract_params, shardings)
@@ -145,6 +143,32 @@ def load_params(
             " before it, to the same parameters."
         ) from error
     return params
+
+
+def placed(
+    params: Params,
+    abstract_params: Params,
+    path: pathlib.Path,
+    shardings: Params | None = None,
+) -> Params:
+    """Parameters of a file on the devices.
+
+    Args:
+      params: Arrays of the host.
+      abstract_params: What the network needs.
+      path: The file, for messages.
+      shardings: Where they go; by default they are whole on all devices.
+
+    Raises:
+      ValueError: If they are of another architecture.
+    """
+    checkpoints.check_same_shapes(abstract_params, params, path)
+    shardings = _whole(abstract_params) if shardings is None else shardings
+    return parallel.put(jax.tree.map(jnp.asarray, params), shardings)
+
+
+def _whole(abstract_params: Params) -> Params:
+    return parallel.state_shardings(abstract_params, parallel.make_mesh())
 
 
 def _check_is_the_result(params: Params, folder: pathlib.Path) -> None:
