@@ -10,12 +10,11 @@ DPM-Solver++(2M) and Heun. The error is the mean distance to where the exact flo
 
 import argparse
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from tests.one_pixel import Net, descend
 from tests.oracles import MixtureData
 from vdiff_jax import diffusion, distillation, losses, samplers, schedules
 
@@ -29,21 +28,6 @@ DATA = MixtureData()
 START_STEPS = 64
 
 
-class Net(nn.Module):
-    """v of one pixel."""
-
-    @nn.compact
-    def __call__(self, z_t, logsnr_t):
-        """Takes z_t of shape [batch, 1]."""
-        angle = jnp.arctan(jnp.exp(-0.5 * logsnr_t))[:, None]
-        h = jnp.concatenate(
-            [z_t, angle, jnp.sin(8.0 * angle), jnp.cos(8.0 * angle)], axis=1
-        )
-        for _ in range(3):
-            h = nn.silu(nn.Dense(128)(h))
-        return nn.Dense(1)(h)
-
-
 def student(params):
     """The network as a denoiser."""
     return diffusion.denoiser(lambda *inputs: Net().apply(params, *inputs), "v")
@@ -52,7 +36,6 @@ def student(params):
 def distill(updates: int, batch_size: int) -> dict[int, object]:
     """Parameters of the students, by their number of steps."""
     x = jnp.asarray(DATA.sample(np.random.default_rng(0), (2**16, 1)), jnp.float32)
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
 
     def fit(params, teacher, num_steps, key):
         def loss(params, key):
@@ -69,13 +52,7 @@ def distill(updates: int, batch_size: int) -> dict[int, object]:
                 num_steps=num_steps,
             ).mean()
 
-        def update(carry, key):
-            params, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(params, key), state)
-            return (optax.apply_updates(params, updates), state), None
-
-        start = (params, optimizer.init(params))
-        return jax.lax.scan(update, start, jax.random.split(key, updates))[0][0]
+        return descend(loss, params, updates, key)
 
     first = jax.jit(lambda params, n, key: fit(params, DATA.denoise, n, key))
     later = jax.jit(lambda params, n, key: fit(params, student(params), n, key))

@@ -30,6 +30,15 @@ def get_config(stage: str = "all") -> ConfigDict:
         "keep_every_steps": 0,  # and those of multiples of this
         "keep_best": 0,  # and so many of the lowest held-out loss
     }
+    onward = {  # of the stages that go on from trained weights, but for the ladder's
+        "batch_size": 2048,
+        "learning_rate": 1e-4,
+        "warmup_steps": 1000,
+        "decay": "constant",
+        "weight_decay": 0.0,
+        "ema_decay": 0.9999,
+        **loop,
+    }
     config = ConfigDict(
         {
             "stage": stage,
@@ -109,13 +118,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             "finetune": {
                 "source": "",  # a train folder whose weights to go on from
                 "steps": 50_000,
-                "batch_size": 2048,
-                "learning_rate": 1e-4,
-                "warmup_steps": 1000,
-                "decay": "constant",
-                "weight_decay": 0.0,
-                "ema_decay": 0.9999,
-                **loop,
+                **onward,
             },
             "guide": {
                 "steps": 0,  # updates; 0: no such stage, and no w for the students
@@ -126,14 +129,8 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "w_scale": 1000.0,  # and the angle of w = 1 in it
                 "rescale": 0.0,  # > 0: the teacher's guidance is rescaled by this
                 "sample_steps": 256,
-                "batch_size": 2048,
-                "learning_rate": 1e-4,
-                "warmup_steps": 1000,
-                "decay": "constant",
-                "weight_decay": 0.0,
-                "ema_decay": 0.9999,
                 "weight": "snr_trunc",
-                **loop,
+                **onward,
             },
             "distill": {
                 # "": the guide stage of the same workdir, if there is one, or train

@@ -133,6 +133,14 @@ def test_the_chain_of_the_scheduler_is_ours(folder, tmp_path, options, output):
     )
 
 
+def _changed(folder, tmp_path, name, changes):
+    """A copy of a folder with other fields in one of its files."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    fields = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps({**fields, **changes}))
+    return copy
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -155,9 +163,7 @@ def test_the_chain_of_the_scheduler_is_ours(folder, tmp_path, options, output):
     ids=str,
 )
 def test_what_cannot_be_imported_is_refused_by_name(folder, tmp_path, changes, message):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    path = copy / "unet" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    copy = _changed(folder, tmp_path, "unet/config.json", changes)
     with pytest.raises(ValueError, match=message):
         diffusers_in.read(copy)
 
@@ -171,9 +177,7 @@ def test_what_cannot_be_imported_is_refused_by_name(folder, tmp_path, changes, m
     ],
 )
 def test_schedulers_that_are_not_ours_are_refused(folder, tmp_path, changes, message):
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    path = copy / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    copy = _changed(folder, tmp_path, "scheduler/scheduler_config.json", changes)
     with pytest.raises(ValueError, match=message):
         diffusers_in.read(copy)
 

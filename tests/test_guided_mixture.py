@@ -1,12 +1,11 @@
 """Stage one and both ladders, against two classes whose guided flow is known."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
+from one_pixel import Net, descend
 from oracles import GaussianData, MixtureData
 from vdiff_jax import diffusion, distillation, losses, samplers, schedules
 from vdiff_jax.guidance import NO_CLASS, Guidance, classifier_free
@@ -18,20 +17,6 @@ CLASSES = GaussianData(-0.5, 0.2), GaussianData(0.5, 0.2)
 EVERYTHING = MixtureData((-0.5, 0.5), (0.2, 0.2), (0.5, 0.5))
 W_MAX = 4.0
 UPDATES, BATCH_SIZE = 3000, 512
-
-
-class Net(nn.Module):
-    """v of one pixel of a class, at a strength."""
-
-    @nn.compact
-    def __call__(self, z_t, logsnr_t, label, w):
-        angle = jnp.arctan(jnp.exp(-0.5 * logsnr_t))[:, None]
-        told = jnp.stack([label.astype(jnp.float32), w / W_MAX], axis=1)
-        waves = [jnp.sin(8.0 * angle), jnp.cos(8.0 * angle)]
-        h = jnp.concatenate([z_t, angle, *waves, told], axis=1)
-        for _ in range(3):
-            h = nn.silu(nn.Dense(128)(h))
-        return nn.Dense(1)(h)
 
 
 def _denoiser_of(label):
@@ -54,13 +39,16 @@ def _guided(label, w):
 
 def _student(params, label, w):
     return diffusion.denoiser(
-        lambda z_t, logsnr_t: Net().apply(params, z_t, logsnr_t, label, w), "v"
+        lambda *inputs: Net().apply(params, *inputs, *_told(label, w)), "v"
     )
+
+
+def _told(label, w):
+    return label.astype(jnp.float32), w / W_MAX
 
 
 def _fit(params, loss_of, key):
     """Trains on what `loss_of(params, x, draws, label, w)` gives for each example."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, UPDATES))
 
     def loss(params, key):
         noise, classes, draw = jax.random.split(key, 3)
@@ -70,13 +58,7 @@ def _fit(params, loss_of, key):
         draws = losses.draw(draw, x.shape, stratified=True)
         return loss_of(params, x, draws, label, W_MAX * draws.u_w).mean()
 
-    def update(carry, key):
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params, key), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    start = (params, optimizer.init(params))
-    return jax.lax.scan(update, start, jax.random.split(key, UPDATES))[0][0]
+    return descend(loss, params, UPDATES, key)
 
 
 def _options(plan=None, num_steps=None):
@@ -89,7 +71,7 @@ def _options(plan=None, num_steps=None):
 @pytest.fixture(scope="module")
 def stage_one():
     one = jnp.zeros(1)
-    params = Net().init(jax.random.key(0), jnp.zeros((1, 1)), one, one, one)
+    params = Net().init(jax.random.key(0), one[:, None], one, one, one)
 
     def loss_of(params, x, draws, label, w):
         student, teacher = _student(params, label, w), _guided(label, w)

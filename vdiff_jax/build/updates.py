@@ -32,6 +32,11 @@ PLANS: dict[str, Plan] = {
 }
 
 
+def ladder_of(sampler: str) -> Ladder:
+    """The ladder whose students a sampler of `sample.sampler` can draw with."""
+    return "stochastic" if sampler == "stochastic" else "deterministic"
+
+
 def ladder_name(config: Config) -> Ladder:
     """Which of the three ladders `distill` is about."""
     return choice("distill.ladder", config.distill.ladder, Ladder)

@@ -95,6 +95,14 @@ class Trained(NamedTuple):
     accuracy: float
     sha256: str
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {
+            "held_out_accuracy": round(self.accuracy, 4),
+            "params_sha256": self.sha256[:16],
+        }
+
 
 def apply(
     params: Params, images: UInt8[Array, " batch height width channels"]

@@ -111,11 +111,7 @@ def _inception(params: Params, images: Array) -> Features:
 
 def of_classifier(trained: classifier.Trained) -> FeatureSet:
     """A classifier of the data."""
-    facts = {
-        "held_out_accuracy": round(trained.accuracy, 4),
-        "params_sha256": trained.sha256[:16],
-    }
-    return FeatureSet("classifier", trained.params, _classifier, facts)
+    return FeatureSet("classifier", trained.params, _classifier, trained.facts)
 
 
 def _classifier(params: Params, images: Array) -> Features:
@@ -124,11 +120,7 @@ def _classifier(params: Params, images: Array) -> Features:
 
 def of_judge(trained: classifier.Trained) -> FeatureSet:
     """The logits of the judge, which are no features to measure distances by."""
-    facts = {
-        "held_out_accuracy": round(trained.accuracy, 4),
-        "params_sha256": trained.sha256[:16],
-    }
-    return FeatureSet("judge", trained.params, _judge, facts)
+    return FeatureSet("judge", trained.params, _judge, trained.facts)
 
 
 def _judge(params: Params, images: Array) -> Features:

@@ -7,14 +7,13 @@ import pathlib
 import shutil
 import statistics
 import zipfile
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
-from vdiff_jax import build, parallel, samplers, schedules
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.catalog import Split
@@ -23,6 +22,7 @@ from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.records import write_json, write_text
 from vdiff_jax.stages import page
 from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.candidates import Candidate, candidates, finished, of_row
 from vdiff_jax.stages.draw import Drawn, draw, seconds_per_image, start_of_seed
 from vdiff_jax.stages.guide import check_can_be_guided
 from vdiff_jax.stages.likelihood import measure_likelihood
@@ -50,33 +50,6 @@ GRID_COLUMNS = 12
 Row = dict[str, Any]
 
 
-class Candidate(NamedTuple):
-    """What is measured: a model, and how it is sampled.
-
-    Attributes:
-      model: "base", "guided" or "distilled".
-      sampler: Of `samplers`.
-      steps: Of the sampler.
-      w: The strength of guidance; None for a model without.
-    """
-
-    model: str
-    sampler: str
-    steps: int
-    w: float | None = None
-
-    @property
-    def evaluations(self) -> int:
-        """Of the network, for one picture: the base needs two for guidance."""
-        once = samplers.evaluations(build.PREDICTORS[self.sampler], self.steps)
-        return 2 * once if self.model == "base" and self.w else once
-
-    def __str__(self) -> str:
-        """For people and file names."""
-        name = f"{self.model}-{self.sampler}-{self.steps:04d}"
-        return name if self.w is None else f"{name}-w{self.w:g}"
-
-
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
     return [
@@ -98,11 +71,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     base = find(config, workdir, "base", 1)  # which must be there
     if any(config.evaluate.w):
         check_can_be_guided(base.folder)
-    chosen = [
-        found
-        for found in candidates(config, _ladders(workdir))
-        if _is_there(found, workdir)
-    ]
+    chosen = finished(config, workdir)
     places.claim(workdir, config, None)
     bench = _Bench(config, workdir)
     rows: list[Row] = []
@@ -114,33 +83,6 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     _report(bench, rows)
     page.write(config, workdir, rows, bench.references, bench.real, likelihood)
     print(f"evaluate: see {bench.out}/report.html")
-
-
-def _is_there(found: Candidate, workdir: pathlib.Path) -> bool:
-    """Whether a candidate's model is finished; says so if it is not."""
-    folder = {
-        "base": places.train_folder(workdir),
-        "guided": places.guide_folder(workdir),
-        "distilled": places.student_folder(workdir, found.steps, _ladder_of(found)),
-    }[found.model]
-    if places.result(folder):
-        return True
-    what = "guided model"
-    if found.model == "distilled":
-        kind = "stochastic " if found.sampler == "stochastic" else ""
-        what = f"{kind}student of {found.steps} steps"
-    print(f"evaluate: no finished {what}; it is left out")
-    return False
-
-
-def _ladder_of(found: Candidate) -> build.Ladder:
-    return "stochastic" if found.sampler == "stochastic" else "deterministic"
-
-
-def _ladders(workdir: pathlib.Path) -> list[build.Ladder]:
-    """The first, and the stochastic one if it is there."""
-    stochastic = places.ladder_folder(workdir, "stochastic").exists()
-    return ["deterministic", "stochastic"] if stochastic else ["deterministic"]
 
 
 def _report(bench: "_Bench", rows: list[Row]) -> None:
@@ -185,85 +127,9 @@ def _grid(bench: "_Bench", path: pathlib.Path, rows: list[Row]) -> None:
 
     report.comparison_grid(
         path,
-        [np.load(bench.pictures_of(_of(row)))[:GRID_COLUMNS] for row in rows],
+        [np.load(bench.pictures_of(of_row(row)))[:GRID_COLUMNS] for row in rows],
         [label(row) for row in rows],
     )
-
-
-def _of(row: Row) -> Candidate:
-    return Candidate(row["model"], row["sampler"], row["steps"], row.get("w"))
-
-
-def candidates(
-    config: Config, ladders: Sequence[build.Ladder] = ("deterministic",)
-) -> list[Candidate]:
-    """The reference, the students, and the base at as many evaluations at most.
-
-    With one step all samplers are the same, so only ddim takes one. Where there is
-    guidance, all this for every strength.
-
-    Raises:
-      ValueError: If a number of steps is not allowed, or the data are latents.
-    """
-    spec = config.evaluate
-    if config.data.latent_scale:
-        raise ValueError(
-            "The evaluate stage compares pictures, and these data are latents"
-            f" (data.latent_scale={config.data.latent_scale}): use the other stages."
-        )
-    for field in ("num", "repeats"):
-        if spec[field] < 1:
-            raise ValueError(f"evaluate.{field} must be at least 1, got {spec[field]}.")
-    unknown = set(spec.samplers) - set(build.PREDICTORS)
-    if unknown:
-        raise ValueError(
-            f"evaluate.samplers has {sorted(unknown)}; choose from"
-            f" {tuple(build.PREDICTORS)}."
-        )
-    found = [
-        candidate
-        for w in _strengths(config)
-        for candidate in _candidates_at(config, ladders, w)
-    ]
-    for candidate in found:
-        schedules.check_num_steps(build.schedule(config), candidate.steps)
-    return list(dict.fromkeys(found))
-
-
-def _candidates_at(
-    config: Config, ladders: Sequence[build.Ladder], w: float | None
-) -> list[Candidate]:
-    """Those of one strength of guidance."""
-    spec = config.evaluate
-    found = [Candidate("base", "ddim", spec.reference_steps, w)]
-    if build.has_guide(config):
-        found.append(Candidate("guided", "ddim", spec.reference_steps, w))
-    for ladder in ladders:
-        sampler = "stochastic" if ladder == "stochastic" else "ddim"
-        found += [Candidate("distilled", sampler, n, w) for n in sorted(spec.steps)]
-    for sampler in spec.samplers:
-        for budget in sorted(spec.steps):
-            steps = (budget + 1) // 2 if sampler == "heun" else budget
-            if steps > 1 or sampler == "ddim":
-                found.append(Candidate("base", sampler, steps, w))
-    return found
-
-
-def _strengths(config: Config) -> tuple[float, ...] | tuple[None]:
-    """The strengths of guidance; one None if there is none.
-
-    Raises:
-      ValueError: If a strength is negative, or the model cannot be guided.
-    """
-    found = tuple(config.evaluate.w)
-    if not found:
-        return (None,)
-    if not config.model.num_classes or min(found) < 0.0:
-        raise ValueError(
-            f"evaluate.w={found} must be strengths from 0 up, of a model that is told a"
-            f" class (model.num_classes={config.model.num_classes})."
-        )
-    return found
 
 
 class _Bench:
@@ -370,8 +236,7 @@ class _Bench:
 
     def _found(self, found: Candidate) -> tuple[pathlib.Path, bool]:
         """The folder of a candidate, and whether its network takes w."""
-        ladder = _ladder_of(found)
-        made = find(self._config, self._workdir, found.model, found.steps, ladder)
+        made = find(self._config, self._workdir, found.model, found.steps, found.ladder)
         return made.folder, made.model.w_range is not None
 
     def _seeds(self) -> range:
@@ -406,7 +271,7 @@ class _Bench:
                         batch_size=batch_size,
                         start_of=start_of_seed(sampler, seed),
                         variance=variance,
-                        w=_asked(found),
+                        w=found.asked_w,
                         advance=bar.update,
                     )
                     _keep(path, part)
@@ -435,7 +300,7 @@ class _Bench:
                     batch_size=self._config.sample.batch_size,
                     start_of=start_of_seed(sampler, TUNING_SEED),
                     variance=variance,
-                    w=_asked(found),
+                    w=found.asked_w,
                     advance=bar.update,
                 ).images
             distances[variance] = reference.ruler.distance(
@@ -454,11 +319,6 @@ class _Bench:
         if self._judge is not None:
             found |= self._judge.measure(images)
         return found
-
-
-def _asked(found: Candidate) -> float | None:
-    """The strength to ask for; the base is not asked twice to no end."""
-    return None if found.model == "base" and not found.w else found.w
 
 
 def _summary(measured: list[Measured]) -> Row:

@@ -42,11 +42,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     places.claim(workdir, config, "finetune")
     if (fields := imported.of_source(config)) is not None:
         write_json(workdir / imported.FILE, fields)
-    folder = places.train_folder(workdir)
-    if places.result(folder) is not None:
-        print(f"finetune: finished, see {folder}/result.json")
-        return
-    fit(*under_way(config, workdir))
+    if not places.is_finished("finetune", places.train_folder(workdir)):
+        fit(*under_way(config, workdir))
 
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:

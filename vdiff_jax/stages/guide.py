@@ -40,11 +40,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     _check(config)
     teacher = _teacher(config, workdir)
     places.claim(workdir, config, "guide")
-    folder = places.guide_folder(workdir)
-    if places.result(folder) is not None:
-        print(f"guide: finished, see {folder}/result.json")
-        return
-    fit(*_under_way(config, workdir, teacher))
+    if not places.is_finished("guide", places.guide_folder(workdir)):
+        fit(*_under_way(config, workdir, teacher))
 
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:

@@ -98,12 +98,11 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
     made = with_fields(made, about.fields)
     if about.num_steps:
         made.sample.steps = about.num_steps
-    stochastic = made.sample.sampler == "stochastic"
-    of_stochastic = about.facts["ladder"] == "stochastic"
-    if about.kind == "distilled" and stochastic != of_stochastic:
+    sampler, ladder = made.sample.sampler, about.facts["ladder"]
+    if about.kind == "distilled" and ladder != build.ladder_of(sampler):
         raise ValueError(
-            f"The student in {path} is of the {about.facts['ladder']} ladder, which"
-            f" sample.sampler={made.sample.sampler} does not sample."
+            f"The student in {path} is of the {ladder} ladder, which"
+            f" sample.sampler={sampler} does not sample."
         )
     return made, Found(path, build.model(made, guided=build.has_guide(made)))
 

@@ -27,6 +27,7 @@ from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.records import write_text
 from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.candidates import of_row
 from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.paths import columns_of, interpolation
 from vdiff_jax.stages.references import Real, Reference
@@ -200,9 +201,7 @@ def _label(row: Row) -> str:
 
 
 def _pictures(evaluate: pathlib.Path, row: Row) -> np.ndarray:
-    name = f"{row['model']}-{row['sampler']}-{row['steps']:04d}"
-    name += f"-w{row['w']:g}" if "w" in row else ""
-    return np.load(evaluate / "pictures" / f"{name}.npy")
+    return np.load(evaluate / "pictures" / f"{of_row(row)}.npy")
 
 
 def _shown(row: Row) -> Row:

@@ -47,11 +47,11 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `sample.num` pictures of the model for `sample.steps` steps."""
     spec = config.sample
     _check(config)
-    ladder = "stochastic" if spec.sampler == "stochastic" else "deterministic"
     if spec.from_file:
         config, (folder, model) = in_file(config, pathlib.Path(spec.from_file))
         spec = config.sample
     else:
+        ladder = build.ladder_of(spec.sampler)
         folder, model = find(config, workdir, spec.model, spec.steps, ladder)
     strengths = _strengths(config, folder, model)
     starts = _Starts(config, model)

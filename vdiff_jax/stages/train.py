@@ -29,11 +29,8 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Trains, or resumes, or finds that it is done."""
     places.claim(workdir, config, "train")
-    folder = places.train_folder(workdir)
-    if places.result(folder) is not None:
-        print(f"train: finished, see {folder}/result.json")
-        return
-    fit(*under_way(config, workdir))
+    if not places.is_finished("train", places.train_folder(workdir)):
+        fit(*under_way(config, workdir))
 
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:

@@ -104,6 +104,14 @@ def status(folder: pathlib.Path) -> str:
     return "new" if step is None else f"resume at step {step}"
 
 
+def is_finished(stage: str, folder: pathlib.Path) -> bool:
+    """Whether nothing is left to do for a stage's run; says so if it is."""
+    if result(folder) is None:
+        return False
+    print(f"{stage}: finished, see {folder}/result.json")
+    return True
+
+
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a workdir until this process ends, however it ends.

@@ -1,0 +1,148 @@
+"""What evaluate measures: which models, and how each is sampled."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vdiff_jax import build, samplers, schedules
+from vdiff_jax.build import Config
+from vdiff_jax.stages import workdir as places
+
+
+class Candidate(NamedTuple):
+    """What is measured: a model, and how it is sampled.
+
+    Attributes:
+      model: "base", "guided" or "distilled".
+      sampler: Of `samplers`.
+      steps: Of the sampler.
+      w: The strength of guidance; None for a model without.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    w: float | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, for one picture: the base needs two for guidance."""
+        once = samplers.evaluations(build.PREDICTORS[self.sampler], self.steps)
+        return 2 * once if self.model == "base" and self.w else once
+
+    @property
+    def ladder(self) -> build.Ladder:
+        """Whose students it is among, if it is a student."""
+        return build.ladder_of(self.sampler)
+
+    @property
+    def asked_w(self) -> float | None:
+        """The strength to ask for; the base is not asked twice to no end."""
+        return None if self.model == "base" and not self.w else self.w
+
+    def __str__(self) -> str:
+        """For people and file names."""
+        name = f"{self.model}-{self.sampler}-{self.steps:04d}"
+        return name if self.w is None else f"{name}-w{self.w:g}"
+
+
+def of_row(row: dict[str, Any]) -> Candidate:
+    """The candidate that a row of ladder.json is about."""
+    return Candidate(row["model"], row["sampler"], row["steps"], row.get("w"))
+
+
+def finished(config: Config, workdir: pathlib.Path) -> list[Candidate]:
+    """Those of `candidates` whose models are there; says which are not."""
+    ladders: list[build.Ladder] = ["deterministic"]
+    if places.ladder_folder(workdir, "stochastic").exists():
+        ladders.append("stochastic")
+    return [one for one in candidates(config, ladders) if _is_there(one, workdir)]
+
+
+def candidates(
+    config: Config, ladders: Sequence[build.Ladder] = ("deterministic",)
+) -> list[Candidate]:
+    """The reference, the students, and the base at as many evaluations at most.
+
+    With one step all samplers are the same, so only ddim takes one. Where there is
+    guidance, all this for every strength.
+
+    Raises:
+      ValueError: If a number of steps is not allowed, or the data are latents.
+    """
+    spec = config.evaluate
+    if config.data.latent_scale:
+        raise ValueError(
+            "The evaluate stage compares pictures, and these data are latents"
+            f" (data.latent_scale={config.data.latent_scale}): use the other stages."
+        )
+    for field in ("num", "repeats"):
+        if spec[field] < 1:
+            raise ValueError(f"evaluate.{field} must be at least 1, got {spec[field]}.")
+    unknown = set(spec.samplers) - set(build.PREDICTORS)
+    if unknown:
+        raise ValueError(
+            f"evaluate.samplers has {sorted(unknown)}; choose from"
+            f" {tuple(build.PREDICTORS)}."
+        )
+    found = [
+        candidate
+        for w in _strengths(config)
+        for candidate in _candidates_at(config, ladders, w)
+    ]
+    for candidate in found:
+        schedules.check_num_steps(build.schedule(config), candidate.steps)
+    return list(dict.fromkeys(found))
+
+
+def _candidates_at(
+    config: Config, ladders: Sequence[build.Ladder], w: float | None
+) -> list[Candidate]:
+    """Those of one strength of guidance."""
+    spec = config.evaluate
+    found = [Candidate("base", "ddim", spec.reference_steps, w)]
+    if build.has_guide(config):
+        found.append(Candidate("guided", "ddim", spec.reference_steps, w))
+    for ladder in ladders:
+        sampler = "stochastic" if ladder == "stochastic" else "ddim"
+        found += [Candidate("distilled", sampler, n, w) for n in sorted(spec.steps)]
+    for sampler in spec.samplers:
+        for budget in sorted(spec.steps):
+            steps = (budget + 1) // 2 if sampler == "heun" else budget
+            if steps > 1 or sampler == "ddim":
+                found.append(Candidate("base", sampler, steps, w))
+    return found
+
+
+def _strengths(config: Config) -> tuple[float, ...] | tuple[None]:
+    """The strengths of guidance; one None if there is none.
+
+    Raises:
+      ValueError: If a strength is negative, or the model cannot be guided.
+    """
+    found = tuple(config.evaluate.w)
+    if not found:
+        return (None,)
+    if not config.model.num_classes or min(found) < 0.0:
+        raise ValueError(
+            f"evaluate.w={found} must be strengths from 0 up, of a model that is told a"
+            f" class (model.num_classes={config.model.num_classes})."
+        )
+    return found
+
+
+def _is_there(found: Candidate, workdir: pathlib.Path) -> bool:
+    """Whether a candidate's model is finished; says so if it is not."""
+    folder = {
+        "base": places.train_folder(workdir),
+        "guided": places.guide_folder(workdir),
+        "distilled": places.student_folder(workdir, found.steps, found.ladder),
+    }[found.model]
+    if places.result(folder):
+        return True
+    what = "guided model"
+    if found.model == "distilled":
+        kind = "stochastic " if found.sampler == "stochastic" else ""
+        what = f"{kind}student of {found.steps} steps"
+    print(f"evaluate: no finished {what}; it is left out")
+    return False
