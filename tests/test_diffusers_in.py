@@ -113,6 +113,7 @@ def test_old_folders_and_old_names_are_read(folder, tmp_path):
         ({}, "eps"),
         ({"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}, "v"),
         ({"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"}, "x"),
+        ({"beta_start": 2e-4, "beta_end": 0.01, "num_train_timesteps": 50}, "eps"),
         ({"trained_betas": [0.1, 0.2, 0.9]}, "eps"),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, "v"),
     ],

@@ -1,5 +1,6 @@
 """Students in stock diffusers, against our sampler."""
 
+import dataclasses
 import json
 
 import diffusers
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import tiny
-from vdiff_jax import build, diffusion, samplers
+from vdiff_jax import build, diffusion, samplers, schedules
 from vdiff_jax.interop import diffusers_in, diffusers_out, unet2d
 from vdiff_jax.nets.unet import UNet
 
@@ -147,9 +148,11 @@ def test_without_clipping_the_scheduler_does_not_clip(tmp_path):
     np.testing.assert_allclose(theirs, ours.clip(-1, 1), atol=5e-5)
 
 
-def test_three_betas_make_one_step_in_float32():
+@pytest.mark.parametrize("logsnr_min", [-20.0, -35.0])
+def test_three_betas_make_one_step_in_float32(logsnr_min):
     """Their float32 product is alpha^2, even where one beta would round to 1."""
-    logsnr = np.asarray(build.schedule(tiny.config("train"))(jnp.arange(1, 9) / 8))
+    schedule = schedules.cosine(logsnr_min=logsnr_min)
+    logsnr = np.asarray(schedule(jnp.arange(1, 9) / 8))
     betas = diffusers_out.sub_betas(logsnr)
     assert betas.dtype == np.float32
     assert (betas < 1).all()
@@ -176,6 +179,43 @@ def test_what_cannot_be_exact_is_refused_with_the_reason(options, message, tmp_p
     with pytest.raises(ValueError, match=message):
         diffusers_out.write(tmp_path / "out", model, {}, num_steps=4, clip=True, w=None)
     assert not (tmp_path / "out").exists()
+
+
+def _with_levels(net, **changes):
+    """Its first level is another."""
+    first = dataclasses.replace(net.levels[0], **changes)
+    return net.clone(levels=(first, *net.levels[1:]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: {"latent_scale": 0.18}, "its data are latents"),
+        (lambda net: {"net": _with_levels(net, num_blocks=2)}, "numbers of bl"),
+        (
+            lambda net: {
+                "net": _with_levels(
+                    net.clone(levels=(*net.levels, net.levels[-1])),
+                    num_heads=1,
+                    resample_in_block=False,
+                )
+            },
+            "only some of its levels",
+        ),
+        (
+            lambda net: {
+                "net": net.clone(
+                    style=dataclasses.replace(net.style, film=False, mid_norm=False)
+                )
+            },
+            "has no norm",
+        ),
+    ],
+)
+def test_networks_that_diffusers_does_not_have_are_refused(change, message):
+    model = _model(attention_resolutions=(8,))
+    with pytest.raises(ValueError, match=message):
+        diffusers_out.check(dataclasses.replace(model, **change(model.net)), None)
 
 
 def test_files_say_what_they_need(tmp_path):

@@ -22,7 +22,12 @@ FINETUNE.pop("sample_steps")
 def _config(stage, source="", output="v", computed_from="", **changes):
     return tiny.config(
         stage,
-        model={**tiny.TINY["model"], "output": output, "computed_from": computed_from},
+        model={
+            **tiny.TINY["model"],
+            "num_classes": 10,
+            "output": output,
+            "computed_from": computed_from,
+        },
         finetune={**FINETUNE, "source": str(source)},
         **changes,
     )
@@ -48,9 +53,10 @@ def test_converted_it_is_the_same_denoiser(source, target):
     )
     z_t = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
     logsnr_t = jnp.linspace(-4.0, 4.0, 5)
+    label = jnp.arange(5)
     for found, expected in zip(
-        ours.denoiser(params, None)(z_t, logsnr_t),
-        theirs.denoiser(params, None)(z_t, logsnr_t),
+        ours.denoiser(params, label)(z_t, logsnr_t),
+        theirs.denoiser(params, label)(z_t, logsnr_t),
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

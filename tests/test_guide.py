@@ -11,9 +11,10 @@ import pytest
 import launch
 import tiny
 from vdiff_jax import build
+from vdiff_jax.interop import own_file
 from vdiff_jax.stages import guide
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import find, load_params
+from vdiff_jax.stages.models import find, in_file, load_params
 
 pytestmark = pytest.mark.slow
 
@@ -140,6 +141,35 @@ def test_sampling_over_strengths_draws_a_row_for_each(workdir, tmp_path, capsys)
     assert len(list((out / "w_0").glob("0*.png"))) == 5
     assert len(list((out / "w_4").glob("0*.png"))) == 5
     assert (out / "grid.png").exists()
+
+
+def test_files_of_base_and_student_say_whether_they_take_a_strength(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    for kind, w_range in (("base", None), ("guided", (0.0, 4.0))):
+        export = {"model": kind, "steps": 2, "formats": ("safetensors",)}
+        launch.launch(_config("export", export=export), copy)
+        file = copy / "export" / f"{kind}-2step" / "safetensors" / "model.safetensors"
+        other = tiny.config("sample")  # which knows of no guidance
+        _, found = in_file(other, file)
+        assert found.model.w_range == w_range
+        load_params(found.model, found.folder)
+
+
+def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    stochastic = {**tiny.TINY["sample"], "sampler": "stochastic"}
+    export = {"steps": 2, "formats": ("safetensors",)}
+    launch.launch(_config("export", export=export, sample=stochastic), copy)
+    place = copy / "export" / "distilled-2step-stochastic" / "safetensors"
+    params = own_file.read(place / "model.safetensors")
+    folder, model = find(_config("sample"), copy, "distilled", 2, "stochastic")
+    jax.tree.map(np.testing.assert_array_equal, params, load_params(model, folder))
+    in_file(_config("sample", sample=stochastic), place / "model.safetensors")
+    with pytest.raises(ValueError, match="sampler=ddim does not sample"):
+        in_file(_config("sample"), place / "model.safetensors")
+    export["formats"] = ("stablehlo",)
+    with pytest.raises(ValueError, match="cannot be exported as stablehlo"):
+        launch.launch(_config("export", export=export, sample=stochastic), copy)
 
 
 def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys):

@@ -94,6 +94,13 @@ print(sorted(tree)[0], float(abs(tree["conv_in"]["kernel"]).sum()))
     )
 
 
+def test_nothing_is_written_if_one_of_the_formats_cannot_be(exported):
+    config = _export(steps=2, formats=("safetensors", "diffusers"))
+    with pytest.raises(ValueError, match=r"model\.patch=2"):
+        launch.launch(config, exported)
+    assert not (exported / "export" / "distilled-2step").exists()
+
+
 def test_an_exported_base_is_imported_as_the_same_teacher(exported, tmp_path):
     file = exported / "export" / "base-8step" / "safetensors" / "model.safetensors"
     source = {"kind": "safetensors", "path": str(file)}
@@ -124,6 +131,14 @@ def test_a_workdir_with_another_model_is_not_written_over(exported, tmp_path):
             launch.launch(config, tmp_path)
     with pytest.raises(ValueError, match="holds another model"):
         launch.launch(config, tmp_path)
+
+
+def test_a_student_of_one_step_has_no_students(exported, tmp_path):
+    place = exported / "export" / "distilled-1step" / "safetensors"
+    source = {"kind": "safetensors", "path": str(place / "model.safetensors")}
+    launch.launch(tiny.config("import", source=source), tmp_path)
+    with pytest.raises(ValueError, match="start_steps=1 does not arrive"):
+        launch.launch(tiny.config("distill"), tmp_path)
 
 
 class _Edm(nn.Module):
@@ -213,7 +228,7 @@ def test_a_convention_of_the_u_net_is_refused(tmp_path):
         launch.launch(config, tmp_path)
 
 
-def test_finetuned_an_imported_model_may_learn_to_go_without_its_class(tmp_path):
+def test_what_an_imported_model_fixes_and_what_finetuning_it_may_change(tmp_path):
     fields = {
         "model": {"output": "eps", "num_classes": 10},
         "diffusion": {"schedule": "linear_beta"},
@@ -225,6 +240,9 @@ def test_finetuned_an_imported_model_may_learn_to_go_without_its_class(tmp_path)
     there = imported.resolved(tiny.config("sample"), tmp_path)
     assert there.train.label_dropout == 0.0
     assert there.distill.start_steps == 4
+    data = tiny.config("sample", data={**tiny.TINY["data"], "channels": 3})
+    with pytest.raises(ValueError, match=r"data.channels=3, but the imported model"):
+        imported.resolved(data, tmp_path)
     config = tiny.config("finetune", finetune={"source": str(tmp_path / "train")})
     here = imported.resolved(config, tmp_path / "other")
     assert here.model.num_classes == 10
@@ -232,6 +250,15 @@ def test_finetuned_an_imported_model_may_learn_to_go_without_its_class(tmp_path)
     assert here.diffusion.schedule == "linear_beta"
     assert here.train.label_dropout == 0.1
     assert here.distill.start_steps == 8
+
+
+def test_a_student_for_all_strengths_is_no_base_model(tmp_path):
+    path = tmp_path / "guided.safetensors"
+    about = own_file.About({"guide": {"steps": 1}}, "guided", 0, {})
+    own_file.write(path, {"x": np.ones(1)}, about)
+    source = {"kind": "safetensors", "path": str(path)}
+    with pytest.raises(ValueError, match="takes a strength of guidance"):
+        launch.launch(tiny.config("import", source=source), tmp_path / "other")
 
 
 def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):

@@ -83,4 +83,8 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
     with pytest.raises(OSError, match=r"x\.safetensors could not be written"):
         weight_files.write(path, {"x": np.array(["text"])}, {})
     assert path.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="could not be written"):
+        weight_files.write(tmp_path / "folder", {"x": np.ones(3)}, {})
+    (tmp_path / "folder").rmdir()
     assert [found.name for found in tmp_path.iterdir()] == ["x.safetensors"]

@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+import launch
+import tiny
+from configs import import_model
 from vdiff_jax import build
 from vdiff_jax.interop import released
 from vdiff_jax.nets.description import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.stages import imported
+from vdiff_jax.stages import workdir as places
+from vdiff_jax.stages.models import load_params
 
 
 def _net(**options):
@@ -108,6 +114,20 @@ def test_a_base_model_has_no_number_of_steps(tmp_path):
     state = _as_released(_random(_net()))
     del state["num_sample_steps"]
     assert released.read(_write(tmp_path / "file", state), "x", 32).num_steps == 0
+
+
+def test_the_stage_makes_it_a_teacher_whose_steps_its_students_halve(tmp_path):
+    params, workdir = _random(_net()), tmp_path / "workdir"
+    file = _write(tmp_path / "file", _as_released(params, num_steps=16))
+    config = import_model.get_config("import")
+    config.source.update({"kind": "released", "path": str(file)})
+    config.data.image_size = 8
+    launch.launch(config, workdir)
+    config = imported.resolved(tiny.config("distill", data={"channels": 3}), workdir)
+    assert config.distill.start_steps == 16
+    assert config.train.label_dropout == 0.0  # nobody knows
+    found = load_params(build.model(config), places.train_folder(workdir))
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_the_optimizer_is_never_made_into_arrays(tmp_path, monkeypatch):

@@ -40,7 +40,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `export.formats` of the model for `export.steps` steps."""
     _check(config)
     spec = config.export
-    found = find(config, workdir, spec.model, spec.steps)
+    ladder = build.ladder_of(config.sample.sampler)
+    found = find(config, workdir, spec.model, spec.steps, ladder)
     sampler = build.sampler(config, found.model, "ddim")
     w = _strength(config, found.model)
     for name in spec.formats:  # refuse before anything is written
@@ -51,8 +52,10 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     params = jax.tree.map(parallel.fetch, params)
     if not parallel.is_main():
         return
-    kind = kind_of(workdir, found.folder)
-    out = workdir / "export" / f"{kind}-{spec.steps}step"
+    name = f"{kind_of(workdir, found.folder)}-{spec.steps}step"
+    out = (
+        workdir / "export" / (name if ladder == "deterministic" else f"{name}-{ladder}")
+    )
     about = _about(config, workdir, found, spec.steps)
     writers = {
         "orbax": lambda folder: _write_orbax(folder, params, about),
@@ -98,21 +101,25 @@ def _about(
         "params_sha256": result.get("params_sha256"),
         "updates": result.get("step"),
         "ladder": result.get("ladder"),
-        "measured": _measured(workdir, kind, num_steps),
+        "measured": _measured(config, workdir, kind, num_steps),
     }
     steps = num_steps if kind == "distilled" else 0
     return own_file.About(fields, kind, steps, facts)
 
 
-def _measured(workdir: pathlib.Path, kind: str, num_steps: int) -> list[dict[str, Any]]:
-    """What the evaluate stage found of a model with DDIM, if it ran."""
+def _measured(
+    config: Config, workdir: pathlib.Path, kind: str, num_steps: int
+) -> list[dict[str, Any]]:
+    """What the evaluate stage found of a model with its sampler, if it ran."""
+    ladder = build.ladder_of(config.sample.sampler)
+    sampler = "stochastic" if ladder == "stochastic" else "ddim"
     path = workdir / "evaluate" / "ladder.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
     return [
         {name: row[name] for name in kept if name in row}
         for row in rows
-        if (row["model"], row["sampler"], row["steps"]) == (kind, "ddim", num_steps)
+        if (row["model"], row["sampler"], row["steps"]) == (kind, sampler, num_steps)
     ]
 
 
@@ -122,6 +129,13 @@ def _check(config: Config) -> None:
         raise ValueError("export.formats is empty: name one, such as ('safetensors',).")
     for name in spec.formats:
         choice("export.formats", name, Format)
+    drawing = {"diffusers", "stablehlo"}.intersection(spec.formats)
+    if drawing and build.ladder_of(config.sample.sampler) == "stochastic":
+        raise ValueError(
+            f"Students of the stochastic ladder cannot be exported as {min(drawing)},"
+            " which samples by DDIM: leave it out of export.formats, or set"
+            " sample.sampler=ddim for those of the first ladder."
+        )
     if spec.steps < 1:
         raise ValueError(f"export.steps must be at least 1, got {spec.steps}.")
 

@@ -92,6 +92,15 @@ def _check(config: Config) -> None:
 
 
 def _read(config: Config) -> Imported:
+    """The model, and the steps that its students are to halve."""
+    found = _model(config)
+    if not found.num_steps:
+        return found
+    steps = {"start_steps": found.num_steps}
+    return found._replace(fields={**found.fields, "distill": steps})
+
+
+def _model(config: Config) -> Imported:
     spec, path = config.source, pathlib.Path(config.source.path)
     if spec.kind == "diffusers":
         return _never_without_class(diffusers_in.read(path))
@@ -116,7 +125,4 @@ def _read(config: Config) -> Imported:
 
 def _never_without_class(found: Imported) -> Imported:
     """So that it is refused for guidance: nobody knows that it ever went without."""
-    fields = {**found.fields, "train": {"label_dropout": 0.0}}
-    if found.num_steps:
-        fields["distill"] = {"start_steps": found.num_steps}
-    return found._replace(fields=fields)
+    return found._replace(fields={**found.fields, "train": {"label_dropout": 0.0}})
