@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -182,6 +185,12 @@ def test_the_report_draws_its_pictures(tmp_path):
         picture = np.asarray(PIL.Image.open(tmp_path / name).convert("L"))
         assert picture.shape[0] > 100
         assert picture.std() > 10
+
+
+def test_figures_leave_those_of_a_notebook_alone():
+    """With another backend chosen for it, a notebook would show nothing."""
+    program = "import launch, sys; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_the_table_has_a_line_for_each_candidate_and_a_column_for_each_metric():

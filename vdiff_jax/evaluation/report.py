@@ -6,11 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure  # pyplot would need to know of a screen
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Row = dict[str, Any]
@@ -104,7 +101,8 @@ def ladder_figure(
       rows: Rows of ladder.json, of one metric.
       floor: The distance between two halves of the data.
     """
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     for (model, sampler), (color, line, label) in CURVES.items():
         points = sorted(
             (row["evaluations"], row["value"], row["spread"] or 0.0)
@@ -129,7 +127,6 @@ def ladder_figure(
     axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def trade_off_figure(
@@ -142,7 +139,8 @@ def trade_off_figure(
       distances: Rows of ladder.json, of one metric.
       scores: Rows of another, of the same candidates.
     """
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     score_of = {_candidate(row): row["value"] for row in scores}
     curves: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
     for row in distances:
@@ -166,7 +164,6 @@ def trade_off_figure(
     axes.legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def comparison_grid(
@@ -180,13 +177,11 @@ def comparison_grid(
       labels: A name for each row.
     """
     columns = len(rows[0])
-    figure, axes = plt.subplots(
-        len(rows),
-        columns,
+    figure = Figure(
         figsize=(0.6 * columns + 1.6, 0.6 * len(rows)),
         layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.01, wspace=0, hspace=0),
-        squeeze=False,
     )
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, images, label in zip(axes, rows, labels, strict=True):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
         for ax, image in zip(row, images, strict=True):
@@ -195,4 +190,3 @@ def comparison_grid(
             ax.set_yticks([])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
