@@ -32,6 +32,20 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
     np.testing.assert_array_equal(model.from_x(model.to_x(latents)), latents)
 
 
+def test_guidance_is_on_between_the_times_that_a_config_says():
+    config = digits.get_config("sample")
+    schedule, t = build.schedule(config), jax.numpy.linspace(0.0, 1.0, 9)
+    for interval, on in (
+        ((0.0, 1.0), np.full(9, 1.0)),
+        ((0.25, 0.75), [0, 0, 1, 1, 1, 1, 1, 0, 0]),
+        ((0.0, 0.5), [1, 1, 1, 1, 1, 0, 0, 0, 0]),
+        ((0.5, 1.0), [0, 0, 0, 0, 1, 1, 1, 1, 1]),
+    ):
+        config.sample.guidance_interval = interval
+        made = build.guidance(config, schedule)
+        np.testing.assert_array_equal(made.strength(jax.numpy.ones(9), schedule(t)), on)
+
+
 def test_pictures_are_seen_from_minus_one_to_one():
     _, model = _model(0.0)
     pixels = jax.numpy.arange(256, dtype=np.uint8)

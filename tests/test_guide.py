@@ -10,7 +10,7 @@ import pytest
 
 import launch
 import tiny
-from vdiff_jax import build
+from vdiff_jax import build, diffusion, losses, training
 from vdiff_jax.interop import own_file
 from vdiff_jax.stages import guide
 from vdiff_jax.stages import workdir as places
@@ -236,7 +236,7 @@ def test_what_cannot_be_guided_is_refused(workdir, tmp_path, changes, message):
 
 
 def test_some_classes_are_left_out_in_training_and_none_in_measuring():
-    config = _config("train", train={**tiny.TINY["train"], "label_dropout": 0.5})
+    config = _config("train", train={**tiny.TINY["train"], "label_dropout": 0.2})
     model, seen = build.model(config), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -244,18 +244,14 @@ def test_some_classes_are_left_out_in_training_and_none_in_measuring():
             "denoiser",
             lambda self, params, label, **_: seen.append(label) or _nothing,
         )
-        from vdiff_jax import losses, training
-
         draws = losses.draw(jax.random.key(0), (400, 8, 8, 1))
         batch = training.Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
         for train in (True, False):
             build.train_loss(config, model, train=train)({}, batch, draws)
     assert set(np.unique(seen[0])) == {-1, 7}
-    assert np.mean(np.asarray(seen[0]) == -1) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(np.asarray(seen[0]) == -1) == pytest.approx(0.2, abs=0.06)
     assert set(np.unique(seen[1])) == {7}
 
 
 def _nothing(z_t, logsnr_t):
-    from vdiff_jax import diffusion
-
     return diffusion.predict(z_t, z_t, logsnr_t, "v")
