@@ -11,6 +11,7 @@ import pytest
 import launch
 import tiny
 from vdiff_jax import build, diffusion, losses, training
+from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
 from vdiff_jax.stages import guide
 from vdiff_jax.stages import workdir as places
@@ -235,22 +236,52 @@ def test_what_cannot_be_guided_is_refused(workdir, tmp_path, changes, message):
     assert not (tmp_path / "guide").exists()
 
 
+def _asked(loss, model, *arguments):
+    """What a loss asks its denoisers for: a dictionary for each of them, in turn."""
+    asked = []
+
+    def denoiser(self, params, label, w=None, **options):
+        asked.append({"label": label, "w": w, **options})
+        return _nothing
+
+    draws = losses.draw(jax.random.key(0), (400, 8, 8, 1))
+    batch = training.Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model), "denoiser", denoiser)
+        loss({}, batch, draws, *arguments)
+    return asked
+
+
+def test_student_and_teacher_are_told_the_same_strength_of_the_range():
+    guide = {**GUIDE, "w_min": 1.0, "w_max": 3.0, "rescale": 0.7}
+    config = _config("guide", guide=guide)
+    model = build.student(config)
+    for loss, arguments, rescale in (
+        (build.guide_loss(config, build.model(config), model), ({},), 0.7),
+        (build.distill_loss(config, model), ({}, jnp.int32(2)), 0.0),
+    ):
+        student, teacher = _asked(loss, model, *arguments)
+        np.testing.assert_array_equal(student["w"], teacher["w"])
+        np.testing.assert_array_equal(student["label"], np.full(400, 7))
+        np.testing.assert_array_equal(teacher["label"], np.full(400, 7))
+        found = np.quantile(student["w"], [0.0, 0.5, 1.0])
+        np.testing.assert_allclose(found, [1.0, 2.0, 3.0], atol=0.2)
+        assert student["w"].min() >= 1.0
+        assert student["w"].max() <= 3.0
+        assert teacher.get("guidance", PLAIN).rescale == rescale
+
+
 def test_some_classes_are_left_out_in_training_and_none_in_measuring():
     config = _config("train", train={**tiny.TINY["train"], "label_dropout": 0.2})
-    model, seen = build.model(config), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            type(model),
-            "denoiser",
-            lambda self, params, label, **_: seen.append(label) or _nothing,
-        )
-        draws = losses.draw(jax.random.key(0), (400, 8, 8, 1))
-        batch = training.Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
-        for train in (True, False):
-            build.train_loss(config, model, train=train)({}, batch, draws)
-    assert set(np.unique(seen[0])) == {-1, 7}
-    assert np.mean(np.asarray(seen[0]) == -1) == pytest.approx(0.2, abs=0.06)
-    assert set(np.unique(seen[1])) == {7}
+    model = build.model(config)
+    (in_training,), (in_measuring,) = (
+        _asked(build.train_loss(config, model, train=train), model)
+        for train in (True, False)
+    )
+    assert set(np.unique(in_training["label"])) == {-1, 7}
+    left_out = np.mean(np.asarray(in_training["label"]) == -1)
+    assert left_out == pytest.approx(0.2, abs=0.06)
+    assert set(np.unique(in_measuring["label"])) == {7}
 
 
 def _nothing(z_t, logsnr_t):
