@@ -86,6 +86,12 @@ def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(wo
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_teacher_of_another_network_is_refused():
+    student = build.student(_config("guide"))
+    with pytest.raises(ValueError, match=r"no place for .*weights \['other/kernel'\]"):
+        guide.with_weights_of(student, {"other": {"kernel": jnp.ones(1)}}, seed=3)
+
+
 def test_the_guided_student_is_the_first_teacher_of_the_ladder(workdir):
     result = _result(places.student_folder(workdir, 4))
     assert result["teacher"] == str(places.guide_folder(workdir))
