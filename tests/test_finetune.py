@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 FINETUNE = {name: value for name, value in tiny.TINY["train"].items()}
 FINETUNE.pop("sample_steps")
+LEARNING_RATE = 1e-4
 
 
 def _config(stage, source="", output="v", computed_from="", **changes):
@@ -28,7 +29,7 @@ def _config(stage, source="", output="v", computed_from="", **changes):
             "output": output,
             "computed_from": computed_from,
         },
-        finetune={**FINETUNE, "source": str(source)},
+        finetune={**FINETUNE, "source": str(source), "learning_rate": LEARNING_RATE},
         **changes,
     )
 
@@ -70,6 +71,13 @@ def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from
     assert base["output"] == ["eps", "v"]
     assert base["teacher_sha256"] == theirs["params_sha256"]
     assert base["params_sha256"] != theirs["params_sha256"]
+    model = build.model(_config("train", output="v"))
+    for ours, before in zip(
+        jax.tree.leaves(load_params(model, places.train_folder(tmp_path))),
+        jax.tree.leaves(load_params(model, source)),
+        strict=True,
+    ):  # Adam moves a weight by its learning rate at most, in each of its 6 updates
+        assert np.abs(ours - before).max() < 6.1 * LEARNING_RATE
     if computed_from:
         return
     launch.launch(_config("distill", source), tmp_path)  # and is the base of a ladder

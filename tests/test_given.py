@@ -81,6 +81,14 @@ def test_the_less_noise_the_nearer_to_the_picture(project, pictures, tmp_path):
     assert distances[0] < distances[1] < distances[2]
 
 
+def test_each_picture_has_noise_of_its_own(project, pictures, tmp_path):
+    _, images = pictures
+    np.save(tmp_path / "same.npy", images[[0] * 5].astype(np.uint8))
+    same = str(tmp_path / "same.npy")
+    found = _drawn(project, tmp_path, image=same, steps=2, from_t=0.5)
+    assert all(np.abs(found[0] - other).mean() > 1 for other in found[1:])
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [

@@ -13,7 +13,8 @@ import tiny
 from vdiff_jax import build, diffusion, losses, training
 from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
-from vdiff_jax.stages import guide
+from vdiff_jax.model import Sampler
+from vdiff_jax.stages import given, guide
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import find, in_file, load_params
 
@@ -96,7 +97,9 @@ def test_the_guided_student_is_the_first_teacher_of_the_ladder(workdir):
     result = _result(places.student_folder(workdir, 4))
     assert result["teacher"] == str(places.guide_folder(workdir))
     assert result["ladder"] == "deterministic"
-    assert _result(places.guide_folder(workdir))["w_range"] == [0.0, 4.0]
+    guided, base = _result(places.guide_folder(workdir)), _result(workdir / "train")
+    assert guided["w_range"] == [0.0, 4.0]
+    assert guided["teacher_sha256"] == base["params_sha256"]
 
 
 def test_both_ladders_are_in_one_workdir_and_differ(workdir):
@@ -148,6 +151,26 @@ def test_sampling_over_strengths_draws_a_row_for_each(workdir, tmp_path, capsys)
     assert len(list((out / "w_0").glob("0*.png"))) == 5
     assert len(list((out / "w_4").glob("0*.png"))) == 5
     assert (out / "grid.png").exists()
+
+
+def test_pictures_are_encoded_as_the_class_that_they_show(
+    workdir, tmp_path, monkeypatch
+):
+    np.save(tmp_path / "one.npy", np.full((1, 8, 8, 1), 90, np.uint8))
+    spec = {"image": str(tmp_path / "one.npy"), "image_labels": (3, 8)}
+    config = _config("sample", sample={**tiny.TINY["sample"], **spec})
+    sampler, seen = build.sampler(config, build.model(config)), []
+    monkeypatch.setattr(
+        Sampler, "encode", lambda self, params, images, label, n: seen.append(label)
+    )
+    start_of = given.starts(
+        config,
+        workdir,
+        sampler,
+        lambda index: sampler.start(jnp.asarray(index), np.int32(0)),
+    )
+    start_of(np.arange(4))
+    np.testing.assert_array_equal(seen, [[3, 8, 3, 8]])
 
 
 def test_files_of_base_and_student_say_whether_they_take_a_strength(workdir, tmp_path):
