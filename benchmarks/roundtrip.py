@@ -5,7 +5,7 @@ r"""A model of diffusers becomes a sampler of 4 steps of diffusers, by way of ou
 A `UNet2DModel` learns eps of the digits in a training loop of torch, as diffusers'
 documentation has it. Then, by our command: import, finetune to v, distill 64 -> 4,
 export. Stock diffusers draws, and an independent classifier says whether each picture
-is of the class that was asked for. Needs the extra `bench`; 10 minutes on 2 cores.
+is of the class that was asked for. Needs the extra `bench`; 8 minutes on 2 cores.
 """
 
 import argparse
