@@ -235,9 +235,12 @@ def test_what_cannot_be_sampled_is_refused(workdir, changes, message):
         launch.launch(config, workdir)
 
 
-def test_a_teacher_that_always_knew_the_class_is_refused(tmp_path):
+def test_a_teacher_that_always_knew_the_class_is_refused(workdir, tmp_path):
     train = {**tiny.TINY["train"], "label_dropout": 0.0}
-    launch.launch(_config("train", train=train), tmp_path)
+    shutil.copytree(workdir / "train", tmp_path / "train")
+    said = json.loads((workdir / "config.json").read_text())
+    said["config"]["train"]["label_dropout"] = 0.0
+    (tmp_path / "config.json").write_text(json.dumps(said))
     with pytest.raises(ValueError, match=r"train\.label_dropout=0\.1"):
         launch.launch(_config("guide", train=train), tmp_path)
     sample = {**tiny.TINY["sample"], "w": (1.0,)}
