@@ -19,8 +19,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from configs import digits
-from vdiff_jax import build
+from vdiff_jax.datasets.digits import digits
+from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.evaluation import classifier, features, frechet, moments
 from vdiff_jax.records import enlarge, tile
 
@@ -32,19 +32,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default="runs/roundtrip")
     out = parser.parse_args().out
-    source = build.source(digits.get_config(), "train")
-    examples = [source[i] for i in range(len(source))]
-    images = np.stack([example["image"] for example in examples])
-    labels = np.array([example["label"] for example in examples])
-    train(images, labels).save_pretrained(out / "theirs")
+    train(digits("train")).save_pretrained(out / "theirs")
     launch("import_model:import", out / "eps", "source.path", out / "theirs")
     launch("digits:finetune", out / "v", "finetune.source", out / "eps" / "train")
     launch("digits:distill", out / "v", "distill.updates", "300, 4: 1000")
     launch("digits:export", out / "v", "export.formats", "('diffusers',)")
-    measure(out, images, labels)
+    measure(out)
 
 
-def train(images: np.ndarray, labels: np.ndarray) -> diffusers.DDPMPipeline:
+def train(real: Arrays) -> diffusers.DDPMPipeline:
     """Their model, after their loop."""
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
@@ -56,8 +52,8 @@ def train(images: np.ndarray, labels: np.ndarray) -> diffusers.DDPMPipeline:
     scheduler = diffusers.DDPMScheduler()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, UPDATES)
-    data = torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 127.5 - 1.0
-    classes = torch.from_numpy(labels)
+    data = torch.from_numpy(real.images.transpose(0, 3, 1, 2)).float() / 127.5 - 1.0
+    classes = torch.from_numpy(real.labels)
     for _ in range(UPDATES):
         rows = torch.randint(len(data), (BATCH_SIZE,))
         noise = torch.randn(BATCH_SIZE, 1, 8, 8)
@@ -82,26 +78,19 @@ def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> Non
         "distill.start_steps": 64, "distill.end_steps": 4, "export.steps": 4,
         field: value,
     }  # fmt: skip
-    command = [
-        sys.executable,
-        "launch.py",
-        f"--config=configs/{config.split(':')[0]}.py",
-    ]
-    command[-1] += f":{config.split(':')[1]}"
+    name, stage = config.split(":")
+    command = [sys.executable, "launch.py", f"--config=configs/{name}.py:{stage}"]
     flags = [f"--config.{name}={said}" for name, said in fields.items()]
     subprocess.run([*command, f"--workdir={workdir}", *flags], check=True)
 
 
-def measure(out: pathlib.Path, images: np.ndarray, labels: np.ndarray) -> None:
+def measure(out: pathlib.Path) -> None:
     """What stock diffusers draws: accuracy, distance, and a sheet to look at."""
-    test = build.source(digits.get_config(), "test")
-    held_out = (
-        np.stack([test[i]["image"] for i in range(len(test))]),
-        np.array([test[i]["label"] for i in range(len(test))]),
-    )
-    judge = classifier.train(images, labels, held_out, kind="judge", seed=1)
-    found = features.of_classifier(classifier.train(images, labels, held_out))
-    real = frechet.with_root(moments.moments(found.extract(images).pooled))
+    train, test = digits("train"), digits("test")
+    known = train.images, train.labels, (test.images, test.labels)
+    judge = classifier.train(*known, kind="judge", seed=1)
+    found = features.of_classifier(classifier.train(*known))
+    real = frechet.with_root(moments.moments(found.extract(train.images).pooled))
     folder = out / "v" / "export" / "distilled-4step" / "diffusers"
     drawn = {
         "their DDIM, 64 steps": draw(out / "theirs", 64),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import launch
 import tiny
@@ -85,6 +86,14 @@ def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(wo
         )(strength)  # fmt: skip
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_stage_starts_where_its_teacher_ended(workdir):
+    _, run = guide.under_way(_config("guide"), workdir)
+    teacher = load_params(build.model(_config("train")), places.train_folder(workdir))
+    start = flatten_dict(run.start())
+    for path, leaf in flatten_dict(teacher).items():
+        np.testing.assert_array_equal(start[path], leaf)
 
 
 def test_a_teacher_of_another_network_is_refused():
