@@ -26,8 +26,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vdiff_jax import build, parallel
-from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.loader import LoaderError
+from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.interrupts import InterruptedRunError
 from vdiff_jax.stages import (
     distill,

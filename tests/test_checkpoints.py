@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vdiff_jax import checkpoints, parallel, training
+from vdiff_jax.files.fingerprints import DamagedError, fingerprint, params_sha256
 
 # Of a damaged checkpoint Orbax leaves the errors of other arrays unseen.
 pytestmark = pytest.mark.filterwarnings(
@@ -189,11 +190,11 @@ def test_a_changed_value_is_found_by_the_name_of_its_array(folder):
     _save(other, state)
     (folder / "12" / "state").rename(folder / "12" / "gone")
     (other / "12" / "state").rename(folder / "12" / "state")
-    with pytest.raises(checkpoints.DamagedError, match="No sound checkpoint is left"):
+    with pytest.raises(DamagedError, match="No sound checkpoint is left"):
         _restore(folder)
     damaged = folder.parent / "damaged"
     with pytest.raises(
-        checkpoints.DamagedError, match=r"params\['two'\].* not what was written \(1 of"
+        DamagedError, match=r"params\['two'\].* not what was written \(1 of"
     ):
         checkpoints._read(damaged / "12", _abstract(state), _places(state))
 
@@ -204,14 +205,14 @@ def test_a_folder_whose_checkpoints_are_all_damaged_is_never_begun_anew(folder):
         (folder / str(step) / "_CHECKPOINT_METADATA").unlink()
         (folder / str(step) / "state" / "_METADATA").unlink()
     for _ in range(2):
-        with pytest.raises(checkpoints.DamagedError, match="To begin anew, remove"):
+        with pytest.raises(DamagedError, match="To begin anew, remove"):
             _restore(folder)
 
 
 def test_the_fingerprint_of_arrays_knows_their_bits_and_their_places():
     tree = {"a": jnp.arange(12.0).reshape(3, 4), "n": jnp.int32(3)}
-    fingerprint = checkpoints.fingerprint(tree)
-    assert fingerprint.keys() == {"['a']", "['n']"}
+    before = fingerprint(tree)
+    assert before.keys() == {"['a']", "['n']"}
     for other in (
         tree["a"].at[2, 3].set(-11.0),
         tree["a"].at[0, 0].set(-0.0),
@@ -219,20 +220,18 @@ def test_the_fingerprint_of_arrays_knows_their_bits_and_their_places():
         tree["a"][::-1],
         tree["a"].reshape(4, 3).T.reshape(3, 4),
     ):
-        assert checkpoints.fingerprint({"a": other})["['a']"] != fingerprint["['a']"]
+        assert fingerprint({"a": other})["['a']"] != before["['a']"]
     mesh = parallel.make_mesh(2)
     split = jax.device_put(jnp.arange(4096.0), parallel.split(mesh))
-    assert checkpoints.fingerprint([split]) == checkpoints.fingerprint(
-        [jnp.arange(4096.0)]
-    )
+    assert fingerprint([split]) == fingerprint([jnp.arange(4096.0)])
 
 
 def test_the_fingerprint_is_of_the_values_in_the_order_of_names():
     params = _params()
     swapped = dict(reversed(list(params.items())))
-    fingerprint = checkpoints.params_sha256(params)
-    assert checkpoints.params_sha256(swapped) == fingerprint
+    sha256 = params_sha256(params)
+    assert params_sha256(swapped) == sha256
     changed = jax.tree.map(lambda leaf: leaf.at[0, 0].add(1e-6), params)
-    assert checkpoints.params_sha256(changed) != fingerprint
+    assert params_sha256(changed) != sha256
     traded = {"one": params["two"], "two": params["one"]}
-    assert checkpoints.params_sha256(traded) != fingerprint
+    assert params_sha256(traded) != sha256

@@ -11,8 +11,8 @@ import pytest
 
 import launch
 import tiny
-from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.evaluation import classifier
+from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.stages import evaluate
 from vdiff_jax.stages import workdir as places
 

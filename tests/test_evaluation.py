@@ -5,11 +5,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.evaluation import classifier, features, metrics, reference, report
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.metrics import Ruler
+from vdiff_jax.files.fingerprints import DamagedError
 
 
 def _normal(count, width=4, shift=0.0, seed=0):

@@ -13,7 +13,8 @@ import pytest
 
 import launch
 import tiny
-from vdiff_jax import build, checkpoints
+from vdiff_jax import build
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.interop import own_file
 from vdiff_jax.stages import export, imported
 from vdiff_jax.stages import workdir as places
@@ -65,7 +66,7 @@ def test_a_file_says_what_it_is(exported):
     assert about.num_steps == 1
     student = _result(places.student_folder(exported, 1))
     assert about.facts["params_sha256"] == student["params_sha256"]
-    assert checkpoints.params_sha256(params) == student["params_sha256"]
+    assert params_sha256(params) == student["params_sha256"]
 
 
 def test_orbax_alone_reads_what_was_exported(exported):

@@ -4,8 +4,8 @@ import jax
 import pytest
 
 import launch
-from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.loader import LoaderError
+from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.interrupts import InterruptedRunError
 from vdiff_jax.stages.fit import NonFiniteError
 

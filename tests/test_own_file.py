@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vdiff_jax import weight_files
+from vdiff_jax.files import weights
 from vdiff_jax.interop import own_file
 
 ABOUT = own_file.About(
@@ -42,8 +42,8 @@ def test_a_model_comes_back_as_it_was(tmp_path):
 def test_arrays_in_any_order_of_memory_are_written_as_they_are(tmp_path):
     x = np.arange(12.0, dtype=np.float32).reshape(3, 4)
     views = {"a": x.T, "b": x[:, ::2], "c": np.broadcast_to(x[0], (2, 4)), "d": x[1:]}
-    weight_files.write(tmp_path / "x.safetensors", views, {})
-    for name, array in weight_files.read(tmp_path / "x.safetensors").items():
+    weights.write(tmp_path / "x.safetensors", views, {})
+    for name, array in weights.read(tmp_path / "x.safetensors").items():
         np.testing.assert_array_equal(array, views[name])
 
 
@@ -64,11 +64,11 @@ own_file.write(pathlib.Path({str(tmp_path / "b.safetensors")!r}), params, here.A
 
 def test_files_of_others_and_of_later_versions_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
-    weight_files.write(path, {"x": np.ones(3)}, {"format": "pt"})
+    weights.write(path, {"x": np.ones(3)}, {"format": "pt"})
     with pytest.raises(ValueError, match="not written by vdiff_jax"):
         own_file.read(path)
     said = json.dumps({"version": 99, **ABOUT._asdict()})
-    weight_files.write(path, {"x": np.ones(3)}, {own_file.ENTRY: said})
+    weights.write(path, {"x": np.ones(3)}, {own_file.ENTRY: said})
     with pytest.raises(ValueError, match="version 99, and this package knows up to 1"):
         own_file.read(path)
     path.write_bytes(path.read_bytes()[:20])
@@ -78,13 +78,13 @@ def test_files_of_others_and_of_later_versions_are_refused(tmp_path):
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path):
     path = tmp_path / "x.safetensors"
-    weight_files.write(path, {"x": np.ones(3)}, {})
+    weights.write(path, {"x": np.ones(3)}, {})
     before = path.read_bytes()
     with pytest.raises(OSError, match=r"x\.safetensors could not be written"):
-        weight_files.write(path, {"x": np.array(["text"])}, {})
+        weights.write(path, {"x": np.array(["text"])}, {})
     assert path.read_bytes() == before
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="could not be written"):
-        weight_files.write(tmp_path / "folder", {"x": np.ones(3)}, {})
+        weights.write(tmp_path / "folder", {"x": np.ones(3)}, {})
     (tmp_path / "folder").rmdir()
     assert [found.name for found in tmp_path.iterdir()] == ["x.safetensors"]

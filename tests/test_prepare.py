@@ -304,7 +304,7 @@ def test_whatever_interrupts_it_the_same_command_goes_on(
     whole = _task(photos, tmp_path / "whole", format=format)
     prepare(whole)
     task = _task(photos, tmp_path / "out", format=format)
-    write_json, calls = command._write_json, []
+    write_json, calls = command.write_json, []
 
     def interrupted(path, value):
         calls.append(path)
@@ -313,7 +313,7 @@ def test_whatever_interrupts_it_the_same_command_goes_on(
         write_json(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_write_json", interrupted)
+        patch.setattr(command, "write_json", interrupted)
         if moment < 6:  # there are six writes: task, three chunks, finished, prepared
             with pytest.raises(_Killed):
                 prepare(task)

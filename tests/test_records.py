@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from vdiff_jax import records
+from vdiff_jax.files.atomic import write_json
 
 
 def _lines(folder):
@@ -52,9 +53,9 @@ def test_a_grid_holds_every_image_in_its_place(tmp_path, channels):
 
 def test_json_is_replaced_whole(tmp_path):
     path = tmp_path / "a.json"
-    records.write_json(path, {"x": 1})
+    write_json(path, {"x": 1})
     with pytest.raises(TypeError):
-        records.write_json(path, {"x": object()})
+        write_json(path, {"x": object()})
     assert json.loads(path.read_text()) == {"x": 1}
 
 

@@ -11,7 +11,8 @@ import pytest
 from jax import export
 
 import tiny
-from vdiff_jax import build, diffusion, samplers, weight_files
+from vdiff_jax import build, diffusion, samplers
+from vdiff_jax.files import weights
 from vdiff_jax.interop import stablehlo
 
 pytestmark = pytest.mark.slow
@@ -95,11 +96,11 @@ def test_it_runs_alone_and_draws_the_same_for_any_batch(exported):
 def test_what_does_not_fit_is_refused_by_name(exported):
     folder, sampler, _ = exported
     code = bytearray((folder / stablehlo.CODE).read_bytes())
-    weights = weight_files.read(folder / stablehlo.WEIGHTS)
+    tensors = weights.read(folder / stablehlo.WEIGHTS)
     conditions = _conditions(sampler.model)
     z = np.zeros((64, 5, *sampler.model.image_shape[1:]), np.float32)
     with pytest.raises(ValueError, match="shape"):
-        export.deserialize(code).call(weights, z, *conditions)
+        export.deserialize(code).call(tensors, z, *conditions)
 
 
 def test_the_code_is_small_and_says_nothing_of_this_machine(exported):
@@ -113,7 +114,7 @@ def test_the_code_is_small_and_says_nothing_of_this_machine(exported):
     about = json.loads((folder / stablehlo.ABOUT).read_text())
     assert about["num_steps"] == 4
     assert about["platforms"] == ["cpu", "cuda"]
-    assert about["weights_sha256"] == weight_files.sha256(folder / stablehlo.WEIGHTS)
+    assert about["weights_sha256"] == weights.sha256(folder / stablehlo.WEIGHTS)
     assert "6 months" in about["lifetime"]
 
 

@@ -17,6 +17,7 @@ import tiny
 from configs import folder
 from vdiff_jax import build, checkpoints
 from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.stages import fit, replay
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
@@ -138,7 +139,7 @@ def test_a_damaged_teacher_is_made_again_from_the_checkpoint_before(project, tmp
     student = workdir / "distill" / "0002"
     for file in (student / "checkpoints" / "4" / "ema_params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-7])
-    with pytest.raises(checkpoints.DamagedError, match="counts as unfinished"):
+    with pytest.raises(DamagedError, match="counts as unfinished"):
         launch.launch(tiny.config("distill"), workdir)
     gc.collect()
     assert (student / "damaged" / "4").is_dir()
@@ -155,7 +156,7 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
     shutil.rmtree(workdir / "distill")
     path = workdir / "train" / "result.json"
     path.write_text(json.dumps({**_result(workdir / "train"), "params_sha256": "0"}))
-    with pytest.raises(checkpoints.DamagedError, match=r"and result\.json says 0"):
+    with pytest.raises(DamagedError, match=r"and result\.json says 0"):
         launch.launch(tiny.config("distill"), workdir)
 
 

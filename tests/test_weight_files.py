@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from vdiff_jax import weight_files
+from vdiff_jax.files import weights
 
 TENSORS = {
     "layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -46,13 +46,9 @@ def _same(found):
 @pytest.mark.parametrize("new_format", [True, False])
 def test_torch_files_are_read_in_both_of_their_formats(tmp_path, suffix, new_format):
     options = {"_use_new_zipfile_serialization": new_format}
+    _same(weights.read(_torch_file(tmp_path / f"w{suffix}", _state_dict(), **options)))
     _same(
-        weight_files.read(
-            _torch_file(tmp_path / f"w{suffix}", _state_dict(), **options)
-        )
-    )
-    _same(
-        weight_files.read(
+        weights.read(
             _torch_file(
                 tmp_path / f"n{suffix}",
                 {"state_dict": _state_dict(), "epoch": 3},
@@ -64,15 +60,13 @@ def test_torch_files_are_read_in_both_of_their_formats(tmp_path, suffix, new_for
 
 def test_parameters_are_tensors(tmp_path):
     layer = torch.nn.Linear(3, 2)
-    found = weight_files.read(
-        _torch_file(tmp_path / "w.pt", dict(layer.named_parameters()))
-    )
+    found = weights.read(_torch_file(tmp_path / "w.pt", dict(layer.named_parameters())))
     np.testing.assert_array_equal(found["bias"], layer.bias.detach().numpy())
 
 
 def test_safetensors_are_read(tmp_path):
     safetensors.numpy.save_file(TENSORS, tmp_path / "w.safetensors")
-    _same(weight_files.read(tmp_path / "w.safetensors"))
+    _same(weights.read(tmp_path / "w.safetensors"))
 
 
 def test_bfloat16_becomes_float32(tmp_path):
@@ -80,7 +74,7 @@ def test_bfloat16_becomes_float32(tmp_path):
     value = np.array([1.5], dtype=jnp.bfloat16)
     safetensors.numpy.save_file({"w": value}, tmp_path / "w.safetensors")
     for name in ("w.pt", "w.safetensors"):
-        found = weight_files.read(tmp_path / name)["w"]
+        found = weights.read(tmp_path / name)["w"]
         np.testing.assert_array_equal(found, np.float32([1.5]), strict=True)
 
 
@@ -94,11 +88,11 @@ def test_code_in_a_file_is_not_run(tmp_path, new_format):
         _use_new_zipfile_serialization=new_format,
     )
     with pytest.raises(ValueError, match=r"w\.pt is damaged, or holds more than"):
-        weight_files.read(path)
+        weights.read(path)
     assert victim.exists()
     path.write_bytes(pickle.dumps(Command(victim)))
     with pytest.raises(ValueError, match=r"w\.pt is damaged, or holds more than"):
-        weight_files.read(path)
+        weights.read(path)
     assert victim.exists()
 
 
@@ -114,31 +108,31 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, name, kept):
     whole = path.read_bytes()
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
     with pytest.raises(ValueError, match=rf"{name} is damaged.*Fetch it again"):
-        weight_files.read(path)
+        weights.read(path)
 
 
 def test_what_is_no_state_dict_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"w\.pt holds a Tensor, not a state dict"):
-        weight_files.read(_torch_file(tmp_path / "w.pt", torch.zeros(2)))
+        weights.read(_torch_file(tmp_path / "w.pt", torch.zeros(2)))
     with pytest.raises(ValueError, match=r"'epoch' in .*w\.pt is a int, not a tensor"):
-        weight_files.read(_torch_file(tmp_path / "w.pt", _state_dict() | {"epoch": 3}))
+        weights.read(_torch_file(tmp_path / "w.pt", _state_dict() | {"epoch": 3}))
 
 
 def test_other_places_and_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"There is no file .*w\.pth"):
-        weight_files.read(tmp_path / "w.pth")
+        weights.read(tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"There is no file .*w\.pth"):
-        weight_files.sha256(tmp_path / "w.pth")
+        weights.sha256(tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"w\.pkl is of no known kind.*\.safetensors"):
-        weight_files.read(tmp_path / "w.pkl")
+        weights.read(tmp_path / "w.pkl")
 
 
 def test_the_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     # NIST FIPS 180-2, App. B.1.
-    assert weight_files.sha256(tmp_path / "abc") == (
+    assert weights.sha256(tmp_path / "abc") == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
     many = bytes(range(256)) * 5000  # more than one buffer
     (tmp_path / "many").write_bytes(many)
-    assert weight_files.sha256(tmp_path / "many") == hashlib.sha256(many).hexdigest()
+    assert weights.sha256(tmp_path / "many") == hashlib.sha256(many).hexdigest()

@@ -6,10 +6,9 @@ Of several hosts only one writes; the others call the same functions in vain.
 import hashlib
 import importlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -18,6 +17,7 @@ import tqdm
 from jaxtyping import Num, UInt8
 
 from vdiff_jax import parallel
+from vdiff_jax.files.atomic import write_text
 
 
 class Records:
@@ -251,26 +251,3 @@ def save_image(path: pathlib.Path, image: UInt8[np.ndarray, " h w c"]) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file at once."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Replaces a file at once."""
-    if not parallel.is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

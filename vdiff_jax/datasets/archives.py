@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from vdiff_jax.datasets.folder import list_pictures, pictures_of
+from vdiff_jax.files.atomic import replacing
 
 # More than any picture; a member that claims to be larger is not read into memory.
 MAX_FILE_BYTES = 2**30
@@ -142,11 +143,12 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
         pass
     plain = scratch / "decompressed.tar"
     if not plain.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
-        half = plain.with_suffix(".half")
-        with _decompressed(path) as source, half.open("wb") as target:
+        with (
+            _decompressed(path) as source,
+            replacing(plain) as half,
+            half.open("wb") as target,
+        ):
             shutil.copyfileobj(source, target, 2**20)
-        half.replace(plain)
     return plain
 
 

@@ -31,6 +31,7 @@ from vdiff_jax.datasets.archives import Input, open_input
 from vdiff_jax.datasets.folder import classify
 from vdiff_jax.datasets.pictures import Fit, Resize
 from vdiff_jax.datasets.writers import FORMATS, Writer, convert, make_writer
+from vdiff_jax.files.atomic import write_json
 
 CHUNK = 32
 SHOWN = 20
@@ -114,7 +115,7 @@ def prepare(task: Task) -> dict[str, Any]:
             split: _prepare_split(task, found, names[split], partial / split)
             for split in task.splits
         }
-    _write_json(partial / "prepared.json", about)
+    write_json(partial / "prepared.json", about)
     _tidy(partial)
     os.replace(partial, task.out)
     return about
@@ -178,7 +179,7 @@ def _claim(partial: pathlib.Path, about: dict[str, Any]) -> None:
             " start again, or choose another --out."
         )
     partial.mkdir(parents=True, exist_ok=True)
-    _write_json(partial / "task.json", about)
+    write_json(partial / "task.json", about)
 
 
 def _tidy(partial: pathlib.Path) -> None:
@@ -315,17 +316,11 @@ def _read(found: Input, chunk: Chunk) -> list[bytes | Exception]:
 
 
 def _save(folder: pathlib.Path, progress: Progress) -> None:
-    _write_json(folder / "progress.json", dataclasses.asdict(progress))
+    write_json(folder / "progress.json", dataclasses.asdict(progress))
 
 
 def _read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    half = path.with_name(f"{path.name}.half")
-    half.write_text(json.dumps(value, indent=1))
-    os.replace(half, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

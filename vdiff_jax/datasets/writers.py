@@ -15,6 +15,7 @@ import PIL.Image
 
 from vdiff_jax.datasets.lmdb import picture_key
 from vdiff_jax.datasets.pictures import Fit, decode
+from vdiff_jax.files.atomic import replacing
 
 FORMATS = ("lmdb", "npz")
 
@@ -175,13 +176,14 @@ class NpzWriter:
         for file, size, shape in zip(
             self._files, self._sizes, self._shapes, strict=True
         ):
-            half = self._folder / f"{size}.half"
-            with zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive:
+            with (
+                replacing(self._folder / f"{size}.npz") as half,
+                zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive,
+            ):
                 _add_pixels(archive, file, (len(names), *shape))
                 for name, array in arrays.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
-            os.replace(half, self._folder / f"{size}.npz")
 
     def close(self) -> None:
         """Closes the files of bare pixels; `prepare` removes them in the end."""

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from vdiff_jax.checkpoints import params_sha256
 from vdiff_jax.diffusion import from_pixels
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.types import Params
 

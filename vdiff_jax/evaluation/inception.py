@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vdiff_jax import weight_files
+from vdiff_jax.files import weights
 from vdiff_jax.nets.inception import IMAGE_SIZE, Features, InceptionV3
 from vdiff_jax.types import Params
 
@@ -61,14 +61,14 @@ def load(path: pathlib.Path) -> Inception:
     Raises:
       ValueError: If the file cannot be read, or is of another network.
     """
-    tensors = weight_files.read(path)
+    tensors = weights.read(path)
     try:
         params = from_torch(tensors)
     except ValueError as error:
         raise ValueError(
             f"{path} is not the Inception network of FID: {error}"
         ) from error
-    return Inception(jax.tree.map(jnp.asarray, params), weight_files.sha256(path))
+    return Inception(jax.tree.map(jnp.asarray, params), weights.sha256(path))
 
 
 def apply(params: Params, images: Pictures) -> Features:

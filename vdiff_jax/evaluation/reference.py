@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.evaluation.metrics import Statistics
 from vdiff_jax.evaluation.moments import Moments
+from vdiff_jax.files.atomic import replacing
+from vdiff_jax.files.fingerprints import DamagedError
 
 
 def save(
@@ -36,11 +37,8 @@ def save(
                 f"{name}_scatter": found.scatter,
             }
     said = json.dumps({"floor": floor, "fingerprint": fingerprint})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as half, half.open("wb") as file:
         np.savez(file, said=np.array(said), **arrays)
-    temporary.replace(path)
 
 
 def load(

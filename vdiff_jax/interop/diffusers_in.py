@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vdiff_jax import schedules, weight_files
+from vdiff_jax import schedules
+from vdiff_jax.files import weights
 from vdiff_jax.interop import unet2d
 from vdiff_jax.interop.imported import Imported, abstract_params
 from vdiff_jax.nets.description import describe
@@ -241,7 +242,7 @@ def _tensors(folder: pathlib.Path) -> unet2d.Tensors:
     for name in names:
         if pathlib.PurePath(name).name != name:
             raise ValueError(f"{index} names {name!r}, which is not beside it.")
-        tensors |= weight_files.read(folder / name)
+        tensors |= weights.read(folder / name)
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 

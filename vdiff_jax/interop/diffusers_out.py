@@ -14,7 +14,8 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from vdiff_jax import schedules, weight_files
+from vdiff_jax import schedules
+from vdiff_jax.files import weights
 from vdiff_jax.interop import unet2d
 from vdiff_jax.interop.diffusers_in import WEIGHTS
 from vdiff_jax.model import Model
@@ -71,7 +72,7 @@ def write(
     for name, said in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
-    weight_files.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
+    weights.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
 
 
 def check(model: Model, w: float | None) -> UNet:

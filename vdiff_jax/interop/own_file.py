@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from vdiff_jax import weight_files
+from vdiff_jax.files import weights
 from vdiff_jax.types import Params
 
 VERSION = 1
@@ -44,7 +44,7 @@ def write(path: pathlib.Path, params: Params, about: About) -> None:
     """
     said = {"version": VERSION, **about._asdict()}
     text = json.dumps(said, sort_keys=True)
-    weight_files.write(path, tensors_of(params), {ENTRY: text})
+    weights.write(path, tensors_of(params), {ENTRY: text})
 
 
 def read(path: pathlib.Path) -> Params:
@@ -54,7 +54,7 @@ def read(path: pathlib.Path) -> Params:
       ValueError: If it is no such file, or one of a later version.
     """
     read_about(path)
-    return params_of(weight_files.read(path))
+    return params_of(weights.read(path))
 
 
 def read_about(path: pathlib.Path) -> About:
@@ -64,7 +64,7 @@ def read_about(path: pathlib.Path) -> About:
       ValueError: If it is no such file, or one of a later version.
     """
     try:
-        said = json.loads(weight_files.metadata(path)[ENTRY])
+        said = json.loads(weights.metadata(path)[ENTRY])
         version = said.pop("version")
         about = About(**said)
     except (KeyError, TypeError, json.JSONDecodeError) as error:

@@ -17,7 +17,8 @@ import numpy as np
 from jax import export
 from jaxtyping import Array
 
-from vdiff_jax import diffusion, samplers, weight_files
+from vdiff_jax import diffusion, samplers
+from vdiff_jax.files import weights
 from vdiff_jax.interop.own_file import params_of, tensors_of
 from vdiff_jax.model import Model, Sampler
 from vdiff_jax.types import Params
@@ -78,7 +79,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CODE).write_bytes(code(sampler, tensors, num_steps))
-    weight_files.write(folder / WEIGHTS, tensors, {"format": "np"})
+    weights.write(folder / WEIGHTS, tensors, {"format": "np"})
     about = {
         "num_steps": num_steps,
         "z": ["batch", *model.image_shape],
@@ -86,8 +87,8 @@ def write(
         "w": "float32 [batch]" if model.w_range else None,
         "returns": "latents, as z" if model.latent_scale else "x in [-1, 1], as z",
         "platforms": PLATFORMS,
-        "weights_sha256": weight_files.sha256(folder / WEIGHTS),
-        "code_sha256": weight_files.sha256(folder / CODE),
+        "weights_sha256": weights.sha256(folder / WEIGHTS),
+        "code_sha256": weights.sha256(folder / CODE),
         "jax": importlib.metadata.version("jax"),
         "lifetime": LIFETIME,
     }

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, checkpoints, schedules, training
+from vdiff_jax import build, parallel, schedules, training
 from vdiff_jax.build import Config
 from vdiff_jax.distillation import ladder
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.model import Model
-from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
@@ -120,7 +121,7 @@ def student_run(
             "ladder": build.ladder_name(config),
             "teacher": str(teacher),
             "teacher_step": (places.result(teacher) or {}).get("step"),
-            "teacher_sha256": checkpoints.params_sha256(teacher_params),
+            "teacher_sha256": params_sha256(teacher_params),
         },
         sample_w=build.w_range(config)[1] if build.has_guide(config) else None,
     )
@@ -157,7 +158,7 @@ def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
                     "held_out_loss": result.get("held_out_loss"),
                 }
             )
-    if rows:
+    if rows and parallel.is_main():
         write_json(_ladder_folder(config, workdir) / "ladder.json", rows)
 
 

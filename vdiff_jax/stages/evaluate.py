@@ -15,11 +15,11 @@ import tqdm
 
 from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
-from vdiff_jax.checkpoints import DamagedError
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.evaluation import report
 from vdiff_jax.evaluation.metrics import Measured
-from vdiff_jax.records import write_json, write_text
+from vdiff_jax.files.atomic import replacing, write_json, write_text
+from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.stages import page
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.candidates import Candidate, candidates, finished, of_row
@@ -77,7 +77,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     rows: list[Row] = []
     for found in chosen:
         rows += bench.rows(found)
-        write_json(bench.out / "ladder.json", rows)
+        if parallel.is_main():
+            write_json(bench.out / "ladder.json", rows)
     shutil.rmtree(bench.out / "parts", ignore_errors=True)
     likelihood = measure_likelihood(config, workdir)
     _report(bench, rows)
@@ -89,9 +90,9 @@ def _report(bench: "_Bench", rows: list[Row]) -> None:
     """Tables and figures."""
     out, main = bench.out, bench.references[0]
     print(report.table(rows))
-    write_text(out / "ladder.csv", report.csv(rows))
     if not parallel.is_main():
         return
+    write_text(out / "ladder.csv", report.csv(rows))
     metric = next(row["metric"] for row in rows)
     shown = [row for row in rows if row["metric"] == metric]
     first = [row for row in shown if row.get("w") == shown[0].get("w")]
@@ -171,7 +172,8 @@ class _Bench:
         if config.evaluate.judge:
             self._judge = Judge(real, folder)
             facts.append(self._judge.facts)
-        write_json(self.out / "reference.json", facts)
+        if parallel.is_main():
+            write_json(self.out / "reference.json", facts)
         for made in self.references:
             (metric, value), *_ = made.floor.items()
             print(
@@ -355,11 +357,8 @@ def _bar(name: str, total: int) -> tqdm.tqdm:
 def _keep(path: pathlib.Path, part: Drawn) -> None:
     if not parallel.is_main():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as half, half.open("wb") as file:
         np.savez(file, images=part.images, seconds=np.array(part.seconds))
-    temporary.replace(path)
 
 
 def _read(path: pathlib.Path) -> Drawn:

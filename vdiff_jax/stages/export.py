@@ -3,7 +3,6 @@
 import hashlib
 import json
 import pathlib
-import shutil
 from typing import Any, Literal
 
 import jax
@@ -12,10 +11,10 @@ import orbax.checkpoint as ocp
 from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.build.fields import choice
+from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import card, diffusers_out, own_file, stablehlo
 from vdiff_jax.model import Model, Sampler
-from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import Found, find, kind_of, load_params
 from vdiff_jax.types import Params
@@ -70,7 +69,9 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         ),
     }
     for name in spec.formats:
-        _replace(out / name, writers[name])
+        with replacing(out / name) as half:
+            half.mkdir()
+            writers[name](half)
         print(f"export: see {out / name}")
 
 
@@ -188,17 +189,3 @@ def _write_diffusers(
     strength = None if w is None else describe(w)
     text = card.diffusers(model, about.kind, steps, strength, rows)
     (folder / "README.md").write_text(text)
-
-
-def _replace(folder: pathlib.Path, write: Any) -> None:
-    """Writes a folder beside the old one, and takes its place when it is whole."""
-    half = folder.with_name(f".{folder.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
-    half.mkdir(parents=True)
-    try:
-        write(half)
-    except BaseException:
-        shutil.rmtree(half, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    half.rename(folder)

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, checkpoints, training
+from vdiff_jax import build, parallel, training
 from vdiff_jax.build import Config
-from vdiff_jax.records import write_json
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.stages import imported
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
@@ -40,7 +41,8 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Trains, or resumes, or finds that it is done."""
     _source(config)
     places.claim(workdir, config, "finetune")
-    if (fields := imported.of_source(config)) is not None:
+    fields = imported.of_source(config)
+    if fields is not None and parallel.is_main():
         write_json(workdir / imported.FILE, fields)
     if not places.is_finished("finetune", places.train_folder(workdir)):
         fit(*under_way(config, workdir))
@@ -72,7 +74,7 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
         sample_steps=config.train.sample_steps,
         facts={
             "teacher": str(source),
-            "teacher_sha256": checkpoints.params_sha256(params),
+            "teacher_sha256": params_sha256(params),
             "output": [places.made_with(source)["model"]["output"], model.output],
             "parameters": model.num_parameters(),
         },

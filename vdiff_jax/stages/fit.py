@@ -13,8 +13,10 @@ import numpy as np
 
 from vdiff_jax import checkpoints, parallel, training
 from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.interrupts import InterruptedRunError, Interrupts
-from vdiff_jax.records import Records, to_show, write_json
+from vdiff_jax.records import Records, to_show
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.tools import Run, Tools
 from vdiff_jax.throughput import Throughput
@@ -69,7 +71,7 @@ def fit(tools: Tools, run: Run) -> Params:
             loop = _Loop(tools, run, manager, records, interrupts, info)
             state = loop.run(state)
         tools.profile.stop()
-        if int(state.step) == run.num_updates:
+        if int(state.step) == run.num_updates and parallel.is_main():
             write_json(run.folder / "result.json", loop.result(state))
         ended_by = max(loop.granted, loop.ask())
     if ended_by > SAVE:
@@ -203,7 +205,7 @@ class _Loop:
         images_per_second = self._throughput.measures()["images_per_second"]
         return {
             "step": int(state.step),
-            "params_sha256": checkpoints.params_sha256(state.ema_params),
+            "params_sha256": params_sha256(state.ema_params),
             "seconds": round(self._seconds(), 3),
             "images_per_second": round(images_per_second, 1),
             "skipped": self._skipped,
@@ -287,7 +289,8 @@ class _Loop:
         path = self._run.folder / "nonfinite" / f"{step:08d}.json"
         examples = examples_of(self._tools, self._run, step)
         said = {"run": self._run.name, "step": step, name: str(value)}
-        write_json(path, {**said, "examples": examples})
+        if parallel.is_main():
+            write_json(path, {**said, "examples": examples})
         what = f"{self._run.name}: {name} is {value} at step {step}"
         if self._tools.section.on_nonfinite == "skip":
             self._records.say(f"{what}; the update is left out, see {path}")

@@ -10,8 +10,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, checkpoints, parallel, training
+from vdiff_jax import build, parallel, training
 from vdiff_jax.build import Config
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
@@ -75,7 +76,7 @@ def _under_way(
         facts={
             "teacher": str(folder),
             "teacher_step": (places.result(folder) or {}).get("step"),
-            "teacher_sha256": checkpoints.params_sha256(params),
+            "teacher_sha256": params_sha256(params),
             "w_range": list(build.w_range(config)),
             "parameters": student.num_parameters(),
         },

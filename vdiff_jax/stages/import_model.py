@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import jax
 
-from vdiff_jax import build, checkpoints, training
+from vdiff_jax import build, checkpoints, parallel, training
 from vdiff_jax.build import Config
 from vdiff_jax.build.fields import choice
 from vdiff_jax.diffusion import Output
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.interop import diffusers_in, own_file, released
 from vdiff_jax.interop.imported import Imported
-from vdiff_jax.records import write_json
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.imported import FILE, with_fields
 from vdiff_jax.stages.models import placed
@@ -48,7 +49,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         path = pathlib.Path(config.source.path)
         params = placed(found.params, model.abstract_params(), path)
     facts = {
-        "params_sha256": checkpoints.params_sha256(params),
+        "params_sha256": params_sha256(params),
         "parameters": model.num_parameters(),
         "source": places.as_json(config)["source"],
         "num_steps": found.num_steps,
@@ -64,8 +65,9 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         state = training.init_state(params, build.optimizer(config.train))
         with checkpoints.open_folder(places.checkpoint_folder(folder)) as manager:
             checkpoints.save(manager, state, {"run": "import", **facts})
-        write_json(workdir / FILE, found.fields)
-        write_json(folder / "result.json", {"step": 0, **facts})
+        if parallel.is_main():
+            write_json(workdir / FILE, found.fields)
+            write_json(folder / "result.json", {"step": 0, **facts})
     print(
         f"import: a network of {facts['parameters']:,} parameters that says"
         f" {model.output}, see {folder}/result.json"

@@ -13,8 +13,8 @@ from jaxtyping import Array
 
 from vdiff_jax import likelihood, parallel
 from vdiff_jax.build import Config
+from vdiff_jax.files.atomic import write_json
 from vdiff_jax.model import Model
-from vdiff_jax.records import write_json
 from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.references import Real
 from vdiff_jax.types import Params, PerExample
@@ -64,7 +64,8 @@ def measure_likelihood(config: Config, workdir: pathlib.Path) -> list[Row]:
             }
         )
         print(f"evaluate: {name}: {rows[-1]['bits_per_dim']:.4f} bits/dim")
-    write_json(workdir / "evaluate" / "likelihood.json", rows)
+    if parallel.is_main():
+        write_json(workdir / "evaluate" / "likelihood.json", rows)
     return rows
 
 

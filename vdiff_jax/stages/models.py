@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from vdiff_jax import build, checkpoints, parallel
 from vdiff_jax.build import Config, Ladder
+from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
@@ -131,12 +132,12 @@ def load_params(
     try:
         params = checkpoints.restore_ema(path, abstract_params, shardings)
         _check_is_the_result(params, folder)
-    except checkpoints.DamagedError as error:
+    except DamagedError as error:
         step = checkpoints.latest_step(path)
         assert step is not None
         checkpoints.set_aside(path, step)
         places.reopen(folder)
-        raise checkpoints.DamagedError(
+        raise DamagedError(
             f"{error} It was moved to {folder}/damaged, and the run in {folder} counts"
             " as unfinished: its train or distill stage goes on from the checkpoint"
             " before it, to the same parameters."
@@ -172,9 +173,9 @@ def _whole(abstract_params: Params) -> Params:
 
 def _check_is_the_result(params: Params, folder: pathlib.Path) -> None:
     expected = (places.result(folder) or {}).get("params_sha256")
-    found = checkpoints.params_sha256(params)
+    found = params_sha256(params)
     if expected not in (None, found):
-        raise checkpoints.DamagedError(
+        raise DamagedError(
             f"The newest checkpoint in {folder} has params_sha256 {found}, and"
             f" result.json says {expected}."
         )

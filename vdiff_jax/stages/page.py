@@ -23,9 +23,9 @@ from vdiff_jax.evaluation.page import (
     Trajectory,
 )
 from vdiff_jax.evaluation.page.ladder import SAMPLERS, metric_named
+from vdiff_jax.files.atomic import write_text
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
-from vdiff_jax.records import write_text
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.candidates import of_row
 from vdiff_jax.stages.models import find, load_params
@@ -90,7 +90,8 @@ def write(
         ],
         config=places.as_json(config),
     )
-    write_text(workdir / "evaluate" / "report.html", page.render(content))
+    if parallel.is_main():
+        write_text(workdir / "evaluate" / "report.html", page.render(content))
 
 
 def _runs(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:

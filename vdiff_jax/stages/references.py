@@ -9,7 +9,7 @@ from typing import Any, Literal
 import flax.serialization
 import numpy as np
 
-from vdiff_jax import build, parallel, weight_files
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.datasets.loader import read_all
@@ -20,7 +20,8 @@ from vdiff_jax.evaluation.features import Features, FeatureSet
 from vdiff_jax.evaluation.frechet import frechet_distance, with_root
 from vdiff_jax.evaluation.metrics import Measured, Ruler
 from vdiff_jax.evaluation.moments import moments
-from vdiff_jax.records import write_bytes
+from vdiff_jax.files import weights
+from vdiff_jax.files.atomic import write_bytes
 
 # Pictures that stand for a whole split where its content is fingerprinted.
 SAMPLE = 256
@@ -176,7 +177,8 @@ def _trained(
     made = classifier.train(
         train.everything["image"], labels, held_out, kind=kind, seed=kind == "judge"
     )
-    write_bytes(path, flax.serialization.msgpack_serialize(made._asdict()))
+    if parallel.is_main():
+        write_bytes(path, flax.serialization.msgpack_serialize(made._asdict()))
     return made
 
 
@@ -223,7 +225,7 @@ class Published:
         """Reads them; see `reference.published`."""
         self._root = with_root(reference.published(path))
         self._name = f"fid_to_{path.stem}"
-        self.facts = {"published": path.name, "sha256": weight_files.sha256(path)}
+        self.facts = {"published": path.name, "sha256": weights.sha256(path)}
 
     def measure(self, found: Features) -> dict[str, Measured]:
         """FID to them, under a name that says so."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from vdiff_jax import checkpoints, parallel
 from vdiff_jax.build import Config, Ladder
-from vdiff_jax.records import write_json
+from vdiff_jax.files.atomic import write_json
 
 # Fields that change what is written or shown, but not the numbers of a run, or only
 # the order of its sums.
@@ -198,7 +198,9 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
                 " Use its values or another --workdir."
             )
         recorded = {**recorded, **{name: ours[name] for name in sections}}
-    write_json(path, {"config": recorded, "versions": _versions(), "commit": _commit()})
+    made_by = {"versions": _versions(), "commit": _commit()}
+    if parallel.is_main():
+        write_json(path, {"config": recorded, **made_by})
 
 
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:

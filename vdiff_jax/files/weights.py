@@ -13,6 +13,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vdiff_jax.files.atomic import write_bytes
+
 Tensors = dict[str, np.ndarray]
 
 
@@ -58,17 +60,13 @@ def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> Non
     Raises:
       OSError: If it cannot be written; what was there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.half")
     # safetensors 0.8.0 writes other arrays than C-contiguous ones wrongly, and says
     # nothing.
     contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     try:
         # `save_file` would let nobody but the owner read it.
-        half.write_bytes(safetensors.numpy.save(contiguous, metadata))
-        half.replace(path)
+        write_bytes(path, safetensors.numpy.save(contiguous, metadata))
     except (OSError, safetensors.SafetensorError) as error:
-        half.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}.") from error
 
 

@@ -1,0 +1,1 @@
+"""Reading and writing without harm: whole files, files of weights, fingerprints."""
