@@ -28,7 +28,6 @@ from ml_collections import ConfigDict, config_flags
 from vdiff_jax import build, parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.interrupts import InterruptedRunError
 from vdiff_jax.stages import (
     distill,
     evaluate,
@@ -43,6 +42,7 @@ from vdiff_jax.stages import (
 )
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
+from vdiff_jax.training.interrupts import InterruptedRunError
 
 
 def _spelled(words: Sequence[str]) -> list[str]:

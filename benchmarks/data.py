@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
 from configs import paper
-from vdiff_jax import build, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.datasets import feeds, prepare
 from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.folder import Folder
@@ -44,6 +44,8 @@ from vdiff_jax.datasets.npz import Npz
 from vdiff_jax.datasets.pictures import Fit, Pictures
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.tfds import TfdsFiles
+from vdiff_jax.training.step import Job, TrainState, init_state
+from vdiff_jax.types import Batch, Feed
 
 SEED = (0, 0)
 
@@ -162,7 +164,7 @@ def _loading(
     calls = [(step, 10) for step in range(0, 10 * (options.batches + 1), 10)]
 
     @jax.jit
-    def read(feed: training.Feed) -> training.Batch:
+    def read(feed: Feed) -> Batch:
         return jax.lax.map(lambda item: on_device.read(feed.data, item), feed.items)
 
     def resident() -> Iterator[Any]:
@@ -206,16 +208,16 @@ def _hiding(
     loss = build.train_loss(config, model, train=True)
     batch_size = config.train.batch_size
     calls = [(step, 1) for step in range(options.steps + 2)]
-    job = training.Job(jax.random.key(0), jnp.int32(1000))
+    job = Job(jax.random.key(0), jnp.int32(1000))
 
     streamed = {
         name: feeds.Streamed(source, batch_size, mesh, options.workers)
         for name, source in sources.items()
     }
 
-    def new_state() -> training.TrainState:
+    def new_state() -> TrainState:
         params = model.init(jax.random.key(0))
-        return training.init_state(params, build.optimizer(config.train))
+        return init_state(params, build.optimizer(config.train))
 
     places = parallel.state_shardings(jax.eval_shape(new_state), mesh)
     step = build.train_step(config, config.train, loss, streamed["npz"], mesh, places)
@@ -227,7 +229,7 @@ def _hiding(
     )
     (constant,) = streamed["npz"].feeds([(0, 1)], SEED)
 
-    def timed(step: Any, items: Iterator[training.Feed]) -> float:
+    def timed(step: Any, items: Iterator[Feed]) -> float:
         """Seconds of a step, once the loader and the compiler have begun."""
         state = parallel.put(new_state(), places)
         for _ in range(2):

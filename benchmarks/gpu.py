@@ -25,7 +25,7 @@ import jax
 import torch
 
 from benchmarks import contest, flops, steps
-from vdiff_jax import throughput
+from vdiff_jax.training import throughput
 
 BATCHES = {
     "tiny": (8, 16),

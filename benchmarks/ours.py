@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sizes
-from vdiff_jax import build, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.datasets import feeds
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.model import Model, Sampler
 from vdiff_jax.stages import draw
-from vdiff_jax.throughput import memory_in_gib
-from vdiff_jax.types import Params
+from vdiff_jax.training.step import Job, Loss, TrainState, init_state
+from vdiff_jax.training.throughput import memory_in_gib
+from vdiff_jax.types import Feed, Params
 
 # So long that the learning rate stays what it is.
 NUM_UPDATES = 10**6
@@ -43,9 +44,9 @@ class Updates:
     """
 
     step: Any
-    state: training.TrainState
-    feed: training.Feed
-    job: training.Job
+    state: TrainState
+    feed: Feed
+    job: Job
     per_call: int
 
     def __call__(self, repetitions: int) -> None:
@@ -154,7 +155,7 @@ def _updates(
     config: Any,
     section: Any,
     model: Model,
-    loss: training.Loss,
+    loss: Loss,
     loss_args: tuple = (),
 ) -> Updates:
     mesh, optimizer = parallel.make_mesh(), build.optimizer(section)
@@ -162,13 +163,13 @@ def _updates(
         _pictures(model, section.batch_size), section.batch_size, mesh, 0
     )
     (feed,) = feeder.feeds([(0, section.steps_per_call)], seed=(0,))
-    state = training.init_state(model.init(jax.random.key(0)), optimizer)
+    state = init_state(model.init(jax.random.key(0)), optimizer)
     shardings = parallel.state_shardings(state, mesh)
     return Updates(
         step=build.train_step(config, section, loss, feeder, mesh, shardings),
         state=parallel.put(state, shardings),
         feed=feed,
-        job=training.Job(jax.random.key(0), jnp.int32(NUM_UPDATES), loss_args),
+        job=Job(jax.random.key(0), jnp.int32(NUM_UPDATES), loss_args),
         per_call=section.steps_per_call,
     )
 

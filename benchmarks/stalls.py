@@ -45,13 +45,16 @@ import PIL.Image
 
 from benchmarks import contest, ours, sizes
 from benchmarks.startup import Table
-from vdiff_jax import build, checkpoints, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.stages import train
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.tools import Tools
+from vdiff_jax.training import checkpoints
+from vdiff_jax.training.step import TrainState, init_state
+from vdiff_jax.types import Batch, Feed
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # Values by what they are and their unit.
@@ -109,7 +112,7 @@ def _saving(options: argparse.Namespace, scratch: pathlib.Path, table: Table) ->
 
     def save(
         name: str,
-        state: Callable[[], training.TrainState],
+        state: Callable[[], TrainState],
         between: Callable[[float], float],
     ) -> None:
         with checkpoints.open_folder(scratch / name) as manager:
@@ -122,7 +125,7 @@ def _saving(options: argparse.Namespace, scratch: pathlib.Path, table: Table) ->
     if options.large:
         config = sizes.config("cifar10")
         params = build.model(config).init(jax.random.key(0))
-        large = training.init_state(params, build.optimizer(config.train))
+        large = init_state(params, build.optimizer(config.train))
         large = parallel.put(large, parallel.replicated(parallel.make_mesh()))
         seconds = config.train.checkpoint_every_steps * options.large_update_seconds
         save(
@@ -136,7 +139,7 @@ def _save_once(
     manager: Any,
     folder: pathlib.Path,
     updates: ours.Updates,
-    state: Callable[[], training.TrainState],
+    state: Callable[[], TrainState],
     between: Callable[[float], float],
 ) -> _Row:
     """Saves, and makes updates until the checkpoint is whole, and as many again."""
@@ -187,12 +190,12 @@ class _Watched:
     def length(self) -> int:
         return self.feeder.length
 
-    def read(self, data: Any, item: Any) -> training.Batch:
+    def read(self, data: Any, item: Any) -> Batch:
         return self.feeder.read(data, item)
 
     def feeds(
         self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
-    ) -> Generator[training.Feed, None, None]:
+    ) -> Generator[Feed, None, None]:
         with contextlib.closing(self.feeder.feeds(calls, seed)) as feeds:
             for _ in range(self.calls):
                 self._mark()

@@ -15,8 +15,10 @@ import numpy as np
 import optax
 
 from configs import digits
-from vdiff_jax import build, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.training.step import Job, init_state, make_train_step
+from vdiff_jax.types import Batch
 
 STEPS, BATCH_SIZE, SEED = 20, 32, (0, 0)
 
@@ -48,7 +50,7 @@ class Bench:
         self.mesh = parallel.make_mesh(config.parallel.fsdp)
         self.feeder = build.feeder(config, self.section, self.mesh)
         self.optimizer = build.optimizer(self.section)
-        self.start = training.init_state(self.params(0), self.optimizer)
+        self.start = init_state(self.params(0), self.optimizer)
         self.shardings = parallel.state_shardings(
             jax.eval_shape(lambda: self.start), self.mesh
         )
@@ -61,7 +63,7 @@ class Bench:
         self.step = build.train_step(
             config, self.section, self.loss, self.feeder, self.mesh, self.shardings
         )
-        self.job = training.Job(jax.random.key(7), jnp.int32(STEPS), teacher)
+        self.job = Job(jax.random.key(7), jnp.int32(STEPS), teacher)
 
     def params(self, seed):
         """Parameters of which none is zero, as those of a new block would be."""
@@ -114,7 +116,7 @@ def under_pmap(bench):
     """The same pure step, with the rows of each device given to it."""
     devices = jax.device_count()
     step = jax.pmap(
-        training.make_train_step(
+        make_train_step(
             bench.loss,
             bench.optimizer,
             build.learning_rate(bench.section),
@@ -135,7 +137,7 @@ def under_pmap(bench):
         image = np.stack([source[row]["image"] for row in rows])
         label = np.array([source[row]["label"] for row in rows], np.int32)
         digest.update(image)
-        batch = training.Batch(image, label)
+        batch = Batch(image, label)
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), batch
         )

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from configs import digits
-from vdiff_jax import build, losses, training
+from vdiff_jax import build, losses
+from vdiff_jax.types import Batch
 
 
 def _model(latent_scale):
@@ -22,7 +23,7 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
         config, model = _model(latent_scale)
         draws = losses.draw(jax.random.key(1), latents.shape)
         params = model.init(jax.random.key(2))
-        batch = training.Batch(latents, np.zeros(8, np.int32))
+        batch = Batch(latents, np.zeros(8, np.int32))
         return build.train_loss(config, model, train=True)(params, batch, draws)
 
     # Data four times as large, at a quarter of the scale, are the same to the model.

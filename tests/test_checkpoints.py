@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdiff_jax import checkpoints, parallel, training
+from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import DamagedError, fingerprint, params_sha256
+from vdiff_jax.training import checkpoints
+from vdiff_jax.training.step import init_state, make_optimizer
 
 # Of a damaged checkpoint Orbax leaves the errors of other arrays unseen.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-OPTIMIZER = training.make_optimizer(grad_clip=1.0, weight_decay=0.0)
+OPTIMIZER = make_optimizer(grad_clip=1.0, weight_decay=0.0)
 
 
 def _params(seed=0, width=3):
@@ -21,7 +23,7 @@ def _params(seed=0, width=3):
 
 
 def _state(step=12, seed=0):
-    return training.init_state(_params(seed), OPTIMIZER)._replace(
+    return init_state(_params(seed), OPTIMIZER)._replace(
         step=jnp.int32(step), ema_params=_params(seed + 1)
     )
 
@@ -70,7 +72,7 @@ def test_what_is_saved_comes_back_bit_for_bit_on_the_devices_at_hand(folder):
 
 def test_a_state_moves_from_one_mesh_to_another(folder):
     params = {"kernel": jax.random.normal(jax.random.key(0), (8, 256))}
-    state = training.init_state(params, OPTIMIZER)._replace(step=jnp.int32(3))
+    state = init_state(params, OPTIMIZER)._replace(step=jnp.int32(3))
     for fsdp, other in ((2, 1), (1, 2)):
         places = _places(state, fsdp)
         _save(folder / str(fsdp), parallel.put(state, places))
@@ -107,7 +109,7 @@ def test_a_state_of_another_optimizer_is_refused_and_left_where_it_is(folder):
     other = _state()._replace(opt_state=(jnp.zeros(3),))
     with pytest.raises(ValueError, match="of another optimizer"):
         _restore(folder, other)
-    wide = training.init_state(_params(width=5), OPTIMIZER)
+    wide = init_state(_params(width=5), OPTIMIZER)
     with pytest.raises(ValueError, match="of another architecture"):
         _restore(folder, wide)
     assert checkpoints.steps(folder) == [12]

@@ -134,10 +134,10 @@ def test_ladders_have_the_papers_stages():
 def test_mistakes_are_refused_with_their_value(
     section, field, value, message, tmp_path, monkeypatch
 ):
-    from vdiff_jax import training
+    from vdiff_jax.training import step
 
     # Under the hook, jaxtyping would refuse these before our own checks do.
-    for module, name in ((training, "make_learning_rate"),):
+    for module, name in ((step, "make_learning_rate"),):
         function = getattr(module, name)
         monkeypatch.setattr(module, name, getattr(function, "__wrapped__", function))
     stage = section if section in ("train", "distill", "sample") else "train"

@@ -11,13 +11,14 @@ from flax.traverse_util import flatten_dict
 
 import launch
 import tiny
-from vdiff_jax import build, diffusion, losses, training
+from vdiff_jax import build, diffusion, losses
 from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Sampler
 from vdiff_jax.stages import given, guide
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import find, in_file, load_params
+from vdiff_jax.types import Batch
 
 pytestmark = pytest.mark.slow
 
@@ -286,7 +287,7 @@ def _asked(loss, model, *arguments):
         return _nothing
 
     draws = losses.draw(jax.random.key(0), (400, 8, 8, 1))
-    batch = training.Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
+    batch = Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model), "denoiser", denoiser)
         loss({}, batch, draws, *arguments)

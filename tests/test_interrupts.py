@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 
-from vdiff_jax.interrupts import Interrupts
+from vdiff_jax.training.interrupts import Interrupts
 
 SCRIPT = """
 import os, signal, sys, time

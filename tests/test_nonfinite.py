@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 
 from vdiff_jax.nets.unet import Level, UNet
-from vdiff_jax.nonfinite import origins
+from vdiff_jax.training.nonfinite import origins
 
 
 def test_a_healthy_function_has_none_even_if_it_meets_infinity_on_the_way():

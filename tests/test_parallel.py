@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from vdiff_jax import losses, parallel, training
+from vdiff_jax import losses, parallel
+from vdiff_jax.training.gradient import spread
+from vdiff_jax.types import Batch
 
 pytestmark = pytest.mark.slow
 HERE = pathlib.Path(__file__).parent
@@ -114,10 +116,10 @@ def test_every_device_drops_out_for_itself():
         mask = jax.random.uniform(draws.dropout, (64,))
         return jnp.float32(0.0), {"mask": mask, "square": jnp.square(mask)}
 
-    spread = parallel.spread(parallel.make_mesh())(gradient)
+    shared = spread(parallel.make_mesh())(gradient)
     draws = losses.draw(jax.random.key(0), (4, 1, 1, 1))
-    batch = training.Batch(np.zeros((4, 1, 1, 1), np.uint8))
-    _, means = jax.jit(spread)({}, batch, draws, ())
+    batch = Batch(np.zeros((4, 1, 1, 1), np.uint8))
+    _, means = jax.jit(shared)({}, batch, draws, ())
     variance = means["square"] - jnp.square(means["mask"])
     assert float(variance.mean()) > 0.02
 

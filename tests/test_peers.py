@@ -14,7 +14,7 @@ from benchmarks.peers import pytorch, unet
 from configs import cifar10, digits
 from vdiff_jax import build, diffusion, losses, samplers
 from vdiff_jax.nets.unet import Level, UNet
-from vdiff_jax.training import Batch
+from vdiff_jax.types import Batch
 
 SIZE = 8
 NETS = {

@@ -5,8 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vdiff_jax import records
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.training import records
 
 
 def _lines(folder):

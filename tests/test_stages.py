@@ -15,12 +15,13 @@ import pytest
 import launch
 import tiny
 from configs import folder
-from vdiff_jax import build, checkpoints
+from vdiff_jax import build
 from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.stages import fit, replay
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import NonFiniteError
+from vdiff_jax.training import checkpoints
 
 pytestmark = pytest.mark.slow
 

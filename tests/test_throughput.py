@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from configs import cifar10, imagenet64
-from vdiff_jax import build, throughput
+from vdiff_jax import build
+from vdiff_jax.training import throughput
 
 
 class _Device(types.SimpleNamespace):

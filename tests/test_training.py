@@ -4,9 +4,19 @@ import numpy as np
 import optax
 import pytest
 
-from vdiff_jax import parallel, training
+from vdiff_jax import parallel
 from vdiff_jax.losses import Draws, draw
-from vdiff_jax.training import Batch, Job
+from vdiff_jax.training.step import (
+    Job,
+    init_state,
+    make_eval_step,
+    make_learning_rate,
+    make_optimizer,
+    make_train_step,
+    many_updates,
+    update_ema,
+)
+from vdiff_jax.types import Batch, Feed
 
 
 def _job(num_updates=100, seed=0, loss_args=()):
@@ -30,29 +40,29 @@ def _params():
 
 
 def _optimizer(**options):
-    return training.make_optimizer(**{"grad_clip": 1.0, "weight_decay": 0.0} | options)
+    return make_optimizer(**{"grad_clip": 1.0, "weight_decay": 0.0} | options)
 
 
 def _rate(peak=0.05):
-    return training.make_learning_rate(peak, warmup_steps=0, decay="constant")
+    return make_learning_rate(peak, warmup_steps=0, decay="constant")
 
 
 def _step(loss=_linear_loss, optimizer=None, rate=None, **options):
-    return training.make_train_step(
+    return make_train_step(
         loss, optimizer or _optimizer(), rate or _rate(), **{"ema_decay": 0.9} | options
     )
 
 
 def _state(optimizer=None):
-    return training.init_state(_params(), optimizer or _optimizer())
+    return init_state(_params(), optimizer or _optimizer())
 
 
 def _feed(batches):
-    return training.Feed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
+    return Feed(jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
 
 
 def test_training_finds_the_optimum():
-    state, _ = jax.jit(training.many_updates(_step()))(
+    state, _ = jax.jit(many_updates(_step()))(
         _state(),
         _feed([_batch(seed=i) for i in range(300)]),
         _job(),
@@ -67,15 +77,15 @@ def test_the_ema_starts_at_the_parameters_and_forgets_geometrically():
     np.testing.assert_array_equal(state.ema_params["b"], state.params["b"])
     ema = {"w": jnp.array(0.0)}
     for _ in range(10):
-        ema = training.update_ema(ema, {"w": jnp.array(1.0)}, 0.9)
+        ema = update_ema(ema, {"w": jnp.array(1.0)}, 0.9)
     assert float(ema["w"]) == pytest.approx(1 - 0.9**10)
-    copy = training.update_ema({"w": jnp.array(3.0)}, {"w": jnp.array(0.1)}, 0.0)
+    copy = update_ema({"w": jnp.array(3.0)}, {"w": jnp.array(0.1)}, 0.0)
     assert float(copy["w"]) == np.float32(0.1)
 
 
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 def test_the_learning_rate_warms_up_and_anneals(decay):
-    rate = training.make_learning_rate(0.5, warmup_steps=10, decay=decay)
+    rate = make_learning_rate(0.5, warmup_steps=10, decay=decay)
     at = [float(rate(jnp.int32(i), jnp.int32(110))) for i in range(110)]
     assert 0 < at[0] < 0.06
     assert np.all(np.diff(at[:11]) > 0)
@@ -88,14 +98,14 @@ def test_the_learning_rate_warms_up_and_anneals(decay):
 
 
 def test_linear_decay_without_warm_up_is_the_one_of_optax():
-    ours = training.make_learning_rate(1e-3, warmup_steps=0, decay="linear")
+    ours = make_learning_rate(1e-3, warmup_steps=0, decay="linear")
     theirs = optax.linear_schedule(1e-3, 0.0, 50)
     for step in (0, 1, 25, 49):
         assert float(ours(jnp.int32(step), jnp.int32(50))) == pytest.approx(
             float(theirs(step))
         )
     with pytest.raises(ValueError, match="Unknown decay"):
-        training.make_learning_rate.__wrapped__(1e-3, warmup_steps=0, decay="exp")
+        make_learning_rate.__wrapped__(1e-3, warmup_steps=0, decay="exp")
 
 
 def test_the_optimizer_is_adamw_on_clipped_gradients():
@@ -104,7 +114,7 @@ def test_the_optimizer_is_adamw_on_clipped_gradients():
         optax.clip_by_global_norm(1.0), optax.adamw(0.05, weight_decay=0.3)
     )
     step = jax.jit(_step(optimizer=optimizer))
-    state = training.init_state(_params(), optimizer)
+    state = init_state(_params(), optimizer)
     params, opt_state = _params(), reference.init(_params())
     for i in range(5):
         grads = jax.grad(
@@ -128,9 +138,7 @@ def test_many_updates_in_one_call_are_the_same_updates():
     one_by_one = _state()
     for batch in batches:
         one_by_one, _ = jax.jit(_step())(one_by_one, batch, _job())
-    together, metrics = jax.jit(training.many_updates(_step()))(
-        _state(), _feed(batches), _job()
-    )
+    together, metrics = jax.jit(many_updates(_step()))(_state(), _feed(batches), _job())
     assert metrics["loss"].shape == (4,)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one_by_one, together
@@ -217,7 +225,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_held_out_loss_uses_the_same_draws_every_time():
-    eval_step = jax.jit(training.make_eval_step(_linear_loss))
+    eval_step = jax.jit(make_eval_step(_linear_loss))
     first = eval_step(_params(), _batch(), _job())
     np.testing.assert_array_equal(first, eval_step(_params(), _batch(), _job()))
     assert first.shape == (8,)

@@ -8,7 +8,8 @@ distillation targets and evaluation know nothing else about a network.
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from jaxtyping import Array, Float, Int, Key, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 Examples: TypeAlias = Float[Array, " batch *event"]
 PerExample: TypeAlias = Float[Array, " batch"]
@@ -35,3 +36,22 @@ Schedule: TypeAlias = Callable[[Float[Array, " ..."]], Float[Array, " ..."]]
 RawOutput: TypeAlias = Float[Array, " batch *output"]  # may have twice the channels
 Network: TypeAlias = Callable[[Examples, PerExample], RawOutput]
 Denoiser: TypeAlias = Callable[[Examples, PerExample], Prediction]
+
+
+class Batch(NamedTuple):
+    """Images as uint8 pixels or as floats in model units, and their classes."""
+
+    image: Num[Array | np.ndarray, " *batch height width channels"]
+    label: Int[Array | np.ndarray, " *batch"] | None = None
+
+
+class Feed(NamedTuple):
+    """What one call of `many_updates` takes its batches from.
+
+    Attributes:
+      items: One for each update, along the first axis: batches, or where they are.
+      data: What all updates share: nothing, or the whole data set.
+    """
+
+    items: PyTree
+    data: PyTree = None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from vdiff_jax import losses, parallel, schedules, training
+from vdiff_jax import losses, parallel, schedules
 from vdiff_jax.build.fields import Config, choice, number
 from vdiff_jax.build.models import w_range
 from vdiff_jax.datasets.feeds import Feeder
@@ -22,7 +22,19 @@ from vdiff_jax.distillation import (
 )
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
-from vdiff_jax.types import Params, PerExample
+from vdiff_jax.training.gradient import spread
+from vdiff_jax.training.step import (
+    LearningRate,
+    Loss,
+    Metrics,
+    TrainState,
+    make_eval_step,
+    make_learning_rate,
+    make_optimizer,
+    make_train_step,
+    many_updates,
+)
+from vdiff_jax.types import Batch, Params, PerExample
 
 Ladder = Literal["deterministic", "stochastic", "encode"]
 PLANS: dict[str, Plan] = {
@@ -61,7 +73,7 @@ def weight(name: str) -> losses.Weight:
     )
 
 
-def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
+def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
     """The loss of the base model; dropout is on where `train` is."""
     weigh = weight(config.train.weight)
     if not 0.0 <= config.train.label_dropout < 1.0:
@@ -72,7 +84,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     if num_steps is not None:
         schedules.check_num_steps(model.schedule, num_steps)
 
-    def loss(params: Params, batch: training.Batch, draws: losses.Draws) -> PerExample:
+    def loss(params: Params, batch: Batch, draws: losses.Draws) -> PerExample:
         x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         label = batch.label
@@ -91,7 +103,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> training.Loss:
     return loss
 
 
-def guide_loss(config: Config, teacher: Model, student: Model) -> training.Loss:
+def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     """The loss of the student that imitates guidance; its teacher is an argument."""
     weigh, spec = weight(config.guide.weight), config.guide
     if not 0.0 <= spec.rescale <= 1.0:
@@ -100,7 +112,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> training.Loss:
 
     def loss(
         params: Params,
-        batch: training.Batch,
+        batch: Batch,
         draws: losses.Draws,
         teacher_params: Params,
     ) -> PerExample:
@@ -117,13 +129,13 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> training.Loss:
     return loss
 
 
-def distill_loss(config: Config, model: Model) -> training.Loss:
+def distill_loss(config: Config, model: Model) -> Loss:
     """The loss of a student; its teacher and its N are arguments of the step."""
     weigh, plan = weight(config.distill.weight), PLANS[ladder_name(config)]
 
     def loss(
         params: Params,
-        batch: training.Batch,
+        batch: Batch,
         draws: losses.Draws,
         teacher_params: Params,
         num_steps: Int[Array, ""],
@@ -151,14 +163,14 @@ def _strength(config: Config, draws: losses.Draws) -> PerExample:
 
 def optimizer(section: Config) -> Any:
     """The optimizer of a `train` or `distill` section, up to the learning rate."""
-    return training.make_optimizer(
+    return make_optimizer(
         grad_clip=section.grad_clip, weight_decay=section.weight_decay
     )
 
 
-def learning_rate(section: Config) -> training.LearningRate:
+def learning_rate(section: Config) -> LearningRate:
     """The learning rate of a `train` or `distill` section."""
-    return training.make_learning_rate(
+    return make_learning_rate(
         section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
     )
 
@@ -166,13 +178,13 @@ def learning_rate(section: Config) -> training.LearningRate:
 def train_step(
     config: Config,
     section: Config,
-    loss: training.Loss,
+    loss: Loss,
     feeder: Feeder,
     mesh: Mesh,
-    shardings: training.TrainState,
+    shardings: TrainState,
     *,
     plain: bool = False,
-) -> Callable[..., tuple[training.TrainState, training.Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """The compiled step of a `train` or `distill` section: many updates in a call.
 
     Args:
@@ -190,7 +202,7 @@ def train_step(
         params, teacher = parallel.whole((params, teacher), mesh)
         return loss(params, batch, draws, *teacher)
 
-    step = training.make_train_step(
+    step = make_train_step(
         loss_of_whole,
         optimizer(section),
         learning_rate(section),
@@ -199,18 +211,18 @@ def train_step(
         flip=config.data.flip,
         noise_offset=section.noise_offset,
         grad_accum_steps=section.grad_accum_steps,
-        spread=(lambda gradient: gradient) if plain else parallel.spread(mesh),
+        spread=(lambda gradient: gradient) if plain else spread(mesh),
     )
     return jax.jit(
-        training.many_updates(step, feeder.read),
+        many_updates(step, feeder.read),
         donate_argnums=0,
         out_shardings=(shardings, parallel.replicated(mesh)),
     )
 
 
-def eval_step(loss: training.Loss, mesh: Mesh) -> Callable[..., Any]:
+def eval_step(loss: Loss, mesh: Mesh) -> Callable[..., Any]:
     """The compiled loss of each example of a held-out batch, whole on every host."""
-    step = training.make_eval_step(
+    step = make_eval_step(
         lambda params, batch, draws, *teacher: loss(
             params, batch, draws, *parallel.whole(teacher, mesh)
         )

@@ -17,7 +17,7 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import TIMEOUT_SECONDS, load, prefetch, read_all
 from vdiff_jax.datasets.order import Cursor, cursor, example_index
 from vdiff_jax.datasets.source import Source
-from vdiff_jax.training import Batch, Feed
+from vdiff_jax.types import Batch, Feed
 
 # "auto" keeps up to 1 GiB on every device. CIFAR-10 has 0.15, 16,185 pictures of
 # 64x64 have 0.19.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel, schedules, training
+from vdiff_jax import build, parallel, schedules
 from vdiff_jax.build import Config
 from vdiff_jax.distillation import ladder
 from vdiff_jax.files.atomic import write_json
@@ -17,6 +17,7 @@ from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
 from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 
 
@@ -106,7 +107,7 @@ def student_run(
     return Run(
         name=f"distill {2 * num_steps} -> {num_steps}",
         folder=_folder(config, workdir, num_steps),
-        job=training.Job(
+        job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
             num_updates=jnp.int32(num_updates),
             loss_args=(teacher_params, jnp.int32(num_steps)),

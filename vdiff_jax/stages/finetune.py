@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
@@ -20,6 +20,7 @@ from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
 from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.step import Job
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -64,7 +65,7 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     return tools, Run(
         name="finetune",
         folder=places.train_folder(workdir),
-        job=training.Job(
+        job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
             num_updates=jnp.int32(config.finetune.steps),
         ),

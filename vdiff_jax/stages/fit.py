@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdiff_jax import checkpoints, parallel, training
+from vdiff_jax import parallel
 from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.interrupts import InterruptedRunError, Interrupts
-from vdiff_jax.records import Records, to_show
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.tools import Run, Tools
-from vdiff_jax.throughput import Throughput
-from vdiff_jax.types import Params
+from vdiff_jax.training import checkpoints
+from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
+from vdiff_jax.training.records import Records, to_show
+from vdiff_jax.training.step import Metrics, TrainState, init_state
+from vdiff_jax.training.throughput import Throughput
+from vdiff_jax.types import Feed, Params
 
 # What a host may wish for at a call: nothing, a checkpoint, or, by the number of a
 # signal, the end. Of the wishes of all hosts the highest is granted.
@@ -85,7 +87,7 @@ def fit(tools: Tools, run: Run) -> Params:
 
 def begin(
     tools: Tools, run: Run, at_most: int | None = None
-) -> tuple[training.TrainState, dict[str, Any]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """The state that a run goes on from, and what its checkpoint says of it.
 
     Args:
@@ -102,7 +104,7 @@ def begin(
         return found
     # The step donates its state, so the state must not share buffers with a teacher.
     params = jax.tree.map(jnp.copy, run.start())
-    state = training.init_state(params, tools.optimizer)
+    state = init_state(params, tools.optimizer)
     info = {"seconds": 0.0, "skipped": 0, "last": {}}
     return parallel.put(state, tools.shardings), info
 
@@ -171,7 +173,7 @@ class _Loop:
         self._throughput = Throughput(tools.section.batch_size, tools.flops_per_image)
         self.granted = NOTHING
 
-    def run(self, state: training.TrainState) -> training.TrainState:
+    def run(self, state: TrainState) -> TrainState:
         """Dispatches call after call; reads the metrics of one while the next runs."""
         section, run = self._tools.section, self._run
         calls = cut_into_calls(int(state.step), run.num_updates, section.steps_per_call)
@@ -200,7 +202,7 @@ class _Loop:
                     break
         return state
 
-    def result(self, state: training.TrainState) -> dict[str, Any]:
+    def result(self, state: TrainState) -> dict[str, Any]:
         """What result.json says."""
         images_per_second = self._throughput.measures()["images_per_second"]
         return {
@@ -214,8 +216,8 @@ class _Loop:
         }
 
     def _call(
-        self, state: training.TrainState, feed: training.Feed, steps: int
-    ) -> tuple[training.TrainState, training.Metrics]:
+        self, state: TrainState, feed: Feed, steps: int
+    ) -> tuple[TrainState, Metrics]:
         """Dispatches some updates; says so where that means to compile them first."""
         tools = self._tools
         new = steps not in tools.compiled
@@ -246,9 +248,7 @@ class _Loop:
             return SAVE
         return NOTHING
 
-    def _read(
-        self, first: int, steps: int, metrics: training.Metrics, wish: Any
-    ) -> int:
+    def _read(self, first: int, steps: int, metrics: Metrics, wish: Any) -> int:
         """Waits for a call to end, and logs it; returns what the hosts wish for."""
         values = {name: np.asarray(value) for name, value in metrics.items()}
         self._throughput.add(steps)
@@ -304,9 +304,7 @@ class _Loop:
             " on_nonfinite=skip to leave such updates out."
         )
 
-    def _look(
-        self, state: training.TrainState, evaluate: bool, draw: bool, save: bool
-    ) -> None:
+    def _look(self, state: TrainState, evaluate: bool, draw: bool, save: bool) -> None:
         """Held-out loss, samples and a checkpoint, where they are due."""
         step, tools = int(state.step), self._tools
         held_out_loss = None

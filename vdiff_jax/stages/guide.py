@@ -10,7 +10,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.interop import own_file
@@ -19,6 +19,7 @@ from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
 from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 
 
@@ -64,7 +65,7 @@ def _under_way(
     return tools, Run(
         name="guide",
         folder=places.guide_folder(workdir),
-        job=training.Job(
+        job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
             num_updates=jnp.int32(config.guide.steps),
             loss_args=(params,),

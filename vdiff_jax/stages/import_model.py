@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 
-from vdiff_jax import build, checkpoints, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.build.fields import choice
 from vdiff_jax.diffusion import Output
@@ -16,6 +16,8 @@ from vdiff_jax.interop.imported import Imported
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.imported import FILE, with_fields
 from vdiff_jax.stages.models import placed
+from vdiff_jax.training import checkpoints
+from vdiff_jax.training.step import init_state
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
 # What a config says of a network of the user's own.
@@ -62,7 +64,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         )
     places.claim(workdir, config, "source")
     if there is None:
-        state = training.init_state(params, build.optimizer(config.train))
+        state = init_state(params, build.optimizer(config.train))
         with checkpoints.open_folder(places.checkpoint_folder(folder)) as manager:
             checkpoints.save(manager, state, {"run": "import", **facts})
         if parallel.is_main():

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, checkpoints, parallel
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config, Ladder
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.imported import with_fields
+from vdiff_jax.training import checkpoints
 from vdiff_jax.types import Params
 
 

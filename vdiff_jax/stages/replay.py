@@ -10,12 +10,12 @@ from vdiff_jax import build
 from vdiff_jax.build import Config
 from vdiff_jax.datasets.source import Source, name_of
 from vdiff_jax.files.atomic import write_text
-from vdiff_jax.nonfinite import Origin, origins
 from vdiff_jax.stages import distill, guide, train
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import begin, cut_into_calls, examples_of
 from vdiff_jax.stages.tools import Run, Tools
-from vdiff_jax.training import TrainState
+from vdiff_jax.training.nonfinite import Origin, origins
+from vdiff_jax.training.step import TrainState
 
 # More would hide the first ones, which matter.
 MOST_ORIGINS, MOST_EXAMPLES = 10, 8

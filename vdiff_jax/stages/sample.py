@@ -16,13 +16,13 @@ from vdiff_jax.build import Config
 from vdiff_jax.evaluation import report
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
-from vdiff_jax.records import enlarge, save_image, tile, to_show
 from vdiff_jax.stages import given
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.draw import draw
 from vdiff_jax.stages.guide import check_can_be_guided
 from vdiff_jax.stages.models import find, in_file, load_params
 from vdiff_jax.stages.paths import interpolation, trajectory_sheet
+from vdiff_jax.training.records import enlarge, save_image, tile, to_show
 from vdiff_jax.types import Params
 
 GRID = 64

@@ -9,13 +9,14 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from vdiff_jax import build, parallel, training
+from vdiff_jax import build, parallel
 from vdiff_jax.build import Config
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.model import Model, Sampler
-from vdiff_jax.throughput import Profile, peak_flops
-from vdiff_jax.types import Params
+from vdiff_jax.training.step import Job, Loss, Metrics, TrainState, init_state
+from vdiff_jax.training.throughput import Profile, peak_flops
+from vdiff_jax.types import Batch, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +43,15 @@ class Tools:
 
     config: Config
     section: Config
-    train_step: Callable[..., tuple[training.TrainState, training.Metrics]]
-    plain_step: Callable[..., tuple[training.TrainState, training.Metrics]]
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    plain_step: Callable[..., tuple[TrainState, Metrics]]
     eval_step: Callable[..., Any]
     sampler: Sampler
     optimizer: optax.GradientTransformation
-    abstract_state: training.TrainState
-    shardings: training.TrainState
+    abstract_state: TrainState
+    shardings: TrainState
     feeder: Feeder
-    held_out: list[training.Batch]
+    held_out: list[Batch]
     mesh: Mesh
     flops_per_image: float
     profile: Profile
@@ -75,7 +76,7 @@ class Run:
 
     name: str
     folder: pathlib.Path
-    job: training.Job
+    job: Job
     num_updates: int
     start: Callable[[], Params]
     order_seed: tuple[int, ...]
@@ -88,8 +89,8 @@ def make_tools(
     config: Config,
     section: Config,
     model: Model,
-    loss: training.Loss,
-    eval_loss: training.Loss,
+    loss: Loss,
+    eval_loss: Loss,
     *,
     passes: int,
 ) -> Tools:
@@ -111,7 +112,7 @@ def make_tools(
         )
     optimizer = build.optimizer(section)
     abstract_state = jax.eval_shape(
-        lambda: training.init_state(model.init(jax.random.key(0)), optimizer)
+        lambda: init_state(model.init(jax.random.key(0)), optimizer)
     )
     shardings = parallel.state_shardings(abstract_state, mesh)
     feeder = build.feeder(config, section, mesh)
@@ -136,7 +137,7 @@ def make_tools(
     )
 
 
-def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[training.Batch]:
+def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[Batch]:
     """The first pictures of the held-out split, in whole batches of wrapped order."""
     if not config.data.held_out:
         return []
@@ -153,7 +154,7 @@ def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[training.Batc
     )
     return [
         parallel.put_rows(
-            training.Batch(stack["image"][0], stack["label"][0]),
+            Batch(stack["image"][0], stack["label"][0]),
             parallel.split(mesh),
             batch_size,
         )

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, training
+from vdiff_jax import build
 from vdiff_jax.build import Config
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.step import Job
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -47,7 +48,7 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     return tools, Run(
         name="train",
         folder=places.train_folder(workdir),
-        job=training.Job(
+        job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
             num_updates=jnp.int32(config.train.steps),
         ),

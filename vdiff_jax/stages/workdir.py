@@ -13,9 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vdiff_jax import checkpoints, parallel
+from vdiff_jax import parallel
 from vdiff_jax.build import Config, Ladder
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.training import checkpoints
 
 # Fields that change what is written or shown, but not the numbers of a run, or only
 # the order of its sums.

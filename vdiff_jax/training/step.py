@@ -11,32 +11,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vdiff_jax.losses import Draws, draw
-from vdiff_jax.types import Params, PerExample, Scalar
-
-
-class Batch(NamedTuple):
-    """Images as uint8 pixels or as floats in model units, and their classes."""
-
-    image: Num[Array | np.ndarray, " *batch height width channels"]
-    label: Int[Array | np.ndarray, " *batch"] | None = None
-
-
-class Feed(NamedTuple):
-    """What one call of `many_updates` takes its batches from.
-
-    Attributes:
-      items: One for each update, along the first axis: batches, or where they are.
-      data: What all updates share: nothing, or the whole data set.
-    """
-
-    items: PyTree
-    data: PyTree = None
+from vdiff_jax.types import Batch, Feed, Params, PerExample, Scalar
 
 
 class Job(NamedTuple):

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vdiff_jax.files.fingerprints import DamagedError, fingerprint, named_leaves
-from vdiff_jax.training import TrainState
+from vdiff_jax.training.step import TrainState
 from vdiff_jax.types import Params
 
 

@@ -1,0 +1,1 @@
+"""How a network is trained: the step, the loop, and what a run leaves and survives."""
