@@ -25,9 +25,10 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vdiff_jax import build, parallel
+from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config.model import has_finetune, has_guide, make_model
 from vdiff_jax.stages import (
     distill,
     evaluate,
@@ -41,8 +42,8 @@ from vdiff_jax.stages import (
     train,
 )
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import NonFiniteError
 from vdiff_jax.training.interrupts import InterruptedRunError
+from vdiff_jax.training.loop import NonFiniteError
 
 
 def _spelled(words: Sequence[str]) -> list[str]:
@@ -125,8 +126,8 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
     }
     if config.stage != "import":
         config = imported.resolved(config, workdir)
-    base = "finetune" if build.has_finetune(config) else "train"
-    guided = ("guide",) if build.has_guide(config) else ()
+    base = "finetune" if has_finetune(config) else "train"
+    guided = ("guide",) if has_guide(config) else ()
     everything = (base, *guided, "distill", "evaluate")
     chosen = everything if config.stage == "all" else (str(config.stage),)
     if not stages.keys() >= set(chosen):
@@ -139,7 +140,7 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
             config = import_model.described(config)
         description = {
             "config": places.as_json(config),
-            "parameters": build.model(config).num_parameters(),
+            "parameters": make_model(config).num_parameters(),
             "devices": [str(device) for device in jax.devices()],
             "run": plan,
         }

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
 from configs import paper
-from vdiff_jax import build, parallel
+from vdiff_jax import parallel
 from vdiff_jax.datasets import feeds, prepare
 from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.folder import Folder
@@ -44,6 +44,9 @@ from vdiff_jax.datasets.npz import Npz
 from vdiff_jax.datasets.pictures import Fit, Pictures
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.tfds import TfdsFiles
+from vdiff_jax.from_config.losses import train_loss
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.step import compiled_train_step, optimizer_of
 from vdiff_jax.training.step import Job, TrainState, init_state
 from vdiff_jax.types import Batch, Feed
 
@@ -204,8 +207,8 @@ def _hiding(
 ) -> list[dict[str, Any]]:
     del folder
     config = _config(options)
-    model, mesh = build.model(config), parallel.make_mesh()
-    loss = build.train_loss(config, model, train=True)
+    model, mesh = make_model(config), parallel.make_mesh()
+    loss = train_loss(config, model, train=True)
     batch_size = config.train.batch_size
     calls = [(step, 1) for step in range(options.steps + 2)]
     job = Job(jax.random.key(0), jnp.int32(1000))
@@ -217,14 +220,16 @@ def _hiding(
 
     def new_state() -> TrainState:
         params = model.init(jax.random.key(0))
-        return init_state(params, build.optimizer(config.train))
+        return init_state(params, optimizer_of(config.train))
 
     places = parallel.state_shardings(jax.eval_shape(new_state), mesh)
-    step = build.train_step(config, config.train, loss, streamed["npz"], mesh, places)
+    step = compiled_train_step(
+        config, config.train, loss, streamed["npz"], mesh, places
+    )
     on_device = feeds.resident(
         sources["npz"], batch_size=batch_size, mesh=mesh, num_workers=0
     )
-    resident_step = build.train_step(
+    resident_step = compiled_train_step(
         config, config.train, loss, on_device, mesh, places
     )
     (constant,) = streamed["npz"].feeds([(0, 1)], SEED)

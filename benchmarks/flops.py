@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import contest, ours, sizes
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.nets.unet import Level, UNet
 
 # Passes of the network over each picture of an update, a gradient counting as two: of
@@ -153,7 +153,7 @@ def least_seconds(
       number: Bytes of an activation; parameters have four.
     """
     config = sizes.config(size)
-    model = build.model(config)
+    model = make_model(config)
     assert isinstance(model.net, UNet)
     batch = config.distill.batch_size if job == "distill" else config.train.batch_size
     passes = PASSES.get(job, 1)
@@ -236,14 +236,14 @@ def _layers(
 
 def forward_flops(size: str) -> float:
     """FLOPs of one pass over one picture: two for each of our `multiply_adds`."""
-    model = build.model(sizes.config(size))
+    model = make_model(sizes.config(size))
     assert isinstance(model.net, UNet)
     return 2.0 * sum(multiply_adds(model.net, model.image_shape).values())
 
 
 def of_size(size: str) -> dict[str, Any]:
     """What one pass over one picture costs; see the keys."""
-    model = build.model(sizes.config(size))
+    model = make_model(sizes.config(size))
     assert isinstance(model.net, UNet)
     parts = multiply_adds(model.net, model.image_shape)
     inside = multiply_adds(model.net, model.image_shape, padding=False)

@@ -13,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sizes
-from vdiff_jax import build, parallel
+from vdiff_jax import parallel
 from vdiff_jax.datasets import feeds
 from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.from_config.losses import distill_loss, train_loss
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.step import compiled_train_step, optimizer_of
 from vdiff_jax.model import Model, Sampler
 from vdiff_jax.stages import draw
 from vdiff_jax.training.step import Job, Loss, TrainState, init_state
@@ -107,8 +111,8 @@ def train(
       steps_per_call: Instead of the config's.
     """
     config = sizes.config(size, dtype)
-    model = build.model(config)
-    loss = build.train_loss(config, model, train=True)
+    model = make_model(config)
+    loss = train_loss(config, model, train=True)
     section = _section(config.train, batch_size, steps_per_call)
     return _updates(config, section, model, loss)
 
@@ -122,8 +126,8 @@ def distill(
 ) -> Updates:
     """Updates of a student of `num_steps` steps; see `train`."""
     config = sizes.config(size, dtype)
-    model = build.model(config)
-    loss = build.distill_loss(config, model)
+    model = make_model(config)
+    loss = distill_loss(config, model)
     section = _section(config.distill, batch_size, steps_per_call)
     mesh = parallel.make_mesh()
     teacher = parallel.put(model.init(jax.random.key(1)), parallel.replicated(mesh))
@@ -138,10 +142,10 @@ def sample(
 ) -> Drawing:
     """Batches of pictures by DDIM, of the size of a training batch if of no other."""
     config = sizes.config(size, dtype)
-    model, mesh = build.model(config), parallel.make_mesh()
+    model, mesh = make_model(config), parallel.make_mesh()
     params = parallel.put(model.init(jax.random.key(0)), parallel.replicated(mesh))
     batch_size = int(batch_size or config.train.batch_size)
-    return Drawing(build.sampler(config, model), params, num_steps, batch_size)
+    return Drawing(make_sampler(config, model), params, num_steps, batch_size)
 
 
 def _section(section: Any, batch_size: int | None, steps_per_call: int | None) -> Any:
@@ -158,7 +162,7 @@ def _updates(
     loss: Loss,
     loss_args: tuple = (),
 ) -> Updates:
-    mesh, optimizer = parallel.make_mesh(), build.optimizer(section)
+    mesh, optimizer = parallel.make_mesh(), optimizer_of(section)
     feeder = feeds.Streamed(
         _pictures(model, section.batch_size), section.batch_size, mesh, 0
     )
@@ -166,7 +170,7 @@ def _updates(
     state = init_state(model.init(jax.random.key(0)), optimizer)
     shardings = parallel.state_shardings(state, mesh)
     return Updates(
-        step=build.train_step(config, section, loss, feeder, mesh, shardings),
+        step=compiled_train_step(config, section, loss, feeder, mesh, shardings),
         state=parallel.put(state, shardings),
         feed=feed,
         job=Job(jax.random.key(0), jnp.int32(NUM_UPDATES), loss_args),

@@ -12,7 +12,7 @@ r"""Where training stands still, and what it takes of memory.
    slows those down. Both costs are also given as a part of the time between saves,
    `checkpoint_every_steps` of the config. Behind the large state, of 60 M parameters,
    run updates of the digits; its own are taken to last `--large_update_seconds`.
-3. `loop`: what the loop of `stages/fit.py` does during calls of 10 updates, with the
+3. `loop`: what the loop of `training/loop.py` does during calls of 10 updates, with the
    digits on the device, or read from PNG files by worker processes. Waiting for feeds
    is no stall as long as a call is under way: the ratio of the updates' times tells.
    Host time is the CPU time of the main thread, `time.thread_time`, in all of the loop:
@@ -45,14 +45,16 @@ import PIL.Image
 
 from benchmarks import contest, ours, sizes
 from benchmarks.startup import Table
-from vdiff_jax import build, parallel
+from vdiff_jax import parallel
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.stages import train
-from vdiff_jax.stages.fit import fit
-from vdiff_jax.stages.tools import Tools
 from vdiff_jax.training import checkpoints
+from vdiff_jax.training.loop import fit
+from vdiff_jax.training.run import Tools
 from vdiff_jax.training.step import TrainState, init_state
 from vdiff_jax.types import Batch, Feed
 
@@ -124,8 +126,8 @@ def _saving(options: argparse.Namespace, scratch: pathlib.Path, table: Table) ->
     save("digits", lambda: updates.state, lambda seconds: every * seconds)
     if options.large:
         config = sizes.config("cifar10")
-        params = build.model(config).init(jax.random.key(0))
-        large = init_state(params, build.optimizer(config.train))
+        params = make_model(config).init(jax.random.key(0))
+        large = init_state(params, optimizer_of(config.train))
         large = parallel.put(large, parallel.replicated(parallel.make_mesh()))
         seconds = config.train.checkpoint_every_steps * options.large_update_seconds
         save(

@@ -35,7 +35,7 @@ import torch
 from benchmarks import contest, flops, ours, sizes
 from benchmarks.contest import Contender, Result
 from benchmarks.peers import diffusers, pytorch
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
 
 OURS = "ours"
 EAGER, COMPILED = "PyTorch eager", "PyTorch compile"
@@ -264,7 +264,7 @@ def pytorch_job(
     """A job of `JOBS` in PyTorch; see `ours` for the arguments."""
     torch.set_num_threads(os.cpu_count() or 1)
     config = sizes.config(size, dtype)
-    model = build.model(config)
+    model = make_model(config)
     batch_size = int(batch_size or config.train.batch_size)
     options: dict[str, Any] = {"compile": compile, "device": device}
     if job == "sample":

@@ -15,8 +15,17 @@ import numpy as np
 import optax
 
 from configs import digits
-from vdiff_jax import build, parallel
+from vdiff_jax import parallel
 from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.from_config.data import make_feeder, make_source
+from vdiff_jax.from_config.losses import distill_loss, train_loss
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.step import (
+    compiled_train_step,
+    learning_rate_of,
+    optimizer_of,
+)
 from vdiff_jax.training.step import Job, init_state, make_train_step
 from vdiff_jax.types import Batch
 
@@ -46,21 +55,21 @@ class Bench:
 
     def __init__(self, config, stage="train"):
         self.config, self.section = config, config[stage]
-        self.model = build.model(config)
+        self.model = make_model(config)
         self.mesh = parallel.make_mesh(config.parallel.fsdp)
-        self.feeder = build.feeder(config, self.section, self.mesh)
-        self.optimizer = build.optimizer(self.section)
+        self.feeder = make_feeder(config, self.section, self.mesh)
+        self.optimizer = optimizer_of(self.section)
         self.start = init_state(self.params(0), self.optimizer)
         self.shardings = parallel.state_shardings(
             jax.eval_shape(lambda: self.start), self.mesh
         )
-        self.loss = build.train_loss(config, self.model, train=True)
+        self.loss = train_loss(config, self.model, train=True)
         teacher = ()
         if stage == "distill":
-            self.loss = build.distill_loss(config, self.model)
+            self.loss = distill_loss(config, self.model)
             places = self.shardings.params
             teacher = (parallel.put(self.params(1), places), jnp.int32(4))
-        self.step = build.train_step(
+        self.step = compiled_train_step(
             config, self.section, self.loss, self.feeder, self.mesh, self.shardings
         )
         self.job = Job(jax.random.key(7), jnp.int32(STEPS), teacher)
@@ -119,7 +128,7 @@ def under_pmap(bench):
         make_train_step(
             bench.loss,
             bench.optimizer,
-            build.learning_rate(bench.section),
+            learning_rate_of(bench.section),
             ema_decay=bench.section.ema_decay,
             stratified=bench.section.stratified_times,
             axis_name="batch",
@@ -127,7 +136,7 @@ def under_pmap(bench):
         axis_name="batch",
         in_axes=(0, 0, None),
     )
-    source = build.source(bench.config, "train")
+    source = make_source(bench.config, "train")
     state = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), bench.start
     )
@@ -149,7 +158,7 @@ def under_pmap(bench):
 
 def pictures(bench, batch_size):
     """Pictures 0 to 47 of one seed, drawn in batches."""
-    sampler = build.sampler(bench.config, bench.model)
+    sampler = make_sampler(bench.config, bench.model)
     params = parallel.put(bench.params(3), parallel.replicated(bench.mesh))
     made = []
     for first in range(0, 48, batch_size):

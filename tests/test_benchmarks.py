@@ -162,10 +162,10 @@ def test_without_ours_there_are_times_but_no_ratios():
 )
 def test_sizes_are_what_they_are_called(size, parameters, batch_size):
     from benchmarks import sizes
-    from vdiff_jax import build
+    from vdiff_jax.from_config.model import make_model
 
     config = sizes.config(size, "bfloat16")
-    assert build.model(config).num_parameters() == parameters
+    assert make_model(config).num_parameters() == parameters
     assert config.train.batch_size == config.distill.batch_size == batch_size
     assert config.model.dtype == "bfloat16"
 

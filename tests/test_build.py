@@ -4,7 +4,10 @@ import jax
 import numpy as np
 
 from configs import digits
-from vdiff_jax import build, losses
+from vdiff_jax import losses
+from vdiff_jax.from_config.losses import train_loss
+from vdiff_jax.from_config.model import make_model, make_schedule
+from vdiff_jax.from_config.sampler import make_guidance
 from vdiff_jax.types import Batch
 
 
@@ -13,7 +16,7 @@ def _model(latent_scale):
     config.update(
         {"data": {"latent_scale": latent_scale}, "sample": {"clip": latent_scale == 0}}
     )
-    return config, build.model(config)
+    return config, make_model(config)
 
 
 def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
@@ -24,7 +27,7 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
         draws = losses.draw(jax.random.key(1), latents.shape)
         params = model.init(jax.random.key(2))
         batch = Batch(latents, np.zeros(8, np.int32))
-        return build.train_loss(config, model, train=True)(params, batch, draws)
+        return train_loss(config, model, train=True)(params, batch, draws)
 
     # Data four times as large, at a quarter of the scale, are the same to the model.
     np.testing.assert_array_equal(loss(0.25, 4.0 * latents), loss(1.0, latents))
@@ -35,7 +38,7 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
 
 def test_guidance_is_on_between_the_times_that_a_config_says():
     config = digits.get_config("sample")
-    schedule, t = build.schedule(config), jax.numpy.linspace(0.0, 1.0, 9)
+    schedule, t = make_schedule(config), jax.numpy.linspace(0.0, 1.0, 9)
     for interval, on in (
         ((0.0, 1.0), np.full(9, 1.0)),
         ((0.25, 0.75), [0, 0, 1, 1, 1, 1, 1, 0, 0]),
@@ -43,7 +46,7 @@ def test_guidance_is_on_between_the_times_that_a_config_says():
         ((0.5, 1.0), [0, 0, 0, 0, 1, 1, 1, 1, 1]),
     ):
         config.sample.guidance_interval = interval
-        made = build.guidance(config, schedule)
+        made = make_guidance(config, schedule)
         np.testing.assert_array_equal(made.strength(jax.numpy.ones(9), schedule(t)), on)
 
 

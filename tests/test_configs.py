@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 import launch
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import variance_interpolation
 
 CONFIGS = sorted(
     path.stem
@@ -85,7 +86,7 @@ def test_every_config_refuses_a_field_it_does_not_have(name):
 def test_the_papers_networks_have_the_papers_sizes(name, output, parameters):
     config = _config(name)
     config.model.output = output
-    assert build.model(config).num_parameters() == parameters
+    assert make_model(config).num_parameters() == parameters
 
 
 def test_ladders_have_the_papers_stages():
@@ -149,9 +150,9 @@ def test_mistakes_are_refused_with_their_value(
 
 
 def test_an_ancestral_sampler_reads_its_variance():
-    assert build.variance_interpolation("small") == 0.0
-    assert build.variance_interpolation("medium:0.3") == 0.3
-    assert build.variance_interpolation("large") == 1.0
+    assert variance_interpolation("small") == 0.0
+    assert variance_interpolation("medium:0.3") == 0.3
+    assert variance_interpolation("large") == 1.0
     for wrong in ("medium", "medium:2", "medium:x", "big"):
         with pytest.raises(ValueError, match=r"sample\.variance|not a number"):
-            build.variance_interpolation(wrong)
+            variance_interpolation(wrong)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import tiny
-from vdiff_jax import build, diffusion, samplers, schedules
+from vdiff_jax import diffusion, samplers, schedules
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop import diffusers_in, diffusers_out, unet2d
 from vdiff_jax.nets.unet import UNet
 
@@ -36,7 +37,7 @@ def _model(guided=False, **options):
         {"multipliers": (1, 2), "patch": 1, "emb_channels": 40, **options}
     )
     config.guide.steps = 1
-    return build.model(config, guided=guided)
+    return make_model(config, guided=guided)
 
 
 def _random(model):

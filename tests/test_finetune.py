@@ -9,7 +9,7 @@ import pytest
 
 import launch
 import tiny
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import load_params
 
@@ -44,8 +44,8 @@ def source(tmp_path_factory):
 
 @pytest.mark.parametrize("target", ["v", "x"])
 def test_converted_it_is_the_same_denoiser(source, target):
-    theirs = build.model(_config("train", output="eps"))
-    ours = build.model(_config("train", output=target, computed_from="eps"))
+    theirs = make_model(_config("train", output="eps"))
+    ours = make_model(_config("train", output=target, computed_from="eps"))
     params = load_params(theirs, source)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a.shape, b.shape),
@@ -71,7 +71,7 @@ def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from
     assert base["output"] == ["eps", "v"]
     assert base["teacher_sha256"] == theirs["params_sha256"]
     assert base["params_sha256"] != theirs["params_sha256"]
-    model = build.model(_config("train", output="v"))
+    model = make_model(_config("train", output="v"))
     for ours, before in zip(
         jax.tree.leaves(load_params(model, places.train_folder(tmp_path))),
         jax.tree.leaves(load_params(model, source)),

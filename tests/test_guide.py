@@ -12,6 +12,10 @@ from flax.traverse_util import flatten_dict
 import launch
 import tiny
 from vdiff_jax import build, diffusion, losses
+from vdiff_jax.from_config.losses import distill_loss, guide_loss, train_loss
+from vdiff_jax.from_config.model import make_model, make_student
+from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Sampler
@@ -42,7 +46,7 @@ def _config(stage, **changes):
 def made(tmp_path_factory):
     """A base model, its guided student, and two ladders of it; and all their steps."""
     workdir, steps = tmp_path_factory.mktemp("guided"), []
-    make = build.train_step
+    make = compiled_train_step
 
     def watched(*args, plain=False):
         step = make(*args, plain=plain)
@@ -74,7 +78,7 @@ def _result(folder):
 
 def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(workdir):
     config = _config("guide")
-    teacher, student = build.model(config), build.model(config, guided=True)
+    teacher, student = make_model(config), make_model(config, guided=True)
     params = load_params(teacher, places.train_folder(workdir))
     own = guide.with_weights_of(student, params, seed=3)
     z_t = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
@@ -91,14 +95,14 @@ def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(wo
 
 def test_the_stage_starts_where_its_teacher_ended(workdir):
     _, run = guide.under_way(_config("guide"), workdir)
-    teacher = load_params(build.model(_config("train")), places.train_folder(workdir))
+    teacher = load_params(make_model(_config("train")), places.train_folder(workdir))
     start = flatten_dict(run.start())
     for path, leaf in flatten_dict(teacher).items():
         np.testing.assert_array_equal(start[path], leaf)
 
 
 def test_a_teacher_of_another_network_is_refused():
-    student = build.student(_config("guide"))
+    student = make_student(_config("guide"))
     with pytest.raises(ValueError, match=r"no place for .*weights \['other/kernel'\]"):
         guide.with_weights_of(student, {"other": {"kernel": jnp.ones(1)}}, seed=3)
 
@@ -169,7 +173,7 @@ def test_pictures_are_encoded_as_the_class_that_they_show(
     np.save(tmp_path / "one.npy", np.full((1, 8, 8, 1), 90, np.uint8))
     spec = {"image": str(tmp_path / "one.npy"), "image_labels": (3, 8)}
     config = _config("sample", sample={**tiny.TINY["sample"], **spec})
-    sampler, seen = build.sampler(config, build.model(config)), []
+    sampler, seen = make_sampler(config, make_model(config)), []
     monkeypatch.setattr(
         Sampler, "encode", lambda self, params, images, label, n: seen.append(label)
     )
@@ -297,10 +301,10 @@ def _asked(loss, model, *arguments):
 def test_student_and_teacher_are_told_the_same_strength_of_the_range():
     guide = {**GUIDE, "w_min": 1.0, "w_max": 3.0, "rescale": 0.7}
     config = _config("guide", guide=guide)
-    model = build.student(config)
+    model = make_student(config)
     for loss, arguments, rescale in (
-        (build.guide_loss(config, build.model(config), model), ({},), 0.7),
-        (build.distill_loss(config, model), ({}, jnp.int32(2)), 0.0),
+        (guide_loss(config, make_model(config), model), ({},), 0.7),
+        (distill_loss(config, model), ({}, jnp.int32(2)), 0.0),
     ):
         student, teacher = _asked(loss, model, *arguments)
         np.testing.assert_array_equal(student["w"], teacher["w"])
@@ -315,10 +319,9 @@ def test_student_and_teacher_are_told_the_same_strength_of_the_range():
 
 def test_some_classes_are_left_out_in_training_and_none_in_measuring():
     config = _config("train", train={**tiny.TINY["train"], "label_dropout": 0.2})
-    model = build.model(config)
+    model = make_model(config)
     (in_training,), (in_measuring,) = (
-        _asked(build.train_loss(config, model, train=train), model)
-        for train in (True, False)
+        _asked(train_loss(config, model, train=train), model) for train in (True, False)
     )
     assert set(np.unique(in_training["label"])) == {-1, 7}
     left_out = np.mean(np.asarray(in_training["label"]) == -1)

@@ -13,8 +13,9 @@ import pytest
 
 import launch
 import tiny
-from vdiff_jax import build
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import own_file
 from vdiff_jax.stages import export, imported
 from vdiff_jax.stages import workdir as places
@@ -173,7 +174,7 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
         assert _result(places.student_folder(tmp_path, 1))["step"] == 6
     # The mean of a unit Gaussian at 0, given z_t, is alpha_t z_t.
     config = tiny.config("sample", model=own)
-    model = build.model(config)
+    model = make_model(config)
     params = load_params(model, places.train_folder(tmp_path))
     z_t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     logsnr_t = jnp.array([-2.0, 1.0])
@@ -274,10 +275,10 @@ def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
     config = tiny.config("export", model={**tiny.TINY["model"], **model})
     config.guide.steps = 1
     config.export.update({"steps": 4, "w": (1.0,)})
-    made = build.model(config, guided=True)
+    made = make_model(config, guided=True)
     about = own_file.About({}, "distilled", 4, {"measured": rows})
     params = made.init(jax.random.key(0))
-    sampler = build.sampler(config, made, "ddim")
+    sampler = make_sampler(config, made, "ddim")
     export._write_diffusers(tmp_path, config, sampler, params, 1.0, about)
     card = (tmp_path / "README.md").read_text()
     assert "22.5" in card

@@ -6,8 +6,8 @@ import pytest
 import launch
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.stages.fit import NonFiniteError
 from vdiff_jax.training.interrupts import InterruptedRunError
+from vdiff_jax.training.loop import NonFiniteError
 
 # ml_collections loads a config in a way that Python will give up.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

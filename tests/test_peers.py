@@ -12,7 +12,9 @@ import tiny
 from benchmarks.peers import diffusers as diffusers_peer
 from benchmarks.peers import pytorch, unet
 from configs import cifar10, digits
-from vdiff_jax import build, diffusion, losses, samplers
+from vdiff_jax import diffusion, losses, samplers
+from vdiff_jax.from_config.losses import distill_loss, train_loss
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Batch
 
@@ -90,7 +92,7 @@ def pair():
     """A tiny config, our model with parameters, and PyTorch's with the same."""
     config = tiny.config("train")
     config.update({"data": {"flip": True}, "model": {"num_classes": 10}})
-    model = build.model(config)
+    model = make_model(config)
     params = _random(model.abstract_params())
     return config, model, params, _peer_of(model, params)
 
@@ -118,9 +120,7 @@ def test_the_training_loss_of_pytorch_is_ours(pair):
     config, model, params, peer = pair
     batch = _batch(model)
     draws = losses.draw(jax.random.key(0), batch.image.shape, flip=True)
-    expected = jax.jit(build.train_loss(config, model, train=False))(
-        params, batch, draws
-    )
+    expected = jax.jit(train_loss(config, model, train=False))(params, batch, draws)
 
     schedule = pytorch.Cosine(-20.0, 20.0)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_the_distillation_loss_of_pytorch_is_ours(pair, num_steps):
     teacher_params = jax.tree.map(lambda p: 0.9 * p, params)
     batch = _batch(model)
     draws = losses.draw(jax.random.key(0), batch.image.shape, flip=True)
-    expected = jax.jit(build.distill_loss(config, model))(
+    expected = jax.jit(distill_loss(config, model))(
         params, batch, draws, teacher_params, jnp.int32(num_steps)
     )
 
@@ -178,7 +178,7 @@ def test_the_samples_of_pytorch_are_ours(pair):
 def test_an_update_of_pytorch_changes_every_parameter_and_its_average(dtype):
     config = tiny.config("train", model=dict(tiny.TINY["model"], dtype=dtype))
     config.update({"train": {"dropout": 0.1, "ema_decay": 0.5}})
-    model = build.model(config)
+    model = make_model(config)
     step = pytorch.train_step(config, model, compile=False)
     batch = _tensor(_batch(model).image)
     before = {name: p.detach().clone() for name, p in step.net.named_parameters()}
@@ -233,7 +233,7 @@ def test_what_the_peers_do_not_cover_is_refused(change):
     config = tiny.config("train")
     config.update(change)
     with pytest.raises(ValueError, match="cover"):
-        pytorch.train_step(config, build.model(config), compile=False)
+        pytorch.train_step(config, make_model(config), compile=False)
 
 
 def _sized(size):
@@ -247,7 +247,7 @@ def _sized(size):
 def test_the_network_of_diffusers_is_as_large_as_ours(size):
     pytest.importorskip("diffusers")
     count = unet.num_parameters(diffusers_peer.network(size))
-    assert count == pytest.approx(build.model(_sized(size)).num_parameters(), rel=0.1)
+    assert count == pytest.approx(make_model(_sized(size)).num_parameters(), rel=0.1)
 
 
 def test_the_pipeline_of_diffusers_returns_pictures():

@@ -10,7 +10,7 @@ import pytest
 
 import launch
 from configs import digits
-from vdiff_jax import build
+from vdiff_jax.from_config.data import make_source
 from vdiff_jax.interop import own_file
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ FILES = {"base": 0, "4step": 4, "2step": 2, "1step": 1}
 
 
 def _real():
-    source = build.source(digits.get_config(), "train")
+    source = make_source(digits.get_config(), "train")
     return np.stack([source[i]["image"] for i in range(len(source))])
 
 

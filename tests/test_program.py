@@ -9,7 +9,8 @@ import pytest
 
 import devices
 from configs import digits
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
@@ -65,8 +66,8 @@ def test_gradients_are_cut_out_where_only_the_run_knows(step):
 def test_a_sampler_joins_no_more_than_the_skips_of_its_network():
     """A join of small arrays in each norm once made samples 2.5 times as slow."""
     config = digits.get_config()
-    model = build.model(config)
-    sampler, params = build.sampler(config, model), model.abstract_params()
+    model = make_model(config)
+    sampler, params = make_sampler(config, model), model.abstract_params()
     start = jax.eval_shape(sampler.start, jnp.arange(64), jnp.int32(0))
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     compiled = type(sampler).draw.lower(sampler, params, start, steps).compile()

@@ -4,7 +4,7 @@ import sys
 import types
 
 from configs import folder
-from vdiff_jax import build
+from vdiff_jax.from_config.data import make_source
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,7 +37,7 @@ def test_the_source_of_the_docs_is_one(monkeypatch):
             "model": {"num_classes": 32},
         }
     )
-    source = build.source(config, "train")
+    source = make_source(config, "train")
     assert len(source) > 900
     assert source[3]["image"].shape == (32, 32, 3)
     assert source[3]["label"] < 32

@@ -16,7 +16,7 @@ from flax import traverse_util
 import launch
 import tiny
 from configs import import_model
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop import released
 from vdiff_jax.nets.description import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
@@ -104,7 +104,7 @@ def test_the_network_is_found_from_its_parameters(
 @pytest.mark.parametrize("name", ["cifar10", "imagenet64", "lsun_bedroom128"])
 def test_the_papers_networks_are_those_of_the_configs(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    model = build.model(config)
+    model = make_model(config)
     found = released.network(model.abstract_params(), pathlib.Path("file"))
     assert describe(found) == describe(model.net)
     assert found.num_classes == model.num_classes
@@ -126,7 +126,7 @@ def test_the_stage_makes_it_a_teacher_whose_steps_its_students_halve(tmp_path):
     config = imported.resolved(tiny.config("distill", data={"channels": 3}), workdir)
     assert config.distill.start_steps == 16
     assert config.train.label_dropout == 0.0  # nobody knows
-    found = load_params(build.model(config), places.train_folder(workdir))
+    found = load_params(make_model(config), places.train_folder(workdir))
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 

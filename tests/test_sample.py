@@ -10,7 +10,8 @@ import pytest
 
 import launch
 import tiny
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.stages.paths import interpolation, slerp
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ def test_a_student_that_was_not_trained_cannot_be_sampled(project):
 
 def test_pictures_of_a_seed_are_those_of_its_noise(workdir):
     by_seed = _drawn(workdir, seed=3, eta=0.0)
-    sampler = build.sampler(*_built())
+    sampler = make_sampler(*_built())
     start = sampler.start(jnp.arange(5), jnp.int32(3))
     np.save(workdir / "z_1.npy", np.asarray(start.z_1))
     noise = str(workdir / "z_1.npy")
@@ -56,7 +57,7 @@ def test_pictures_of_a_seed_are_those_of_its_noise(workdir):
 
 def _built(**changes):
     config = tiny.config("sample", **changes)
-    return config, build.model(config)
+    return config, make_model(config)
 
 
 def test_every_sampler_draws_its_own_pictures_and_the_same_again(workdir):
@@ -112,7 +113,7 @@ def test_between_two_noises_the_way_is_even_and_of_constant_length():
 
 def test_classes_can_be_chosen_and_a_row_keeps_the_class_of_its_first():
     config, model = _built(model={"num_classes": 10})
-    sampler = build.sampler(config, model)
+    sampler = make_sampler(config, model)
     # Every parameter away from zero, so that the label matters.
     params = _random(model)
     ends = sampler.start(jnp.arange(4), jnp.int32(0))

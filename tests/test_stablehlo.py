@@ -11,8 +11,10 @@ import pytest
 from jax import export
 
 import tiny
-from vdiff_jax import build, diffusion, samplers
+from vdiff_jax import diffusion, samplers
 from vdiff_jax.files import weights
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import stablehlo
 
 pytestmark = pytest.mark.slow
@@ -42,13 +44,13 @@ def exported(request, tmp_path_factory):
     guided = request.param == "guided"
     if guided:
         config.model.num_classes, config.guide.steps = 10, 1
-    model = build.model(config, guided=guided)
+    model = make_model(config, guided=guided)
     leaves, tree = jax.tree.flatten(model.abstract_params())
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(
         tree, [rng.normal(scale=0.3, size=x.shape).astype(np.float32) for x in leaves]
     )
-    sampler = build.sampler(config, model, "ddim")
+    sampler = make_sampler(config, model, "ddim")
     folder = tmp_path_factory.mktemp("stablehlo")
     stablehlo.write(folder, sampler, params, num_steps=4)
     return folder, sampler, params

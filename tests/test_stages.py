@@ -18,10 +18,11 @@ from configs import folder
 from vdiff_jax import build
 from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.stages import fit, replay
+from vdiff_jax.from_config.step import compiled_train_step
+from vdiff_jax.stages import replay
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import NonFiniteError
-from vdiff_jax.training import checkpoints
+from vdiff_jax.training import checkpoints, loop
+from vdiff_jax.training.loop import NonFiniteError
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ class _StopAt:
     """Makes the compiled step fail at one of its calls, as a lost machine would."""
 
     def __init__(self, monkeypatch, call):
-        make = build.train_step
+        make = compiled_train_step
         self.calls, self.steps = 0, []
 
         def made(*args, plain=False):
@@ -163,13 +164,13 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
 
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
     info = {"teacher_sha256": "a", "data": {"examples": 7}}
-    fit._check_origin(info, info, project)
+    loop._check_origin(info, info, project)
     for other, message in (
         ({**info, "teacher_sha256": "b"}, "another teacher_sha256: a there, b now"),
         ({**info, "data": {"examples": 8}}, "number of examples: 7 there, 8 now"),
     ):
         with pytest.raises(ValueError, match=message):
-            fit._check_origin(info, other, project)
+            loop._check_origin(info, other, project)
 
 
 def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_path):

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import cifar10, imagenet64
-from vdiff_jax import build
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.training import throughput
 
 
@@ -67,7 +67,7 @@ def test_devices_are_known_by_their_names(name, peak):
 )
 def test_the_papers_networks_cost_what_others_count(config, multiplications):
     """Within 6 %: others count every product of a padded convolution."""
-    flops = build.model(config.get_config()).forward_flops()
+    flops = make_model(config.get_config()).forward_flops()
     assert flops == pytest.approx(2 * multiplications, rel=0.06)
 
 

@@ -4,8 +4,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vdiff_jax import build, samplers, schedules
-from vdiff_jax.build import Config
+from vdiff_jax import samplers, schedules
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import Ladder, ladder_of
+from vdiff_jax.from_config.model import has_guide, make_schedule
+from vdiff_jax.from_config.sampler import PREDICTORS
 from vdiff_jax.stages import workdir as places
 
 
@@ -27,13 +30,13 @@ class Candidate(NamedTuple):
     @property
     def evaluations(self) -> int:
         """Of the network, for one picture: the base needs two for guidance."""
-        once = samplers.evaluations(build.PREDICTORS[self.sampler], self.steps)
+        once = samplers.evaluations(PREDICTORS[self.sampler], self.steps)
         return 2 * once if self.model == "base" and self.w else once
 
     @property
-    def ladder(self) -> build.Ladder:
+    def ladder(self) -> Ladder:
         """Whose students it is among, if it is a student."""
-        return build.ladder_of(self.sampler)
+        return ladder_of(self.sampler)
 
     @property
     def asked_w(self) -> float | None:
@@ -53,14 +56,14 @@ def of_row(row: dict[str, Any]) -> Candidate:
 
 def finished(config: Config, workdir: pathlib.Path) -> list[Candidate]:
     """Those of `candidates` whose models are there; says which are not."""
-    ladders: list[build.Ladder] = ["deterministic"]
+    ladders: list[Ladder] = ["deterministic"]
     if places.ladder_folder(workdir, "stochastic").exists():
         ladders.append("stochastic")
     return [one for one in candidates(config, ladders) if _is_there(one, workdir)]
 
 
 def candidates(
-    config: Config, ladders: Sequence[build.Ladder] = ("deterministic",)
+    config: Config, ladders: Sequence[Ladder] = ("deterministic",)
 ) -> list[Candidate]:
     """The reference, the students, and the base at as many evaluations at most.
 
@@ -79,11 +82,10 @@ def candidates(
     for field in ("num", "repeats"):
         if spec[field] < 1:
             raise ValueError(f"evaluate.{field} must be at least 1, got {spec[field]}.")
-    unknown = set(spec.samplers) - set(build.PREDICTORS)
+    unknown = set(spec.samplers) - set(PREDICTORS)
     if unknown:
         raise ValueError(
-            f"evaluate.samplers has {sorted(unknown)}; choose from"
-            f" {tuple(build.PREDICTORS)}."
+            f"evaluate.samplers has {sorted(unknown)}; choose from {tuple(PREDICTORS)}."
         )
     found = [
         candidate
@@ -91,17 +93,17 @@ def candidates(
         for candidate in _candidates_at(config, ladders, w)
     ]
     for candidate in found:
-        schedules.check_num_steps(build.schedule(config), candidate.steps)
+        schedules.check_num_steps(make_schedule(config), candidate.steps)
     return list(dict.fromkeys(found))
 
 
 def _candidates_at(
-    config: Config, ladders: Sequence[build.Ladder], w: float | None
+    config: Config, ladders: Sequence[Ladder], w: float | None
 ) -> list[Candidate]:
     """Those of one strength of guidance."""
     spec = config.evaluate
     found = [Candidate("base", "ddim", spec.reference_steps, w)]
-    if build.has_guide(config):
+    if has_guide(config):
         found.append(Candidate("guided", "ddim", spec.reference_steps, w))
     for ladder in ladders:
         sampler = "stochastic" if ladder == "stochastic" else "ddim"

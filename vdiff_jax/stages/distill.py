@@ -7,16 +7,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel, schedules
-from vdiff_jax.build import Config
+from vdiff_jax import parallel, schedules
 from vdiff_jax.distillation import ladder
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import distill_loss, ladder_name
+from vdiff_jax.from_config.model import has_guide, make_schedule, make_student, w_range
+from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
-from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.loop import fit
+from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 
@@ -40,7 +44,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Distills, or resumes in the stage that was under way."""
     _check(config)
     teacher = _first_teacher(config, workdir)
-    model = build.student(config)
+    model = make_student(config)
     places.claim(workdir, config, _ladder_folder(config, workdir).name)
 
     # Of the finished students only the last is read: it is the next one's teacher.
@@ -73,7 +77,7 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """
     _check(config)
     teacher = _first_teacher(config, workdir)
-    model = build.student(config)
+    model = make_student(config)
     places.claim(workdir, config, _ladder_folder(config, workdir).name)
     for num_steps in _ladder(config):
         folder = _folder(config, workdir, num_steps)
@@ -86,12 +90,12 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
 
 
 def _tools(config: Config, model: Model) -> Tools:
-    loss = build.distill_loss(config, model)
+    loss = distill_loss(config, model)
     # Two passes of the teacher, one of the student, and its gradient.
     tools = make_tools(config, config.distill, model, loss, loss, passes=5)
-    if build.ladder_name(config) != "stochastic":
+    if ladder_name(config) != "stochastic":
         return tools
-    sampler = build.sampler(config, model, "stochastic")
+    sampler = make_sampler(config, model, "stochastic")
     return dataclasses.replace(tools, sampler=sampler)
 
 
@@ -116,24 +120,24 @@ def student_run(
         start=lambda: teacher_params,
         order_seed=(config.seed, num_steps),
         # An encoder makes noise of pictures, and no pictures.
-        sample_steps=0 if build.ladder_name(config) == "encode" else num_steps,
+        sample_steps=0 if ladder_name(config) == "encode" else num_steps,
         facts={
             "num_steps": num_steps,
-            "ladder": build.ladder_name(config),
+            "ladder": ladder_name(config),
             "teacher": str(teacher),
             "teacher_step": (places.result(teacher) or {}).get("step"),
             "teacher_sha256": params_sha256(teacher_params),
         },
-        sample_w=build.w_range(config)[1] if build.has_guide(config) else None,
+        sample_w=w_range(config)[1] if has_guide(config) else None,
     )
 
 
 def _ladder_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    return places.ladder_folder(workdir, build.ladder_name(config))
+    return places.ladder_folder(workdir, ladder_name(config))
 
 
 def _folder(config: Config, workdir: pathlib.Path, num_steps: int) -> pathlib.Path:
-    return places.student_folder(workdir, num_steps, build.ladder_name(config))
+    return places.student_folder(workdir, num_steps, ladder_name(config))
 
 
 def _ladder(config: Config) -> list[int]:
@@ -194,13 +198,13 @@ def _check(config: Config) -> None:
     spec = config.distill
     for num_steps in _ladder(config):
         updates(spec.updates, num_steps)
-    schedules.check_num_steps(build.schedule(config), spec.start_steps)
+    schedules.check_num_steps(make_schedule(config), spec.start_steps)
 
 
 def _first_teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     named = config.distill.teacher
     stage, ours = "train", places.train_folder(workdir)
-    if build.has_guide(config):
+    if has_guide(config):
         stage, ours = "guide", places.guide_folder(workdir)
     folder = pathlib.Path(named) if named else ours
     if places.result(folder) is None:

@@ -46,7 +46,7 @@ def draw(
     """Draws the pictures with these numbers; one batch is fetched while the next runs.
 
     Args:
-      sampler: See `build.sampler`.
+      sampler: See `from_config.sampler.make_sampler`.
       params: Of the model.
       numbers: Of the pictures.
       num_steps: Of the sampler.

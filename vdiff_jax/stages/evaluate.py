@@ -13,13 +13,15 @@ import jax
 import numpy as np
 import tqdm
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
+from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.evaluation import report
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json, write_text
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.stages import page
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.candidates import Candidate, candidates, finished, of_row
@@ -159,13 +161,13 @@ class _Bench:
         self._published = published(config, self.references)
         facts = [{**made.facts, "floor": made.floor} for made in self.references]
         self._sampler = functools.cache(
-            lambda name, guided: build.sampler(
-                config, build.model(config, guided=guided), name
+            lambda name, guided: make_sampler(
+                config, make_model(config, guided=guided), name
             )
         )
         self._params = functools.lru_cache(maxsize=1)(
             lambda folder, guided: load_params(
-                build.model(config, guided=guided), folder
+                make_model(config, guided=guided), folder
             )
         )
         self._judge = None

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import jax
 import orbax.checkpoint as ocp
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
-from vdiff_jax.build.fields import choice
+from vdiff_jax import parallel
 from vdiff_jax.files.atomic import replacing, write_json
+from vdiff_jax.from_config.choices import Config, choice
+from vdiff_jax.from_config.losses import ladder_of
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import card, diffusers_out, own_file, stablehlo
 from vdiff_jax.model import Model, Sampler
@@ -39,9 +40,9 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `export.formats` of the model for `export.steps` steps."""
     _check(config)
     spec = config.export
-    ladder = build.ladder_of(config.sample.sampler)
+    ladder = ladder_of(config.sample.sampler)
     found = find(config, workdir, spec.model, spec.steps, ladder)
-    sampler = build.sampler(config, found.model, "ddim")
+    sampler = make_sampler(config, found.model, "ddim")
     w = _strength(config, found.model)
     for name in spec.formats:  # refuse before anything is written
         if name == "diffusers":
@@ -112,7 +113,7 @@ def _measured(
     config: Config, workdir: pathlib.Path, kind: str, num_steps: int
 ) -> list[dict[str, Any]]:
     """What the evaluate stage found of a model with its sampler, if it ran."""
-    ladder = build.ladder_of(config.sample.sampler)
+    ladder = ladder_of(config.sample.sampler)
     sampler = "stochastic" if ladder == "stochastic" else "ddim"
     path = workdir / "evaluate" / "ladder.json"
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -131,7 +132,7 @@ def _check(config: Config) -> None:
     for name in spec.formats:
         choice("export.formats", name, Format)
     drawing = {"diffusers", "stablehlo"}.intersection(spec.formats)
-    if drawing and build.ladder_of(config.sample.sampler) == "stochastic":
+    if drawing and ladder_of(config.sample.sampler) == "stochastic":
         raise ValueError(
             f"Students of the stochastic ladder cannot be exported as {min(drawing)},"
             " which samples by DDIM: leave it out of export.formats, or set"

@@ -11,15 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
+from vdiff_jax import parallel
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import train_loss
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.stages import imported
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
-from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.loop import fit
+from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 
 
@@ -51,13 +54,13 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """The tools, and the run."""
-    source, model = _source(config), build.model(config)
+    source, model = _source(config), make_model(config)
     tools = make_tools(
         config,
         config.finetune,
         model,
-        build.train_loss(config, model, train=True),
-        build.train_loss(config, model, train=False),
+        train_loss(config, model, train=True),
+        train_loss(config, model, train=False),
         passes=3,
     )
     # Converted or not, the weights are those of the same network.

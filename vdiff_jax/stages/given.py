@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
+from vdiff_jax import parallel
 from vdiff_jax.datasets.pictures import SUFFIXES, Fit, decode
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.models import Found, find, load_params
@@ -115,7 +116,7 @@ def _encoder(
         raise ValueError(
             "Encoding needs to know what the pictures show: set sample.image_labels."
         )
-    params, sampler = load_params(model, folder), build.sampler(config, model, "ddim")
+    params, sampler = load_params(model, folder), make_sampler(config, model, "ddim")
     split = parallel.split(parallel.make_mesh())
     print(f"sample: encoding in {num_steps} steps with {folder}")
 

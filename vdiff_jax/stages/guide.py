@@ -10,15 +10,18 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
+from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import guide_loss
+from vdiff_jax.from_config.model import has_guide, make_model, make_student, w_range
+from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import fit
 from vdiff_jax.stages.models import load_params
-from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.loop import fit
+from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 
@@ -55,8 +58,8 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
 def _under_way(
     config: Config, workdir: pathlib.Path, folder: pathlib.Path
 ) -> tuple[Tools, Run]:
-    teacher, student = build.model(config), build.model(config, guided=True)
-    loss = build.guide_loss(config, teacher, student)
+    teacher, student = make_model(config), make_model(config, guided=True)
+    loss = guide_loss(config, teacher, student)
     # Both passes of the teacher, one of the student, and its gradient.
     tools = make_tools(config, config.guide, student, loss, loss, passes=5)
     mesh = tools.mesh
@@ -78,10 +81,10 @@ def _under_way(
             "teacher": str(folder),
             "teacher_step": (places.result(folder) or {}).get("step"),
             "teacher_sha256": params_sha256(params),
-            "w_range": list(build.w_range(config)),
+            "w_range": list(w_range(config)),
             "parameters": student.num_parameters(),
         },
-        sample_w=build.w_range(config)[1],
+        sample_w=w_range(config)[1],
     )
 
 
@@ -104,11 +107,11 @@ def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params
 
 
 def _check(config: Config) -> None:
-    if not build.has_guide(config):
+    if not has_guide(config):
         raise ValueError(
             "The guide stage is off (guide.steps=0): set the number of its updates."
         )
-    build.guide_loss(config, build.model(config), build.student(config))
+    guide_loss(config, make_model(config), make_student(config))
 
 
 def _teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:

@@ -5,12 +5,13 @@ from typing import Any, Literal
 
 import jax
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
-from vdiff_jax.build.fields import choice
+from vdiff_jax import parallel
 from vdiff_jax.diffusion import Output
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.choices import Config, choice
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import diffusers_in, own_file, released
 from vdiff_jax.interop.imported import Imported
 from vdiff_jax.stages import workdir as places
@@ -44,7 +45,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     _check(config)
     found = _read(config)
     config = with_fields(config, found.fields)
-    model, folder = build.model(config), places.train_folder(workdir)
+    model, folder = make_model(config), places.train_folder(workdir)
     if found.params is None:
         params = model.init(jax.random.key(config.seed))
     else:
@@ -64,7 +65,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         )
     places.claim(workdir, config, "source")
     if there is None:
-        state = init_state(params, build.optimizer(config.train))
+        state = init_state(params, optimizer_of(config.train))
         with checkpoints.open_folder(places.checkpoint_folder(folder)) as manager:
             checkpoints.save(manager, state, {"run": "import", **facts})
         if parallel.is_main():

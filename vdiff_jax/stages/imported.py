@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import Any
 
-from vdiff_jax.build import Config
+from vdiff_jax.from_config.choices import Config
 
 FILE = "imported.json"
 Fields = dict[str, dict[str, Any]]

@@ -12,8 +12,8 @@ import tqdm
 from jaxtyping import Array
 
 from vdiff_jax import likelihood, parallel
-from vdiff_jax.build import Config
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.from_config.choices import Config
 from vdiff_jax.model import Model
 from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.references import Real

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config, Ladder
+from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import Ladder, ladder_of
+from vdiff_jax.from_config.model import has_guide, make_model
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import workdir as places
@@ -61,8 +63,8 @@ def find(
         raise ValueError(
             f"No finished {kind} model in {folders[kind]}: run the {stage} stage first."
         )
-    takes_w = build.has_guide(config) and kind != "base"
-    return Found(folders[kind], build.model(config, guided=takes_w))
+    takes_w = has_guide(config) and kind != "base"
+    return Found(folders[kind], make_model(config, guided=takes_w))
 
 
 def _check_jump(
@@ -101,12 +103,12 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
     if about.num_steps:
         made.sample.steps = about.num_steps
     sampler, ladder = made.sample.sampler, about.facts["ladder"]
-    if about.kind == "distilled" and ladder != build.ladder_of(sampler):
+    if about.kind == "distilled" and ladder != ladder_of(sampler):
         raise ValueError(
             f"The student in {path} is of the {ladder} ladder, which"
             f" sample.sampler={sampler} does not sample."
         )
-    return made, Found(path, build.model(made, guided=build.has_guide(made)))
+    return made, Found(path, make_model(made, guided=has_guide(made)))
 
 
 def load_params(

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
+from vdiff_jax import parallel
 from vdiff_jax.evaluation import neighbours, page
 from vdiff_jax.evaluation.page import (
     Content,
@@ -24,6 +23,9 @@ from vdiff_jax.evaluation.page import (
 )
 from vdiff_jax.evaluation.page.ladder import SAMPLERS, metric_named
 from vdiff_jax.files.atomic import write_text
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.stages import workdir as places
@@ -293,7 +295,7 @@ class _Drawing:
     """Draws the pictures that measuring does not need."""
 
     def __init__(self, config: Config, workdir: pathlib.Path, students: list[int]):
-        self.model = build.model(config)
+        self.model = make_model(config)
         self._config, self._workdir = config, workdir
         self._seed = config.evaluate.seed
         self._students = students
@@ -301,7 +303,7 @@ class _Drawing:
 
     def _load(self, kind: str, steps: int) -> tuple[Sampler, Params]:
         folder, model = find(self._config, self._workdir, kind, steps)
-        return build.sampler(self._config, model, "ddim"), load_params(model, folder)
+        return make_sampler(self._config, model, "ddim"), load_params(model, folder)
 
     def _start(self, sampler: Sampler, num: int) -> Start:
         place = parallel.replicated(parallel.make_mesh())

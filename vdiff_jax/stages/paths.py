@@ -39,7 +39,7 @@ def interpolation(
     A row has the class of its first picture.
 
     Args:
-      sampler: See `build.sampler`.
+      sampler: See `from_config.sampler.make_sampler`.
       params: Of the model.
       ends: An even number of starts, whole on every device.
       num_steps: Of the sampler.

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import flax.serialization
 import numpy as np
 
-from vdiff_jax import build, parallel
-from vdiff_jax.build import Config
+from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.datasets.loader import read_all
 from vdiff_jax.datasets.source import Part, Source
@@ -22,6 +21,8 @@ from vdiff_jax.evaluation.metrics import Measured, Ruler
 from vdiff_jax.evaluation.moments import moments
 from vdiff_jax.files import weights
 from vdiff_jax.files.atomic import write_bytes
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import make_source
 
 # Pictures that stand for a whole split where its content is fingerprinted.
 SAMPLE = 256
@@ -35,7 +36,7 @@ class Real:
     def __init__(self, config: Config, split: Split, most: int):
         """Takes at most so many pictures of a split, evenly spaced; 0: all."""
         self._config = config
-        whole = build.source(config, split)
+        whole = make_source(config, split)
         index = metrics.evenly(len(whole), most or len(whole))
         self.source: Source = Part(whole, index)
         self.facts: dict[str, Any] = {

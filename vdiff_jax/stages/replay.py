@@ -6,15 +6,16 @@ from contextlib import closing
 import jax
 import tqdm
 
-from vdiff_jax import build
-from vdiff_jax.build import Config
 from vdiff_jax.datasets.source import Source, name_of
 from vdiff_jax.files.atomic import write_text
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import make_source
+from vdiff_jax.from_config.model import has_guide
 from vdiff_jax.stages import distill, guide, train
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import begin, cut_into_calls, examples_of
-from vdiff_jax.stages.tools import Run, Tools
+from vdiff_jax.training.loop import begin, cut_into_calls, examples_of
 from vdiff_jax.training.nonfinite import Origin, origins
+from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState
 
 # More would hide the first ones, which matter.
@@ -44,7 +45,7 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
         feed = next(feeds)
     found = origins(tools.plain_step, state, feed, under_way.job)
     examples = examples_of(tools, under_way, step)
-    source = build.source(config, "train")
+    source = make_source(config, "train")
 
     lines = [f"{under_way.name}, step {step}:"]
     if not found:
@@ -74,7 +75,7 @@ def _unfinished(config: Config, workdir: pathlib.Path) -> str:
     if places.result(places.train_folder(workdir)) is None:
         return "train"
     guided = places.result(places.guide_folder(workdir)) is not None
-    return "guide" if build.has_guide(config) and not guided else "distill"
+    return "guide" if has_guide(config) and not guided else "distill"
 
 
 def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:

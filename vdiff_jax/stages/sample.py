@@ -11,9 +11,12 @@ import tqdm
 from jax.sharding import NamedSharding
 from jaxtyping import Float, Num
 
-from vdiff_jax import build, parallel, schedules
-from vdiff_jax.build import Config
+from vdiff_jax import parallel, schedules
 from vdiff_jax.evaluation import report
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import ladder_of
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.stages import given
@@ -51,7 +54,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         config, (folder, model) = in_file(config, pathlib.Path(spec.from_file))
         spec = config.sample
     else:
-        ladder = build.ladder_of(spec.sampler)
+        ladder = ladder_of(spec.sampler)
         folder, model = find(config, workdir, spec.model, spec.steps, ladder)
     strengths = _strengths(config, folder, model)
     starts = _Starts(config, model)
@@ -83,7 +86,7 @@ def _strengths(
     config: Config, folder: pathlib.Path, model: Model
 ) -> list[float | None]:
     """The strengths of guidance; one None for no guidance."""
-    found = build.strengths(config, model)
+    found = asked_strengths(config, model)
     if not found:
         return [None]
     if model.w_range is None:
@@ -174,7 +177,7 @@ class _Starts:
 
     def __init__(self, config: Config, model: Model):
         spec = config.sample
-        self.sampler: Sampler = build.sampler(config, model)
+        self.sampler: Sampler = make_sampler(config, model)
         self._seed = spec.seed
         self._labels = _labels(spec.labels, model.num_classes)
         self._noise = _noise(spec.noise, (spec.num, *model.image_shape))
@@ -238,9 +241,9 @@ def _noise(
 
 
 def _check(config: Config) -> None:
-    model, spec = build.model(config), config.sample
-    build.sampler(config, model)
-    build.strengths(config, model)
+    model, spec = make_model(config), config.sample
+    make_sampler(config, model)
+    asked_strengths(config, model)
     given.first_step(config)
     schedules.check_num_steps(model.schedule, spec.steps)
     for field, least in (("num", 1), ("interpolate", 0)):

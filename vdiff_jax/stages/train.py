@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import build
-from vdiff_jax.build import Config
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import train_loss
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.fit import fit
-from vdiff_jax.stages.tools import Run, Tools, make_tools
+from vdiff_jax.training.loop import fit
+from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 
 
@@ -36,13 +38,13 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """The tools, and the run of the base model."""
-    model = build.model(config)
+    model = make_model(config)
     tools = make_tools(
         config,
         config.train,
         model,
-        build.train_loss(config, model, train=True),
-        build.train_loss(config, model, train=False),
+        train_loss(config, model, train=True),
+        train_loss(config, model, train=False),
         passes=3,  # forward, and a gradient
     )
     return tools, Run(

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vdiff_jax import parallel
-from vdiff_jax.build import Config, Ladder
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.losses import Ladder
 from vdiff_jax.training import checkpoints
 
 # Fields that change what is written or shown, but not the numbers of a run, or only

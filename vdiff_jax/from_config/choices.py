@@ -24,7 +24,7 @@ def number(field: str, text: str) -> float:
         raise ValueError(f"{field}: {text!r} is not a number.") from None
 
 
-def imported(field: str, path: str) -> Any:
+def user_function(field: str, path: str) -> Any:
     """The user's own function, named "package.module:function"."""
     module, _, name = path.partition(":")
     try:

@@ -5,16 +5,16 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from vdiff_jax.build.fields import Config, choice, imported
 from vdiff_jax.datasets import catalog, feeds
 from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
+from vdiff_jax.from_config.choices import Config, choice, user_function
 
 OnDevice = Literal["auto", "always", "never"]
 
 
-def source(config: Config, split: catalog.Split) -> Source:
+def make_source(config: Config, split: catalog.Split) -> Source:
     """The examples of a split, each checked against the config as it is read."""
     spec = config.data
     found = _source(config, split)
@@ -33,7 +33,7 @@ def _source(config: Config, split: catalog.Split) -> Source:
     if spec.held_out_fraction:  # both splits are parts of one
         split = "train"
     if spec.source not in catalog.NAMES:
-        return imported("data.source", spec.source)(split)
+        return user_function("data.source", spec.source)(split)
     return catalog.open_source(
         spec.source,
         path=pathlib.Path(spec.path),
@@ -45,11 +45,11 @@ def _source(config: Config, split: catalog.Split) -> Source:
     )
 
 
-def feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
+def make_feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
     """Brings the training split to the step: from the host, or held on devices."""
     spec = config.data
     place = choice("data.on_device", spec.on_device, OnDevice)
-    pictures = source(config, "train")
+    pictures = make_source(config, "train")
     size = feeds.size_in_bytes(pictures)
     if place == "always" or (place == "auto" and size <= feeds.LIMIT_BYTES):
         return feeds.resident(

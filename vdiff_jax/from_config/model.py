@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax import diffusion, schedules
-from vdiff_jax.build.fields import Config, choice, imported
+from vdiff_jax.from_config.choices import Config, choice, user_function
 from vdiff_jax.interop import adapters
 from vdiff_jax.model import Model
 from vdiff_jax.nets.converted import Converted, Function
@@ -23,7 +23,7 @@ StyleName = Literal["salimans_ho", "ddpm", "adm"]
 STYLES: dict[str, Style] = {"salimans_ho": SALIMANS_HO, "ddpm": DDPM, "adm": ADM}
 
 
-def model(config: Config, *, guided: bool = False) -> Model:
+def make_model(config: Config, *, guided: bool = False) -> Model:
     """The network, its output kind and its schedule.
 
     Args:
@@ -58,7 +58,7 @@ def model(config: Config, *, guided: bool = False) -> Model:
     made = Model(
         net=net,
         output=output,
-        schedule=schedule(config),
+        schedule=make_schedule(config),
         image_shape=(size, size, channels),
         num_classes=config.model.num_classes,
         latent_scale=latent_scale,
@@ -78,9 +78,9 @@ def has_guide(config: Config) -> bool:
     return config.guide.steps > 0
 
 
-def student(config: Config) -> Model:
+def make_student(config: Config) -> Model:
     """The network of the ladder's students."""
-    return model(config, guided=has_guide(config))
+    return make_model(config, guided=has_guide(config))
 
 
 def w_range(config: Config) -> tuple[float, float]:
@@ -102,7 +102,7 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
                 " own (model.net); the U-Net follows ours."
             )
         return _unet(config, out_channels, guided)
-    make_net = imported("model.net", config.model.net)
+    make_net = user_function("model.net", config.model.net)
     options = {"w_features": config.guide.w_features} if guided else {}
     net = make_net(
         out_channels=out_channels, num_classes=config.model.num_classes, **options
@@ -195,7 +195,7 @@ def _shape(config: Config) -> dict[str, Any]:
     }
 
 
-def schedule(config: Config) -> Schedule:
+def make_schedule(config: Config) -> Schedule:
     """The noise schedule."""
     spec = config.diffusion
     choice("diffusion.schedule", spec.schedule, ScheduleName)

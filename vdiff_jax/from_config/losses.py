@@ -1,17 +1,11 @@
-"""Losses, and the steps that train on them."""
+"""The losses that the stages train on."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from vdiff_jax import losses, parallel, schedules
-from vdiff_jax.build.fields import Config, choice, number
-from vdiff_jax.build.models import w_range
-from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax import losses, schedules
 from vdiff_jax.distillation import (
     Plan,
     decoding,
@@ -20,19 +14,12 @@ from vdiff_jax.distillation import (
     encoding,
     imitation_loss,
 )
+from vdiff_jax.from_config.choices import Config, choice, number
+from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
-from vdiff_jax.training.gradient import spread
 from vdiff_jax.training.step import (
-    LearningRate,
     Loss,
-    Metrics,
-    TrainState,
-    make_eval_step,
-    make_learning_rate,
-    make_optimizer,
-    make_train_step,
-    many_updates,
 )
 from vdiff_jax.types import Batch, Params, PerExample
 
@@ -54,7 +41,7 @@ def ladder_name(config: Config) -> Ladder:
     return choice("distill.ladder", config.distill.ladder, Ladder)
 
 
-def weight(name: str) -> losses.Weight:
+def loss_weight(name: str) -> losses.Weight:
     """A loss weight from its name; `min_snr:5` is min-SNR with gamma 5."""
     plain = {
         "constant": losses.constant,
@@ -75,7 +62,7 @@ def weight(name: str) -> losses.Weight:
 
 def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
     """The loss of the base model; dropout is on where `train` is."""
-    weigh = weight(config.train.weight)
+    weigh = loss_weight(config.train.weight)
     if not 0.0 <= config.train.label_dropout < 1.0:
         raise ValueError(
             f"train.label_dropout must be in [0, 1), got {config.train.label_dropout}."
@@ -105,7 +92,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
 
 def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     """The loss of the student that imitates guidance; its teacher is an argument."""
-    weigh, spec = weight(config.guide.weight), config.guide
+    weigh, spec = loss_weight(config.guide.weight), config.guide
     if not 0.0 <= spec.rescale <= 1.0:
         raise ValueError(f"guide.rescale must be in [0, 1], got {spec.rescale}.")
     how = Guidance(rescale=spec.rescale)
@@ -131,7 +118,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
 
 def distill_loss(config: Config, model: Model) -> Loss:
     """The loss of a student; its teacher and its N are arguments of the step."""
-    weigh, plan = weight(config.distill.weight), PLANS[ladder_name(config)]
+    weigh, plan = loss_weight(config.distill.weight), PLANS[ladder_name(config)]
 
     def loss(
         params: Params,
@@ -159,72 +146,3 @@ def _strength(config: Config, draws: losses.Draws) -> PerExample:
     """Of each example, uniform over the range."""
     low, high = w_range(config)
     return low + (high - low) * draws.u_w
-
-
-def optimizer(section: Config) -> Any:
-    """The optimizer of a `train` or `distill` section, up to the learning rate."""
-    return make_optimizer(
-        grad_clip=section.grad_clip, weight_decay=section.weight_decay
-    )
-
-
-def learning_rate(section: Config) -> LearningRate:
-    """The learning rate of a `train` or `distill` section."""
-    return make_learning_rate(
-        section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
-    )
-
-
-def train_step(
-    config: Config,
-    section: Config,
-    loss: Loss,
-    feeder: Feeder,
-    mesh: Mesh,
-    shardings: TrainState,
-    *,
-    plain: bool = False,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The compiled step of a `train` or `distill` section: many updates in a call.
-
-    Args:
-      config: The whole config.
-      section: Its `train` or `distill`.
-      loss: Of the section.
-      feeder: Its `read` becomes part of the step.
-      mesh: The devices.
-      shardings: Where each array of the state lies, before and after.
-      plain: Whether the gradient is that of the whole batch at once, as `replay` needs,
-        and not shared out by `parallel.spread`.
-    """
-
-    def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:
-        params, teacher = parallel.whole((params, teacher), mesh)
-        return loss(params, batch, draws, *teacher)
-
-    step = make_train_step(
-        loss_of_whole,
-        optimizer(section),
-        learning_rate(section),
-        ema_decay=section.ema_decay,
-        stratified=section.stratified_times,
-        flip=config.data.flip,
-        noise_offset=section.noise_offset,
-        grad_accum_steps=section.grad_accum_steps,
-        spread=(lambda gradient: gradient) if plain else spread(mesh),
-    )
-    return jax.jit(
-        many_updates(step, feeder.read),
-        donate_argnums=0,
-        out_shardings=(shardings, parallel.replicated(mesh)),
-    )
-
-
-def eval_step(loss: Loss, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled loss of each example of a held-out batch, whole on every host."""
-    step = make_eval_step(
-        lambda params, batch, draws, *teacher: loss(
-            params, batch, draws, *parallel.whole(teacher, mesh)
-        )
-    )
-    return jax.jit(step, out_shardings=parallel.replicated(mesh))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdiff_jax import diffusion, samplers
-from vdiff_jax.build.fields import Config, choice, number
+from vdiff_jax.from_config.choices import Config, choice, number
 from vdiff_jax.guidance import Guidance
 from vdiff_jax.model import Model, Sampler
 from vdiff_jax.types import Schedule
@@ -24,7 +24,7 @@ PREDICTORS: dict[str, samplers.Predictor] = {
 }
 
 
-def sampler(config: Config, model: Model, name: str = "") -> Sampler:
+def make_sampler(config: Config, model: Model, name: str = "") -> Sampler:
     """What draws pictures, as `sample` in the config says.
 
     Args:
@@ -47,7 +47,7 @@ def sampler(config: Config, model: Model, name: str = "") -> Sampler:
         stepper=_stepper(kind, eta),
         variance=variance_interpolation(spec.variance),
         limits=_limits(spec),
-        guidance=guidance(config, model.schedule),
+        guidance=make_guidance(config, model.schedule),
     )
 
 
@@ -66,7 +66,7 @@ def _limits(spec: Config) -> list[diffusion.Limit]:
     return [partial(diffusion.clip, limit=1.0)] if spec.clip else []
 
 
-def strengths(config: Config, model: Model) -> tuple[float, ...]:
+def asked_strengths(config: Config, model: Model) -> tuple[float, ...]:
     """The strengths w of guidance that `sample` asks for, however it says so.
 
     Raises:
@@ -93,7 +93,7 @@ def strengths(config: Config, model: Model) -> tuple[float, ...]:
     return found
 
 
-def guidance(config: Config, schedule: Schedule) -> Guidance:
+def make_guidance(config: Config, schedule: Schedule) -> Guidance:
     """What `sample` says of guidance, its strength apart."""
     spec = config.sample
     first, last = spec.guidance_interval

@@ -1,0 +1,1 @@
+"""From a config to objects: a module for each kind of thing that a config describes."""

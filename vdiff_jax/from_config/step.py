@@ -1,0 +1,93 @@
+"""The compiled steps that train on a loss, and measure it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vdiff_jax import parallel
+from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.training.gradient import spread
+from vdiff_jax.training.step import (
+    LearningRate,
+    Loss,
+    Metrics,
+    TrainState,
+    make_eval_step,
+    make_learning_rate,
+    make_optimizer,
+    make_train_step,
+    many_updates,
+)
+from vdiff_jax.types import Params
+
+
+def optimizer_of(section: Config) -> Any:
+    """The optimizer of a `train` or `distill` section, up to the learning rate."""
+    return make_optimizer(
+        grad_clip=section.grad_clip, weight_decay=section.weight_decay
+    )
+
+
+def learning_rate_of(section: Config) -> LearningRate:
+    """The learning rate of a `train` or `distill` section."""
+    return make_learning_rate(
+        section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
+    )
+
+
+def compiled_train_step(
+    config: Config,
+    section: Config,
+    loss: Loss,
+    feeder: Feeder,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    plain: bool = False,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The compiled step of a `train` or `distill` section: many updates in a call.
+
+    Args:
+      config: The whole config.
+      section: Its `train` or `distill`.
+      loss: Of the section.
+      feeder: Its `read` becomes part of the step.
+      mesh: The devices.
+      shardings: Where each array of the state lies, before and after.
+      plain: Whether the gradient is that of the whole batch at once, as `replay` needs,
+        and not shared out by `parallel.spread`.
+    """
+
+    def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:
+        params, teacher = parallel.whole((params, teacher), mesh)
+        return loss(params, batch, draws, *teacher)
+
+    step = make_train_step(
+        loss_of_whole,
+        optimizer_of(section),
+        learning_rate_of(section),
+        ema_decay=section.ema_decay,
+        stratified=section.stratified_times,
+        flip=config.data.flip,
+        noise_offset=section.noise_offset,
+        grad_accum_steps=section.grad_accum_steps,
+        spread=(lambda gradient: gradient) if plain else spread(mesh),
+    )
+    return jax.jit(
+        many_updates(step, feeder.read),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated(mesh)),
+    )
+
+
+def compiled_eval_step(loss: Loss, mesh: Mesh) -> Callable[..., Any]:
+    """The compiled loss of each example of a held-out batch, whole on every host."""
+    step = make_eval_step(
+        lambda params, batch, draws, *teacher: loss(
+            params, batch, draws, *parallel.whole(teacher, mesh)
+        )
+    )
+    return jax.jit(step, out_shardings=parallel.replicated(mesh))

@@ -1,0 +1,97 @@
+"""What the runs of a stage share, built and checked once for all of them."""
+
+import jax
+from jax.sharding import Mesh
+
+from vdiff_jax import parallel
+from vdiff_jax.datasets.loader import load
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import make_feeder, make_source
+from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.step import (
+    compiled_eval_step,
+    compiled_train_step,
+    optimizer_of,
+)
+from vdiff_jax.model import Model
+from vdiff_jax.training.run import Tools
+from vdiff_jax.training.step import Loss, init_state
+from vdiff_jax.training.throughput import Profile, peak_flops
+from vdiff_jax.types import Batch
+
+
+def make_tools(
+    config: Config,
+    section: Config,
+    model: Model,
+    loss: Loss,
+    eval_loss: Loss,
+    *,
+    passes: int,
+) -> Tools:
+    """Builds and checks everything that a stage's runs share.
+
+    Args:
+      config: The whole config.
+      section: Its `train`, `guide` or `distill`.
+      model: The network.
+      loss: What is trained on.
+      eval_loss: What is measured on held-out data.
+      passes: Passes of the network in an update, a gradient counting as two.
+    """
+    mesh = parallel.make_mesh(config.parallel.fsdp)
+    parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
+    if section.on_nonfinite not in ("stop", "skip"):
+        raise ValueError(
+            f"on_nonfinite={section.on_nonfinite!r} is unknown; choose stop or skip."
+        )
+    optimizer = optimizer_of(section)
+    abstract_state = jax.eval_shape(
+        lambda: init_state(model.init(jax.random.key(0)), optimizer)
+    )
+    shardings = parallel.state_shardings(abstract_state, mesh)
+    feeder = make_feeder(config, section, mesh)
+    known = peak_flops(jax.local_devices()[0]) is not None
+    parts = (config, section, loss, feeder, mesh, shardings)
+    return Tools(
+        config=config,
+        section=section,
+        train_step=compiled_train_step(*parts),
+        plain_step=compiled_train_step(*parts, plain=True),
+        eval_step=compiled_eval_step(eval_loss, mesh),
+        sampler=make_sampler(config, model),
+        optimizer=optimizer,
+        abstract_state=abstract_state,
+        shardings=shardings,
+        feeder=feeder,
+        held_out=_held_out(config, section.batch_size, mesh),
+        mesh=mesh,
+        flops_per_image=passes * model.forward_flops() if known else 0.0,
+        profile=Profile(config.profile),
+        compiled=set(),
+    )
+
+
+def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[Batch]:
+    """The first pictures of the held-out split, in whole batches of wrapped order."""
+    if not config.data.held_out:
+        return []
+    pictures = make_source(config, "test")
+    calls = -(-min(config.data.held_out, len(pictures)) // batch_size)
+    stacks = load(
+        pictures,
+        batch_size=batch_size,
+        seed=(0,),
+        calls=[(call, 1) for call in range(calls)],
+        num_workers=config.data.workers,
+        rows=parallel.local_rows(batch_size, mesh),
+        timeout=config.data.worker_timeout,
+    )
+    return [
+        parallel.put_rows(
+            Batch(stack["image"][0], stack["label"][0]),
+            parallel.split(mesh),
+            batch_size,
+        )
+        for stack in stacks
+    ]

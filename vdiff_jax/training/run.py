@@ -1,0 +1,82 @@
+"""What the runs of a stage are made of, built and checked once for all of them."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+
+from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.model import Sampler
+from vdiff_jax.training.step import Job, Metrics, TrainState
+from vdiff_jax.training.throughput import Profile
+from vdiff_jax.types import Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What is built, and compiled, once for all the runs of a stage.
+
+    Attributes:
+      config: The whole config.
+      section: Its `train`, `guide` or `distill`.
+      train_step: The compiled step, (state, feed, job) -> (state, metrics).
+      plain_step: The same, of operations that `replay` can run one by one.
+      eval_step: The compiled held-out loss.
+      sampler: See `from_config.sampler.make_sampler`.
+      optimizer: Up to the learning rate.
+      abstract_state: Shapes of the state, to restore into.
+      shardings: Where each array of the state lies.
+      feeder: Feeds the step with the training split.
+      held_out: Some batches of the held-out split.
+      mesh: The devices.
+      flops_per_image: Of an update; 0 if the devices' peak is not known.
+      profile: Traces some updates of the first run.
+      compiled: Numbers of updates in a call that the step is compiled for.
+    """
+
+    config: Config
+    section: Config
+    train_step: Callable[..., tuple[TrainState, Metrics]]
+    plain_step: Callable[..., tuple[TrainState, Metrics]]
+    eval_step: Callable[..., Any]
+    sampler: Sampler
+    optimizer: optax.GradientTransformation
+    abstract_state: TrainState
+    shardings: TrainState
+    feeder: Feeder
+    held_out: list[Batch]
+    mesh: Mesh
+    flops_per_image: float
+    profile: Profile
+    compiled: set[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the loop.
+
+    Attributes:
+      name: Shown in the progress bar.
+      folder: Where everything is written.
+      job: Key, length and loss arguments.
+      num_updates: The length, as the host knows it.
+      start: Makes the parameters of step 0; called only for a new run.
+      order_seed: Decides the order of the data.
+      sample_steps: Of the sampler of the grids; 0 for a network that draws none.
+      facts: Goes into result.json and every checkpoint: where the run came from.
+      sample_w: Strength of guidance in the grids; None is none.
+    """
+
+    name: str
+    folder: pathlib.Path
+    job: Job
+    num_updates: int
+    start: Callable[[], Params]
+    order_seed: tuple[int, ...]
+    sample_steps: int
+    facts: dict[str, Any]
+    sample_w: float | None = None
