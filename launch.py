@@ -36,14 +36,14 @@ from vdiff_jax.stages import (
     finetune,
     guide,
     import_model,
-    imported,
     replay,
     sample,
     train,
 )
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
+from vdiff_jax.workdir import imported
+from vdiff_jax.workdir import layout as places
 
 
 def _spelled(words: Sequence[str]) -> list[str]:

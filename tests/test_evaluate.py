@@ -14,7 +14,7 @@ import tiny
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.stages import evaluate
-from vdiff_jax.stages import workdir as places
+from vdiff_jax.workdir import layout as places
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 import launch
 import tiny
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import load_params
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import load_params
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Sampler
 from vdiff_jax.stages import given, guide
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import find, in_file, load_params
 from vdiff_jax.types import Batch
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import find, in_file, load_params
 
 pytestmark = pytest.mark.slow
 

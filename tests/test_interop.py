@@ -17,9 +17,10 @@ from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import own_file
-from vdiff_jax.stages import export, imported
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import find, load_params
+from vdiff_jax.stages import export
+from vdiff_jax.workdir import imported
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import find, load_params
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,9 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop import released
 from vdiff_jax.nets.description import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
-from vdiff_jax.stages import imported
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import load_params
+from vdiff_jax.workdir import imported
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import load_params
 
 
 def _net(**options):

@@ -20,9 +20,9 @@ from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.training import checkpoints, loop
 from vdiff_jax.training.loop import NonFiniteError
+from vdiff_jax.workdir import layout as places
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_schedule
 from vdiff_jax.from_config.sampler import PREDICTORS
-from vdiff_jax.stages import workdir as places
+from vdiff_jax.workdir import layout as places
 
 
 class Candidate(NamedTuple):

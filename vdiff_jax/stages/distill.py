@@ -17,12 +17,12 @@ from vdiff_jax.from_config.model import has_guide, make_schedule, make_student, 
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.model import Model
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import load_params
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import load_params
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import card, diffusers_out, own_file, stablehlo
 from vdiff_jax.model import Model, Sampler
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.models import Found, find, kind_of, load_params
 from vdiff_jax.types import Params
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import Found, find, kind_of, load_params
 
 Format = Literal["orbax", "safetensors", "diffusers", "stablehlo"]
 

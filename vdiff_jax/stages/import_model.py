@@ -14,11 +14,11 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import diffusers_in, own_file, released
 from vdiff_jax.interop.imported import Imported
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.imported import FILE, with_fields
-from vdiff_jax.stages.models import placed
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.step import init_state
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.imported import FILE, with_fields
+from vdiff_jax.workdir.trained import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
 # What a config says of a network of the user's own.

@@ -28,12 +28,12 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.candidates import of_row
-from vdiff_jax.stages.models import find, load_params
 from vdiff_jax.stages.paths import columns_of, interpolation
 from vdiff_jax.stages.references import Real, Reference
 from vdiff_jax.types import Params
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import find, load_params
 
 NOISES = 12  # in the strips
 PATHS = 4  # trajectories of each model

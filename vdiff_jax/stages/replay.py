@@ -12,11 +12,11 @@ from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.from_config.model import has_guide
 from vdiff_jax.stages import distill, guide, train
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.training.loop import begin, cut_into_calls, examples_of
 from vdiff_jax.training.nonfinite import Origin, origins
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState
+from vdiff_jax.workdir import layout as places
 
 # More would hide the first ones, which matter.
 MOST_ORIGINS, MOST_EXAMPLES = 10, 8

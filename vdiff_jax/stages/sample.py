@@ -20,13 +20,13 @@ from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model, Sampler, Start
 from vdiff_jax.stages import given
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.stages.draw import draw
 from vdiff_jax.stages.guide import check_can_be_guided
-from vdiff_jax.stages.models import find, in_file, load_params
 from vdiff_jax.stages.paths import interpolation, trajectory_sheet
 from vdiff_jax.training.records import enlarge, save_image, tile, to_show
 from vdiff_jax.types import Params
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.trained import find, in_file, load_params
 
 GRID = 64
 ROWS = 8  # of trajectories and interpolations

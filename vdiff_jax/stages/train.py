@@ -10,10 +10,10 @@ from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
+from vdiff_jax.workdir import layout as places
 
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.stages import workdir as places
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
 from vdiff_jax.training.records import Records, to_show
@@ -23,6 +22,7 @@ from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
+from vdiff_jax.workdir import layout as places
 
 # What a host may wish for at a call: nothing, a checkpoint, or, by the number of a
 # signal, the end. Of the wishes of all hosts the highest is granted.

@@ -13,10 +13,10 @@ from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_model
 from vdiff_jax.interop import own_file
 from vdiff_jax.model import Model
-from vdiff_jax.stages import workdir as places
-from vdiff_jax.stages.imported import with_fields
 from vdiff_jax.training import checkpoints
 from vdiff_jax.types import Params
+from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.imported import with_fields
 
 
 class Found(NamedTuple):
