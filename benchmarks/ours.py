@@ -20,8 +20,9 @@ from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import compiled_train_step, optimizer_of
-from vdiff_jax.model import Model, Sampler
-from vdiff_jax.stages import draw
+from vdiff_jax.generation import batches
+from vdiff_jax.generation.sampler import Sampler
+from vdiff_jax.model import Model
 from vdiff_jax.training.step import Job, Loss, TrainState, init_state
 from vdiff_jax.training.throughput import memory_in_gib
 from vdiff_jax.types import Feed, Params
@@ -82,13 +83,13 @@ class Drawing:
 
     def __call__(self, repetitions: int) -> None:
         """Draws so many batches as the `sample` stage does."""
-        draw.draw(
+        batches.draw(
             self.sampler,
             self.params,
             range(repetitions * self.batch_size),
             num_steps=self.num_steps,
             batch_size=self.batch_size,
-            start_of=draw.start_of_seed(self.sampler, 0),
+            start_of=batches.start_of_seed(self.sampler, 0),
         )
 
     def peak_memory(self) -> float | None:

@@ -22,7 +22,7 @@ import torch
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.evaluation import classifier, features, frechet, moments
-from vdiff_jax.training.records import enlarge, tile
+from vdiff_jax.generation.grids import enlarge, tile
 
 UPDATES, BATCH_SIZE, NUM = 1500, 64, 1000
 

@@ -16,9 +16,9 @@ from vdiff_jax.from_config.losses import distill_loss, guide_loss, train_loss
 from vdiff_jax.from_config.model import make_model, make_student
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import compiled_train_step
+from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
-from vdiff_jax.model import Sampler
 from vdiff_jax.stages import given, guide
 from vdiff_jax.types import Batch
 from vdiff_jax.workdir import layout as places

@@ -15,6 +15,7 @@ from configs import cifar10, digits
 from vdiff_jax import diffusion, losses, samplers
 from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Batch
 
@@ -150,8 +151,8 @@ def test_the_distillation_loss_of_pytorch_is_ours(pair, num_steps):
 
 
 def test_the_samples_of_pytorch_are_ours(pair):
-    _, model, params, peer = pair
-    start = model.start(jnp.arange(16), jnp.int32(0))
+    config, model, params, peer = pair
+    start = make_sampler(config, model).start(jnp.arange(16), jnp.int32(0))
     expected = samplers.sample(
         diffusion.limited(
             model.denoiser(params, start.label),

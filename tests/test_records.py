@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.generation.grids import enlarge, save_image, tile
 from vdiff_jax.training import records
 
 
@@ -40,13 +41,13 @@ def test_a_resumed_run_does_not_log_a_step_twice(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_holds_every_image_in_its_place(tmp_path, channels):
     images = np.stack([np.full((4, 4, channels), 10 * i, np.uint8) for i in range(5)])
-    sheet = records.tile(images, columns=3)
+    sheet = tile(images, columns=3)
     assert sheet.shape == (9, 14, channels)
     assert (sheet[5:9, 5:9] == 40).all()
     assert (sheet[5:9, 10:] == 255).all()
 
     path = tmp_path / "folder" / "grid.png"
-    records.save_image(path, records.enlarge(sheet, at_least=18))
+    save_image(path, enlarge(sheet, at_least=18))
     read = np.asarray(PIL.Image.open(path)).reshape(18, 28, channels)
     np.testing.assert_array_equal(read[::2, ::2], sheet)
 

@@ -12,7 +12,7 @@ import launch
 import tiny
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.stages.paths import interpolation, slerp
+from vdiff_jax.generation.trajectories import interpolation, slerp
 
 pytestmark = pytest.mark.slow
 
@@ -79,8 +79,8 @@ def test_a_trajectory_ends_in_the_sample_and_begins_in_the_noise(workdir):
     for i, picture in enumerate(pictures):
         last = sheet[18 * i : 18 * i + 8, 27:35]
         np.testing.assert_array_equal(last, picture)
-    _, model = _built()
-    z_1 = model.start(jnp.arange(5), jnp.int32(0)).z_1
+    config, model = _built()
+    z_1 = make_sampler(config, model).start(jnp.arange(5), jnp.int32(0)).z_1
     np.testing.assert_array_equal(
         sheet[9:17, :8], np.asarray(model.from_x(z_1))[0, ..., 0]
     )

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from vdiff_jax import diffusion, samplers
 from vdiff_jax.from_config.choices import Config, choice, number
+from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import Guidance
-from vdiff_jax.model import Model, Sampler
+from vdiff_jax.model import Model
 from vdiff_jax.types import Schedule
 
 SamplerName = Literal["ddim", "ancestral", "dpmpp_2m", "heun", "stochastic"]

@@ -13,9 +13,10 @@ from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.from_config.choices import Config, choice
 from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import card, diffusers_out, own_file, stablehlo
-from vdiff_jax.model import Model, Sampler
+from vdiff_jax.model import Model
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import Found, find, kind_of, load_params

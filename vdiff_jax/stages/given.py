@@ -12,7 +12,8 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.pictures import SUFFIXES, Fit, decode
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.model import Model, Sampler, Start
+from vdiff_jax.generation.sampler import Sampler, Start
+from vdiff_jax.model import Model
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import Found, find, load_params
 

@@ -26,10 +26,11 @@ from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.generation.sampler import Sampler, Start
+from vdiff_jax.generation.trajectories import columns_of, interpolation
 from vdiff_jax.guidance import describe
-from vdiff_jax.model import Model, Sampler, Start
+from vdiff_jax.model import Model
 from vdiff_jax.stages.candidates import of_row
-from vdiff_jax.stages.paths import columns_of, interpolation
 from vdiff_jax.stages.references import Real, Reference
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places

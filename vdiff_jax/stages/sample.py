@@ -17,13 +17,14 @@ from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
+from vdiff_jax.generation.batches import draw
+from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
+from vdiff_jax.generation.sampler import Sampler, Start
+from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
-from vdiff_jax.model import Model, Sampler, Start
+from vdiff_jax.model import Model
 from vdiff_jax.stages import given
-from vdiff_jax.stages.draw import draw
 from vdiff_jax.stages.guide import check_can_be_guided
-from vdiff_jax.stages.paths import interpolation, trajectory_sheet
-from vdiff_jax.training.records import enlarge, save_image, tile, to_show
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import find, in_file, load_params

@@ -15,9 +15,10 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.order import batch_indices
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
-from vdiff_jax.training.records import Records, to_show
+from vdiff_jax.training.records import Records
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.model import Sampler
+from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.training.step import Job, Metrics, TrainState
 from vdiff_jax.training.throughput import Profile
 from vdiff_jax.types import Batch, Params

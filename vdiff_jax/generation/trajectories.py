@@ -5,8 +5,8 @@ import numpy as np
 from jaxtyping import Float, Num, UInt8
 
 from vdiff_jax import parallel
-from vdiff_jax.model import Path, Sampler, Start
-from vdiff_jax.training.records import tile, to_show
+from vdiff_jax.generation.grids import tile, to_show
+from vdiff_jax.generation.sampler import Path, Sampler, Start
 from vdiff_jax.types import Params
 
 COLUMNS = 16

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Num
 
 from vdiff_jax import parallel
-from vdiff_jax.model import Sampler, Start
+from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.types import Params
 
 
