@@ -31,15 +31,15 @@ from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.model import has_finetune, has_guide, make_model
 from vdiff_jax.stages import (
     distill,
-    evaluate,
     export,
     finetune,
     guide,
     import_model,
     replay,
-    sample,
     train,
 )
+from vdiff_jax.stages.evaluate import stage
+from vdiff_jax.stages.sample import images
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import imported
@@ -119,8 +119,8 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
         "finetune": finetune,
         "guide": guide,
         "distill": distill,
-        "sample": sample,
-        "evaluate": evaluate,
+        "sample": images,
+        "evaluate": stage,
         "export": export,
         "import": import_model,
     }

@@ -1,7 +1,7 @@
 """What is measured, and what it costs."""
 
 import tiny
-from vdiff_jax.stages.candidates import Candidate, candidates, of_row
+from vdiff_jax.stages.evaluate.candidates import Candidate, candidates, of_row
 
 
 def test_guidance_costs_the_base_alone_a_second_evaluation():

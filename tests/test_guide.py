@@ -19,7 +19,8 @@ from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import own_file
-from vdiff_jax.stages import given, guide
+from vdiff_jax.stages import guide
+from vdiff_jax.stages.sample import starts
 from vdiff_jax.types import Batch
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import find, in_file, load_params
@@ -177,7 +178,7 @@ def test_pictures_are_encoded_as_the_class_that_they_show(
     monkeypatch.setattr(
         Sampler, "encode", lambda self, params, images, label, n: seen.append(label)
     )
-    start_of = given.starts(
+    start_of = starts.from_images(
         config,
         workdir,
         sampler,

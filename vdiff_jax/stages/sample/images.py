@@ -5,11 +5,9 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import NamedSharding
-from jaxtyping import Float, Num
+from jaxtyping import Num
 
 from vdiff_jax import parallel, schedules
 from vdiff_jax.evaluation import report
@@ -19,12 +17,12 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
-from vdiff_jax.generation.sampler import Sampler, Start
+from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model
-from vdiff_jax.stages import given
 from vdiff_jax.stages.guide import check_can_be_guided
+from vdiff_jax.stages.sample.starts import StartOf, Starts, first_step, from_images
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import find, in_file, load_params
@@ -58,10 +56,10 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         ladder = ladder_of(spec.sampler)
         folder, model = find(config, workdir, spec.model, spec.steps, ladder)
     strengths = _strengths(config, folder, model)
-    starts = _Starts(config, model)
-    start_of: given.StartOf = starts
+    starts = Starts(config, model)
+    start_of: StartOf = starts
     if spec.image:
-        start_of = given.starts(config, workdir, starts.sampler, starts)
+        start_of = from_images(config, workdir, starts.sampler, starts)
     if not spec.from_file:
         places.claim(workdir, config, None)
     params = load_params(model, folder)
@@ -108,7 +106,7 @@ def _draw(
     config: Config,
     name: str,
     sampler: Sampler,
-    start_of: given.StartOf,
+    start_of: StartOf,
     params: Params,
     w: float | None,
 ) -> Num[np.ndarray, " n h w c"]:
@@ -128,7 +126,7 @@ def _draw(
             batch_size=spec.batch_size,
             start_of=start_of,
             w=w,
-            first=given.first_step(config),
+            first=first_step(config),
             advance=bar.update,
         ).images
 
@@ -136,7 +134,7 @@ def _draw(
 def _write_paths(
     config: Config,
     out: pathlib.Path,
-    starts: "_Starts",
+    starts: Starts,
     params: Params,
     w: float | None,
 ) -> None:
@@ -173,79 +171,11 @@ def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
     save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
 
 
-class _Starts:
-    """The start of picture number i as `sample` in the config says."""
-
-    def __init__(self, config: Config, model: Model):
-        spec = config.sample
-        self.sampler: Sampler = make_sampler(config, model)
-        self._seed = spec.seed
-        self._labels = _labels(spec.labels, model.num_classes)
-        self._noise = _noise(spec.noise, (spec.num, *model.image_shape))
-        self._mesh = parallel.make_mesh()
-
-    def __call__(self, index: np.ndarray) -> Start:
-        """Split over the devices."""
-        return self._start(index, parallel.split(self._mesh))
-
-    def on_all(self, index: np.ndarray) -> Start:
-        """Whole on every device, for any number of pictures."""
-        return self._start(index, parallel.replicated(self._mesh))
-
-    def _start(self, index: np.ndarray, place: NamedSharding) -> Start:
-        start = self.sampler.start(parallel.put(index, place), np.int32(self._seed))
-        # Numbers beyond the last only fill up a batch.
-        if self._labels is not None:
-            label = jnp.asarray(self._labels[index % len(self._labels)])
-            start = start._replace(label=parallel.put(label, place))
-        if self._noise is not None:
-            z_1 = jnp.asarray(self._noise[index % len(self._noise)])
-            start = start._replace(z_1=parallel.put(z_1, place))
-        return start
-
-
-def _labels(labels: tuple[int, ...], num_classes: int) -> np.ndarray | None:
-    if not labels:
-        return None
-    if not num_classes:
-        raise ValueError(
-            f"sample.labels={labels}, but this model knows no classes"
-            " (model.num_classes=0): leave sample.labels out."
-        )
-    if not all(0 <= label < num_classes for label in labels):
-        raise ValueError(
-            f"sample.labels={labels} must be from 0 to {num_classes - 1}, the last of"
-            f" model.num_classes={num_classes}."
-        )
-    return np.asarray(labels, np.int32)
-
-
-def _noise(
-    path: str, shape: tuple[int, ...]
-) -> Float[np.ndarray, " n height width channels"] | None:
-    if not path:
-        return None
-    wanted = f"an .npy of z_1 of shape {shape}, standard normal"
-    try:
-        noise = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"sample.noise={path!r} cannot be read ({error}); it should be {wanted}."
-        ) from error
-    if not isinstance(noise, np.ndarray) or noise.shape != shape:
-        found = getattr(noise, "shape", "several arrays")
-        raise ValueError(
-            f"sample.noise={path!r} holds {found}; it should be {wanted}: sample.num"
-            " pictures of the data's size."
-        )
-    return noise.astype(np.float32)
-
-
 def _check(config: Config) -> None:
     model, spec = make_model(config), config.sample
     make_sampler(config, model)
     asked_strengths(config, model)
-    given.first_step(config)
+    first_step(config)
     schedules.check_num_steps(model.schedule, spec.steps)
     for field, least in (("num", 1), ("interpolate", 0)):
         if spec[field] < least:

@@ -23,11 +23,17 @@ from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.batches import Drawn, draw, seconds_per_image, start_of_seed
-from vdiff_jax.stages import page
-from vdiff_jax.stages.candidates import Candidate, candidates, finished, of_row
+from vdiff_jax.stages.evaluate import page
+from vdiff_jax.stages.evaluate.candidates import Candidate, candidates, finished, of_row
+from vdiff_jax.stages.evaluate.likelihood import measure_likelihood
+from vdiff_jax.stages.evaluate.references import (
+    Judge,
+    Real,
+    Reference,
+    feature_sets,
+    published,
+)
 from vdiff_jax.stages.guide import check_can_be_guided
-from vdiff_jax.stages.likelihood import measure_likelihood
-from vdiff_jax.stages.references import Judge, Real, Reference, feature_sets, published
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import find, load_params

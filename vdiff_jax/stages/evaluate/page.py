@@ -30,8 +30,8 @@ from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.generation.trajectories import columns_of, interpolation
 from vdiff_jax.guidance import describe
 from vdiff_jax.model import Model
-from vdiff_jax.stages.candidates import of_row
-from vdiff_jax.stages.references import Real, Reference
+from vdiff_jax.stages.evaluate.candidates import of_row
+from vdiff_jax.stages.evaluate.references import Real, Reference
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places
 from vdiff_jax.workdir.trained import find, load_params

@@ -15,7 +15,7 @@ from vdiff_jax import likelihood, parallel
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.model import Model
-from vdiff_jax.stages.references import Real
+from vdiff_jax.stages.evaluate.references import Real
 from vdiff_jax.types import Params, PerExample
 from vdiff_jax.workdir.trained import find, load_params
 

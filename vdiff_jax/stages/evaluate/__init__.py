@@ -1,0 +1,1 @@
+"""The stage that measures base and students, and draws the page."""
