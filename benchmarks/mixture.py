@@ -16,7 +16,8 @@ import numpy as np
 
 from tests.one_pixel import Net, descend
 from tests.oracles import MixtureData
-from vdiff_jax import diffusion, distillation, losses, samplers, schedules
+from vdiff_jax import diffusion, losses, samplers, schedules
+from vdiff_jax.distillation.progressive import distillation_loss, ladder
 
 SOLVERS = {
     "ddim": samplers.at_start,
@@ -42,7 +43,7 @@ def distill(updates: int, batch_size: int) -> dict[int, object]:
             pick, draw = jax.random.split(key)
             batch = x[jax.random.randint(pick, (batch_size,), 0, len(x))]
             draws = losses.draw(draw, batch.shape, stratified=True)
-            return distillation.distillation_loss(
+            return distillation_loss(
                 student(params),
                 teacher,
                 batch,
@@ -58,7 +59,7 @@ def distill(updates: int, batch_size: int) -> dict[int, object]:
     later = jax.jit(lambda params, n, key: fit(params, student(params), n, key))
     params = Net().init(jax.random.key(0), jnp.zeros((1, 1)), jnp.zeros(1))
     made = {}
-    for num_steps in distillation.ladder(2 * START_STEPS, 1):
+    for num_steps in ladder(2 * START_STEPS, 1):
         step = first if num_steps == START_STEPS else later
         params = step(params, num_steps, jax.random.key(num_steps))
         made[num_steps] = params

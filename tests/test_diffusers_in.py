@@ -14,7 +14,7 @@ import torch
 from diffusers_nets import KINDS, random_net, save
 from vdiff_jax import schedules
 from vdiff_jax.interop import diffusers_in, unet2d
-from vdiff_jax.nets.description import fields_of
+from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import UNet
 
 pytestmark = [

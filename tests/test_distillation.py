@@ -6,11 +6,10 @@ import pytest
 from benchmarks import mixture
 from oracles import GaussianData
 from vdiff_jax import diffusion, losses, samplers, schedules
-from vdiff_jax.distillation import (
+from vdiff_jax.distillation.guided import decoding_stochastically, encoding
+from vdiff_jax.distillation.progressive import (
     decoding,
-    decoding_stochastically,
     distillation_loss,
-    encoding,
     ladder,
     two_step_target,
 )

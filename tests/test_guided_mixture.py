@@ -7,7 +7,9 @@ import pytest
 
 from one_pixel import Net, descend
 from oracles import GaussianData, MixtureData
-from vdiff_jax import diffusion, distillation, losses, samplers, schedules
+from vdiff_jax import diffusion, losses, samplers, schedules
+from vdiff_jax.distillation.guided import decoding_stochastically, imitation_loss
+from vdiff_jax.distillation.progressive import decoding, distillation_loss, ladder
 from vdiff_jax.guidance import NO_CLASS, Guidance, classifier_free
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
@@ -75,7 +77,7 @@ def stage_one():
 
     def loss_of(params, x, draws, label, w):
         student, teacher = _student(params, label, w), _guided(label, w)
-        return distillation.imitation_loss(student, teacher, x, draws, **_options())
+        return imitation_loss(student, teacher, x, draws, **_options())
 
     return jax.jit(lambda params, key: _fit(params, loss_of, key))(
         params, jax.random.key(1)
@@ -88,14 +90,14 @@ def _ladder(params, plan):
     def halve(params, num_steps, key):
         def loss_of(own, x, draws, label, w):
             student, teacher = _student(own, label, w), _student(params, label, w)
-            return distillation.distillation_loss(
+            return distillation_loss(
                 student, teacher, x, draws, **_options(plan, num_steps)
             )
 
         return _fit(params, loss_of, key)
 
     step = jax.jit(halve)
-    for num_steps in distillation.ladder(32, 8):
+    for num_steps in ladder(32, 8):
         params = step(params, num_steps, jax.random.key(num_steps))
     return params
 
@@ -138,9 +140,9 @@ def _jumped(denoise, num_steps, substeps=64):
 @pytest.mark.parametrize("ladder", ["deterministic", "stochastic"])
 def test_eight_steps_of_a_student_end_where_the_guided_teacher_ends(stage_one, ladder):
     plan, stepper = {
-        "deterministic": (distillation.decoding, samplers.ddim_step),
+        "deterministic": (decoding, samplers.ddim_step),
         "stochastic": (
-            distillation.decoding_stochastically,
+            decoding_stochastically,
             samplers.stochastic_step,
         ),
     }[ladder]

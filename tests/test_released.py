@@ -18,7 +18,7 @@ import tiny
 from configs import import_model
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop import released
-from vdiff_jax.nets.description import describe, fields_of
+from vdiff_jax.nets.serialization import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir import layout as places

@@ -6,14 +6,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vdiff_jax import losses, schedules
-from vdiff_jax.distillation import (
-    Plan,
-    decoding,
+from vdiff_jax.distillation.guided import (
     decoding_stochastically,
-    distillation_loss,
     encoding,
     imitation_loss,
 )
+from vdiff_jax.distillation.progressive import Plan, decoding, distillation_loss
 from vdiff_jax.from_config.choices import Config, choice, number
 from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance

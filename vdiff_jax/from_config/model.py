@@ -11,10 +11,10 @@ from vdiff_jax import diffusion, schedules
 from vdiff_jax.from_config.choices import Config, choice, user_function
 from vdiff_jax.interop import adapters
 from vdiff_jax.model import Model
-from vdiff_jax.nets.converted import Converted, Function
-from vdiff_jax.nets.description import fields_of
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, LogsnrInput, Style
+from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.nets.wrappers import Converted, Function
 from vdiff_jax.types import Schedule
 
 DType = Literal["float32", "bfloat16"]

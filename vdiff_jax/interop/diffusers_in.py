@@ -14,8 +14,8 @@ from vdiff_jax import schedules
 from vdiff_jax.files import weights
 from vdiff_jax.interop import unet2d
 from vdiff_jax.interop.imported import Imported, abstract_params
-from vdiff_jax.nets.description import describe
 from vdiff_jax.nets.layers import Style
+from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import Level, UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

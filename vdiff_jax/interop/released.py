@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from vdiff_jax.interop.imported import Imported
-from vdiff_jax.nets.description import describe
+from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Params
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vdiff_jax import parallel, schedules
-from vdiff_jax.distillation import ladder
+from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config

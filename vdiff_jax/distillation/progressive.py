@@ -23,7 +23,6 @@ middle. Where the middle is the start, delta_1 = 0 and v = v_2: a single jump.
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vdiff_jax.diffusion import (
@@ -54,24 +53,6 @@ def decoding(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
     """Steps of 1 / N towards the data, of which the teacher makes two halves."""
     i = step_index(u, num_steps)
     return Times(i / num_steps, (i - 0.5) / num_steps, (i - 1.0) / num_steps)
-
-
-def decoding_stochastically(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
-    """Steps of 2 / N towards the data, as `samplers.stochastic_step` takes them.
-
-    The teacher makes two jumps of 1 / N, which is what it was taught as a sampler of
-    2 N steps. From t = 1 / N only one is left. Meng et al. (2023), arXiv:2210.03142;
-    their Algorithm 3 was not at hand: this is what their sampler asks for.
-    """
-    i = step_index(u, num_steps)
-    mid, s = jnp.where(i > 1.0, i - 1.0, i), jnp.maximum(i - 2.0, 0.0)
-    return Times(i / num_steps, mid / num_steps, s / num_steps)
-
-
-def encoding(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
-    """Steps of 1 / N towards the noise: the reverse of `decoding`."""
-    i = step_index(u, num_steps) - 1.0
-    return Times(i / num_steps, (i + 0.5) / num_steps, (i + 1.0) / num_steps)
 
 
 def two_step_target(
@@ -140,34 +121,6 @@ def distillation_loss(
         teacher, z_t, logsnr_t=logsnr_t, logsnr_mid=logsnr_mid, logsnr_s=logsnr_s
     )
     return weighted_v_error(student(z_t, logsnr_t).v, target.v, logsnr_t, weight)
-
-
-def imitation_loss(
-    student: Denoiser,
-    teacher: Denoiser,
-    x: Examples,
-    draws: Draws,
-    *,
-    schedule: Schedule,
-    weight: Weight,
-) -> PerExample:
-    """The loss of a student that learns what its teacher predicts, at every t.
-
-    With a guided teacher and a student that is told w, it is the first stage of Meng et
-    al. (2023), arXiv:2210.03142: guidance in one evaluation.
-
-    Args:
-      student: The network being trained, unclipped.
-      teacher: Unclipped.
-      x: Clean examples in [-1, 1].
-      draws: The random numbers of this step.
-      schedule: log-SNR of time, shared by student and teacher.
-      weight: One of the weights in `losses`.
-    """
-    logsnr_t = schedule(draws.u)
-    z_t = diffuse(x, draws.eps, logsnr_t)
-    v = teacher(z_t, logsnr_t).v
-    return weighted_v_error(student(z_t, logsnr_t).v, v, logsnr_t, weight)
 
 
 def ladder(start_steps: int, end_steps: int) -> list[int]:
