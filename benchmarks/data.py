@@ -35,15 +35,16 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import photos
 from configs import paper
 from vdiff_jax import parallel
-from vdiff_jax.datasets import feeds, prepare
-from vdiff_jax.datasets.checked import Checked
+from vdiff_jax.datasets import device_feed
 from vdiff_jax.datasets.folder import Folder
+from vdiff_jax.datasets.images import Fit, Pictures
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.loader import Order, load
 from vdiff_jax.datasets.npz import Npz
-from vdiff_jax.datasets.pictures import Fit, Pictures
+from vdiff_jax.datasets.prepare import task
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.tfds import TfdsFiles
+from vdiff_jax.datasets.validation import Checked
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import compiled_train_step, optimizer_of
@@ -98,7 +99,7 @@ def _sources(
     folder: pathlib.Path, scratch: pathlib.Path, options: argparse.Namespace
 ) -> dict[str, Source]:
     for kind in ("lmdb", "npz"):
-        prepare.prepare(prepare.Task(folder, scratch / kind, (options.size,), kind))
+        task.prepare(task.Task(folder, scratch / kind, (options.size,), kind))
     photos.prepare(folder, options.size, scratch / "tfds")
     fit = Fit(options.size, 3)
     sources = {
@@ -161,7 +162,7 @@ def _loading(
         )
 
     mesh = parallel.make_mesh()
-    on_device = feeds.resident(
+    on_device = device_feed.resident(
         sources["npz"], batch_size=options.batch_size, mesh=mesh, num_workers=0
     )
     calls = [(step, 10) for step in range(0, 10 * (options.batches + 1), 10)]
@@ -214,7 +215,7 @@ def _hiding(
     job = Job(jax.random.key(0), jnp.int32(1000))
 
     streamed = {
-        name: feeds.Streamed(source, batch_size, mesh, options.workers)
+        name: device_feed.Streamed(source, batch_size, mesh, options.workers)
         for name, source in sources.items()
     }
 
@@ -226,7 +227,7 @@ def _hiding(
     step = compiled_train_step(
         config, config.train, loss, streamed["npz"], mesh, places
     )
-    on_device = feeds.resident(
+    on_device = device_feed.resident(
         sources["npz"], batch_size=batch_size, mesh=mesh, num_workers=0
     )
     resident_step = compiled_train_step(

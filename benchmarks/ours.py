@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import sizes
 from vdiff_jax import parallel
-from vdiff_jax.datasets import feeds
+from vdiff_jax.datasets import device_feed
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
@@ -164,7 +164,7 @@ def _updates(
     loss_args: tuple = (),
 ) -> Updates:
     mesh, optimizer = parallel.make_mesh(), optimizer_of(section)
-    feeder = feeds.Streamed(
+    feeder = device_feed.Streamed(
         _pictures(model, section.batch_size), section.batch_size, mesh, 0
     )
     (feed,) = feeder.feeds([(0, section.steps_per_call)], seed=(0,))

@@ -46,8 +46,8 @@ import PIL.Image
 from benchmarks import contest, ours, sizes
 from benchmarks.startup import Table
 from vdiff_jax import parallel
+from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.datasets.feeds import Feeder
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import optimizer_of

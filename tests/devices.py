@@ -16,7 +16,7 @@ import optax
 
 from configs import digits
 from vdiff_jax import parallel
-from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.from_config.data import make_feeder, make_source
 from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vdiff_jax import parallel
-from vdiff_jax.datasets.feeds import Streamed, resident
+from vdiff_jax.datasets.device_feed import Streamed, resident
 from vdiff_jax.datasets.source import Arrays
 
 

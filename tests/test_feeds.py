@@ -13,10 +13,10 @@ import pytest
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets import catalog
-from vdiff_jax.datasets.checked import Checked
-from vdiff_jax.datasets.feeds import Streamed, resident, size_in_bytes
-from vdiff_jax.datasets.prepare import Task, prepare
+from vdiff_jax.datasets.device_feed import Streamed, resident, size_in_bytes
+from vdiff_jax.datasets.prepare.task import Task, prepare
 from vdiff_jax.datasets.source import Arrays, held_out_part
+from vdiff_jax.datasets.validation import Checked
 
 SIZE = 8
 

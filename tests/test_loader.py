@@ -10,7 +10,7 @@ import pytest
 from vdiff_jax.datasets import loader
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.loader import LoaderError, load, prefetch, read_all
-from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.datasets.source import Arrays, Part, Source
 
 

@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdiff_jax.datasets import order
+from vdiff_jax.datasets import shuffle
 
 
 def _epoch(length, seed=(0,), epoch=0, xp=np):
     position = xp.arange(length, dtype=xp.uint32)
-    key = xp.asarray(order.key_of(seed), dtype=xp.uint32)
-    return order.shuffled(position, length, key, xp.full(length, epoch, xp.uint32))
+    key = xp.asarray(shuffle.key_of(seed), dtype=xp.uint32)
+    return shuffle.shuffled(position, length, key, xp.full(length, epoch, xp.uint32))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 97, 1024, 50_000])
@@ -54,8 +54,8 @@ def test_batches_cut_the_stream_of_epochs_even_if_they_hold_several():
     row = np.arange(batch_size, dtype=np.uint32)
     seen = np.concatenate(
         [
-            order.example_index(
-                order.cursor(step, batch_size=batch_size, length=length, seed=(0,)),
+            shuffle.example_index(
+                shuffle.cursor(step, batch_size=batch_size, length=length, seed=(0,)),
                 row,
                 length,
             )
@@ -71,9 +71,9 @@ def test_batches_cut_the_stream_of_epochs_even_if_they_hold_several():
 
 def test_a_step_far_beyond_32_bits_of_examples_has_its_batch():
     # 5e6 steps of 2,048 examples are 1e10 positions.
-    start = order.cursor(5_000_000, batch_size=2048, length=1_281_167, seed=(0,))
+    start = shuffle.cursor(5_000_000, batch_size=2048, length=1_281_167, seed=(0,))
     assert int(start.epoch) * 1_281_167 + int(start.offset) == 5_000_000 * 2048
-    index = order.example_index(start, np.arange(2048, dtype=np.uint32), 1_281_167)
+    index = shuffle.example_index(start, np.arange(2048, dtype=np.uint32), 1_281_167)
     assert index.max() < 1_281_167
     assert len(np.unique(index)) == 2048
 
@@ -81,4 +81,4 @@ def test_a_step_far_beyond_32_bits_of_examples_has_its_batch():
 @pytest.mark.parametrize("length", [0, 2**31])
 def test_a_length_that_has_no_order_is_refused(length):
     with pytest.raises(ValueError, match=f"got {length}"):
-        order.cursor(0, batch_size=1, length=length, seed=(0,))
+        shuffle.cursor(0, batch_size=1, length=length, seed=(0,))

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vdiff_jax.datasets.pictures import Fit, decode
+from vdiff_jax.datasets.images import Fit, decode
 
 
 def _file(picture, kind="PNG", **options):

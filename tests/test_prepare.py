@@ -13,13 +13,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vdiff_jax.datasets import prepare as command
-from vdiff_jax.datasets import writers
 from vdiff_jax.datasets.folder import Folder
+from vdiff_jax.datasets.images import Fit, Pictures
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.npz import Npz
-from vdiff_jax.datasets.pictures import Fit, Pictures
-from vdiff_jax.datasets.prepare import Task, main, prepare
+from vdiff_jax.datasets.prepare import task as command
+from vdiff_jax.datasets.prepare import writers
+from vdiff_jax.datasets.prepare.__main__ import main
+from vdiff_jax.datasets.prepare.task import Task, prepare
 
 
 def _noise(*shape, seed=0):

@@ -14,14 +14,14 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets import catalog
-from vdiff_jax.datasets.checked import Checked
 from vdiff_jax.datasets.cifar10 import cifar10
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.folder import Folder
+from vdiff_jax.datasets.images import Fit, Pictures
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.npz import Npz
-from vdiff_jax.datasets.pictures import Fit, Pictures
 from vdiff_jax.datasets.source import Arrays, Source, held_out_part, name_of
+from vdiff_jax.datasets.validation import Checked
 
 
 def _noise(*shape, seed=0):

@@ -16,7 +16,7 @@ import launch
 import tiny
 from configs import folder
 from vdiff_jax import build
-from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.datasets.pictures import Fit, Pictures
+from vdiff_jax.datasets.images import Fit, Pictures
 from vdiff_jax.datasets.tfds import TfdsFiles
 
 

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any, Literal
 
-from vdiff_jax.datasets.pictures import Files, Fit, Pictures
+from vdiff_jax.datasets.images import Files, Fit, Pictures
 from vdiff_jax.datasets.source import Source
 
 Split = Literal["train", "test"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vdiff_jax.datasets.pictures import SUFFIXES
+from vdiff_jax.datasets.images import SUFFIXES
 
 
 class Folder:

@@ -16,7 +16,7 @@ import torch
 import tqdm
 from torch.utils.data import DataLoader
 
-from vdiff_jax.datasets.order import cursor, example_index
+from vdiff_jax.datasets.shuffle import cursor, example_index
 from vdiff_jax.datasets.source import Source, read_many
 
 T = TypeVar("T")

@@ -5,10 +5,10 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from vdiff_jax.datasets import catalog, feeds
-from vdiff_jax.datasets.checked import Checked
-from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.datasets import catalog, device_feed
+from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
+from vdiff_jax.datasets.validation import Checked
 from vdiff_jax.from_config.choices import Config, choice, user_function
 
 OnDevice = Literal["auto", "always", "never"]
@@ -50,15 +50,15 @@ def make_feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
     spec = config.data
     place = choice("data.on_device", spec.on_device, OnDevice)
     pictures = make_source(config, "train")
-    size = feeds.size_in_bytes(pictures)
-    if place == "always" or (place == "auto" and size <= feeds.LIMIT_BYTES):
-        return feeds.resident(
+    size = device_feed.size_in_bytes(pictures)
+    if place == "always" or (place == "auto" and size <= device_feed.LIMIT_BYTES):
+        return device_feed.resident(
             pictures,
             batch_size=section.batch_size,
             mesh=mesh,
             num_workers=spec.workers,
             timeout=spec.worker_timeout,
         )
-    return feeds.Streamed(
+    return device_feed.Streamed(
         pictures, section.batch_size, mesh, spec.workers, spec.worker_timeout
     )

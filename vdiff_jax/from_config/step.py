@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from vdiff_jax import parallel
-from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.training.gradient import spread
 from vdiff_jax.training.step import (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax import parallel
-from vdiff_jax.datasets.order import batch_indices
+from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.generation.grids import to_show

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
-from vdiff_jax.datasets.feeds import Feeder
+from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.training.step import Job, Metrics, TrainState

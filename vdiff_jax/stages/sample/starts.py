@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Float, Int
 
 from vdiff_jax import parallel
-from vdiff_jax.datasets.pictures import SUFFIXES, Fit, decode
+from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler, Start

@@ -13,8 +13,8 @@ import lmdb
 import numpy as np
 import PIL.Image
 
+from vdiff_jax.datasets.images import Fit, decode
 from vdiff_jax.datasets.lmdb import picture_key
-from vdiff_jax.datasets.pictures import Fit, decode
 from vdiff_jax.files.atomic import replacing
 
 FORMATS = ("lmdb", "npz")

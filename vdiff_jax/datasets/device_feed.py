@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import TIMEOUT_SECONDS, load, prefetch, read_all
-from vdiff_jax.datasets.order import Cursor, cursor, example_index
+from vdiff_jax.datasets.shuffle import Cursor, cursor, example_index
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.types import Batch, Feed
 

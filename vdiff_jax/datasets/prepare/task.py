@@ -1,14 +1,5 @@
-r"""Prepares pictures once: turned, cropped, resized, checked, in files that read fast.
+"""Prepares images, and goes on where an interrupted run stopped."""
 
-    python -m vdiff_jax.datasets.prepare photos/ --out data/cars64 --size 64
-
-PATH is a folder, a zip or a tar of JPEG, PNG and WebP files, flat or with one folder
-for each class. The largest square in the centre of each is resized. Files that cannot
-be read are left out and listed. The output appears under its name when it is whole; the
-same command goes on where an interrupted one stopped.
-"""
-
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -19,22 +10,19 @@ import json
 import multiprocessing
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
-import lmdb
 import numpy as np
 import tqdm
 
-from vdiff_jax.datasets.archives import Input, open_input
 from vdiff_jax.datasets.folder import classify
-from vdiff_jax.datasets.pictures import Fit, Resize
-from vdiff_jax.datasets.writers import FORMATS, Writer, convert, make_writer
+from vdiff_jax.datasets.images import Fit, Resize
+from vdiff_jax.datasets.prepare.archives import Input, open_input
+from vdiff_jax.datasets.prepare.writers import Writer, convert, make_writer
 from vdiff_jax.files.atomic import write_json
 
 CHUNK = 32
-SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,83 +309,3 @@ def _save(folder: pathlib.Path, progress: Progress) -> None:
 
 def _read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 2 for a mistake of the user's."""
-    try:
-        task = _parse(arguments)
-        about = prepare(task)
-    except ValueError as error:
-        print(f"prepare: {error}", file=sys.stderr)
-        return 2
-    except (OSError, lmdb.Error, concurrent.futures.BrokenExecutor) as error:
-        print(
-            f"prepare: {error}; the same command goes on when that is mended.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("prepare: interrupted; the same command goes on.", file=sys.stderr)
-        return 130
-    for split, facts in about["splits"].items():
-        print(_summary(task.out / split, task.sizes, facts))
-    return 0
-
-
-def _summary(folder: pathlib.Path, sizes: Sequence[int], facts: dict[str, Any]) -> str:
-    unreadable = facts["unreadable"]
-    lines = [
-        f"{folder}: {facts['pictures']:,} pictures at {', '.join(map(str, sizes))},"
-        f" {len(facts['classes'])} classes, {len(unreadable)} unreadable files left out"
-    ]
-    lines += [f"  {name} {reason}" for name, reason in list(unreadable.items())[:SHOWN]]
-    if len(unreadable) > SHOWN:
-        lines.append(f"  ... and {len(unreadable) - SHOWN} more, in prepared.json")
-    return "\n".join(lines)
-
-
-def _parse(arguments: Sequence[str] | None) -> Task:
-    parser = argparse.ArgumentParser(
-        prog="python -m vdiff_jax.datasets.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("path", type=pathlib.Path, help="a folder, a zip or a tar")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="to be made")
-    parser.add_argument(
-        "--size", type=int, nargs="+", required=True, help="one or several, in one pass"
-    )
-    parser.add_argument("--format", choices=FORMATS, default="lmdb")
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        default=[""],
-        metavar="NAME",
-        help="folders in PATH, such as train and test, to be prepared side by side",
-    )
-    resizes = [how for how in get_args(Resize) if how != "pad"]
-    parser.add_argument("--resize", choices=resizes, default="area")
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3)
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes that decode"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="end at a file that cannot be read"
-    )
-    given = parser.parse_args(arguments)
-    return Task(
-        path=given.path,
-        out=given.out,
-        sizes=tuple(dict.fromkeys(given.size)),
-        format=given.format,
-        splits=tuple(given.splits),
-        resize=given.resize,
-        channels=given.channels,
-        workers=given.workers,
-        strict=given.strict,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Prepares images once, in files that read fast; the command is __main__.py."""
