@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.evaluation import classifier, features, metrics, reference, report
+from vdiff_jax.evaluation import classifier, features, figures, metrics, statistics_file
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.metrics import Ruler
 from vdiff_jax.files.fingerprints import DamagedError
@@ -128,8 +128,8 @@ def test_pairs_are_taken_evenly(monkeypatch):
 def test_statistics_come_back_from_disk_and_only_for_the_same_pictures(tmp_path):
     path, facts = tmp_path / "new" / "a.npz", {"split": "train", "num_images": 50}
     kept = metrics.statistics(_features(50))
-    reference.save(path, kept, {"fid": 1.5}, facts)
-    found, floor = reference.load(path, dict(facts))
+    statistics_file.save(path, kept, {"fid": 1.5}, facts)
+    found, floor = statistics_file.load(path, dict(facts))
     assert floor == {"fid": 1.5}
     for name in ("pooled", "spatial"):
         ours, theirs = getattr(found, name), getattr(kept, name)
@@ -138,17 +138,17 @@ def test_statistics_come_back_from_disk_and_only_for_the_same_pictures(tmp_path)
         np.testing.assert_array_equal(ours.scatter, theirs.scatter)
     np.testing.assert_array_equal(found.features, kept.features)
     with pytest.raises(ValueError, match=r"num_images: 50 there, 51 now"):
-        reference.load(path, {**facts, "num_images": 51})
+        statistics_file.load(path, {**facts, "num_images": 51})
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(DamagedError, match="cannot be read"):
-        reference.load(path, facts)
+        statistics_file.load(path, facts)
 
 
 def test_published_statistics_are_taken_as_they_are(tmp_path):
     rng = np.random.default_rng(0)
     mu, root = rng.normal(size=2048), rng.normal(size=(2048, 8))
     np.savez(tmp_path / "cifar10.npz", mu=mu, sigma=root @ root.T)
-    found = reference.published(tmp_path / "cifar10.npz")
+    found = statistics_file.published(tmp_path / "cifar10.npz")
     np.testing.assert_array_equal(found.mean, mu)
     np.testing.assert_array_equal(found.covariance, root @ root.T)
 
@@ -158,10 +158,10 @@ def test_what_is_no_published_statistics_is_refused(tmp_path):
     for content in ({"mu": np.zeros(2048)}, {"mu": np.zeros(3), "sigma": np.eye(3)}):
         np.savez(path, **content)
         with pytest.raises(ValueError, match=r"it should be an \.npz with mu \[2048\]"):
-            reference.published(path)
+            statistics_file.published(path)
     path.write_text("no zip")
     with pytest.raises(ValueError, match="cannot be read"):
-        reference.published(path)
+        statistics_file.published(path)
 
 
 def _row(model, sampler, steps, metric, value, spread=0.1):
@@ -178,9 +178,9 @@ def test_the_report_draws_its_pictures(tmp_path):
         for kind in ("base", "distilled")
         for steps in (1, 4)
     ]
-    report.ladder_figure(tmp_path / "ladder.png", rows, floor=0.1)
+    figures.ladder_figure(tmp_path / "ladder.png", rows, floor=0.1)
     images = [np.full((3, 8, 8, 1), 50 * i, np.uint8) for i in range(4)]
-    report.comparison_grid(tmp_path / "grid.png", images, ["a", "b", "c", "d"])
+    figures.comparison_grid(tmp_path / "grid.png", images, ["a", "b", "c", "d"])
     for name in ("ladder.png", "grid.png"):
         picture = np.asarray(PIL.Image.open(tmp_path / name).convert("L"))
         assert picture.shape[0] > 100
@@ -200,10 +200,10 @@ def test_the_table_has_a_line_for_each_candidate_and_a_column_for_each_metric():
         _row("distilled", "ddim", 1, "fid", 2.0),
         _row("distilled", "ddim", 1, "kid", 0.5),
     ]
-    head, *lines = report.table(rows).splitlines()
+    head, *lines = figures.table(rows).splitlines()
     assert head.split()[:5] == ["model", "sampler", "steps", "fid", "kid"]
     assert " ".join(lines[0].split()) == "base heun 4 12.35 ± 0.1 -0.01 1.000"
     assert " ".join(lines[1].split()) == "distilled ddim 1 2 ± 0.1 0.5 ± 0.1 1.000"
-    said = report.csv(rows).splitlines()
+    said = figures.csv(rows).splitlines()
     assert len(said) == 5
     assert said[1].startswith("base,heun,4,4,fid,12.345,0.1,10,0,0.001")

@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 
 from vdiff_jax import parallel
-from vdiff_jax.evaluation import inception
-from vdiff_jax.nets.inception import InceptionV3
+from vdiff_jax.evaluation.inception import weights
+from vdiff_jax.evaluation.inception.network import InceptionV3
 
 PEER = "torch-fidelity==0.4.0"
 
@@ -96,7 +96,7 @@ def test_features_are_those_of_torch_fidelity(peer, random_file, images):
     pool3, logits = net(torch.tensor(images).permute(0, 3, 1, 2))
     spatial = seen[0].permute(0, 2, 3, 1)[..., :7].flatten(start_dim=1)
 
-    ours = inception.load(random_file).extract(images)
+    ours = weights.load(random_file).extract(images)
     for found, expected in zip(ours, (pool3, spatial, logits), strict=True):
         expected = expected.numpy()
         assert 0.5 < expected.std() < 10.0
@@ -115,13 +115,13 @@ def test_resizing_is_that_of_torch_fidelity(peer, size):
         size=(299, 299),
         align_corners=False,
     )
-    found = inception.resize(jnp.asarray(images), 299)
+    found = weights.resize(jnp.asarray(images), 299)
     np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), rtol=0, atol=1e-4)
 
 
 def test_a_ramp_is_read_at_the_corners_of_pixels():
     ramp = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None], (1, 10, 4, 3))
-    found = jax.jit(inception.resize, static_argnums=1)(ramp, 40)
+    found = jax.jit(weights.resize, static_argnums=1)(ramp, 40)
     expected = np.minimum(np.arange(40) / 4, 9.0)
     np.testing.assert_allclose(
         found, np.broadcast_to(expected[:, None, None], (1, 40, 40, 3)), atol=1e-5
@@ -132,13 +132,13 @@ def test_a_ramp_is_read_at_the_corners_of_pixels():
 def test_the_devices_share_a_batch_and_grey_is_three_equal_channels(
     random_file, images
 ):
-    params = inception.load(random_file).params
+    params = weights.load(random_file).params
     grey = np.concatenate([images, images[::-1]])[..., :1]
     mesh = parallel.make_mesh()
     places = parallel.replicated(mesh), parallel.split(mesh)
-    both = jax.jit(inception.apply, in_shardings=places)(params, grey)
+    both = jax.jit(weights.apply, in_shardings=places)(params, grey)
     assert len(both.pool3.sharding.device_set) == 2
-    one = jax.jit(inception.apply)(params, grey[:1].repeat(3, axis=-1))
+    one = jax.jit(weights.apply)(params, grey[:1].repeat(3, axis=-1))
     for found, expected in zip(both, one, strict=True):
         np.testing.assert_allclose(found[:1], expected, rtol=0, atol=1e-4)
         np.testing.assert_allclose(found[-1:], expected, rtol=0, atol=1e-4)
@@ -149,14 +149,14 @@ def test_safetensors_and_unused_tensors_give_the_same_parameters(random_file, tm
     del tensors["fc.bias"]
     tensors["AuxLogits.fc.weight"] = torch.zeros(2)
     safetensors.torch.save_file(tensors, tmp_path / "random.safetensors")
-    ours = inception.load(tmp_path / "random.safetensors")
-    expected = inception.load(random_file)
+    ours = weights.load(tmp_path / "random.safetensors")
+    expected = weights.load(random_file)
     jax.tree.map(np.testing.assert_array_equal, ours.params, expected.params)
     assert ours.sha256 != expected.sha256
 
 
 def test_the_released_file_is_known_by_its_digest(random_file):
-    found = inception.load(random_file)
+    found = weights.load(random_file)
     assert len(found.sha256) == 64
     assert not found.known
     assert found._replace(sha256="6726825d" + 56 * "0").known
@@ -167,7 +167,7 @@ def test_other_networks_are_refused(random_file, tmp_path):
 
     def refused(changed, words):
         with pytest.raises(ValueError, match=words):
-            inception.from_torch(changed)
+            weights.from_torch(changed)
 
     less = {name: x for name, x in tensors.items() if "branch_pool.conv" not in name}
     refused(less, "9 tensors are missing, such as Mixed_5b.branch_pool.conv.weight, .*")
@@ -178,14 +178,14 @@ def test_other_networks_are_refused(random_file, tmp_path):
     refused(tensors | {norm: np.zeros(1)}, rf"{norm} has shape \(1,\), not \(320,\)")
     torch.save({"w": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt is not the Inception .*: .*Fetch"):
-        inception.load(tmp_path / "other.pt")
+        weights.load(tmp_path / "other.pt")
 
 
 def test_every_product_is_asked_for_in_float32():
     net_input = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     variables = jax.eval_shape(InceptionV3().init, jax.random.key(0), net_input)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
-    program = jax.jit(inception.apply).lower(variables["params"], images).as_text()
+    program = jax.jit(weights.apply).lower(variables["params"], images).as_text()
     products = [
         line
         for line in program.splitlines()
@@ -197,4 +197,4 @@ def test_every_product_is_asked_for_in_float32():
 
 def test_pictures_have_one_or_three_channels():
     with pytest.raises(ValueError, match=r"1 or 3 channels, got 4\. Drop"):
-        inception.apply({}, np.zeros((1, 8, 8, 4), np.uint8))
+        weights.apply({}, np.zeros((1, 8, 8, 4), np.uint8))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from vdiff_jax.evaluation import enough, moments
+from vdiff_jax.evaluation import moments, sample_size
 from vdiff_jax.evaluation.frechet import frechet_distance, with_root
 from vdiff_jax.evaluation.kernel import kernel_distance
 from vdiff_jax.evaluation.moments import Moments, merge
@@ -460,21 +460,21 @@ def test_more_parts_than_examples_are_refused():
     ],
 )
 def test_fewer_images_than_needed_are_warned_of(metric, num_features, needed):
-    assert enough.warning(metric, needed, num_features) is None
-    sentence = enough.warning(metric, needed - 1, num_features)
+    assert sample_size.warning(metric, needed, num_features) is None
+    sentence = sample_size.warning(metric, needed - 1, num_features)
     assert f"{needed - 1:,} images" in sentence
     assert f"{needed:,}." in sentence
 
 
 def test_every_metric_is_content_with_what_papers_use():
-    for metric in get_args(enough.Metric):
-        assert enough.warning(metric, 50_000, 2048) is None
-        assert enough.warning(metric, 100, 2048) is not None
+    for metric in get_args(sample_size.Metric):
+        assert sample_size.warning(metric, 50_000, 2048) is None
+        assert sample_size.warning(metric, 100, 2048) is not None
 
 
 def test_a_singular_covariance_is_called_so():
-    assert "singular" in enough.warning("frechet_distance", 64, 64)
-    assert "singular" not in enough.warning("frechet_distance", 65, 64)
+    assert "singular" in sample_size.warning("frechet_distance", 64, 64)
+    assert "singular" not in sample_size.warning("frechet_distance", 65, 64)
     covariance = moments.moments(_rng().normal(size=(64, 64))).covariance
     assert np.linalg.matrix_rank(covariance) == 63
 

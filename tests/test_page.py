@@ -18,7 +18,7 @@ import pytest
 
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.evaluation import page
-from vdiff_jax.evaluation.page.ladder import number, panels
+from vdiff_jax.evaluation.page.panels import number, panels
 
 STEPS = (64, 32, 16, 8, 4, 2, 1)
 HARM = "</script><img src=x onerror=\"document.title='harmed'\"><!--"

@@ -21,7 +21,8 @@ from jaxtyping import Array, UInt8
 
 from vdiff_jax import parallel
 from vdiff_jax.diffusion import from_pixels
-from vdiff_jax.evaluation import classifier, inception
+from vdiff_jax.evaluation import classifier
+from vdiff_jax.evaluation.inception import weights
 from vdiff_jax.types import Params
 
 LARGEST_PIXELS = 16
@@ -99,13 +100,13 @@ def of_inception(path: pathlib.Path) -> FeatureSet:
     Raises:
       ValueError: If the file is not that network's.
     """
-    found = inception.load(path)
+    found = weights.load(path)
     facts = {"weights": path.name, "of_fid": found.known, "sha256": found.sha256}
     return FeatureSet("inception", found.params, _inception, facts)
 
 
 def _inception(params: Params, images: Array) -> Features:
-    found = inception.apply(params, images)
+    found = weights.apply(params, images)
     return Features(found.pool3, found.spatial, found.logits)
 
 

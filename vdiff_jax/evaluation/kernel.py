@@ -14,7 +14,7 @@ It is estimated from all pairs. Usual implementations average over 100 random su
 import numpy as np
 from jaxtyping import Float
 
-from vdiff_jax.evaluation.checks import check_finite
+from vdiff_jax.evaluation.moments import check_finite
 
 CHUNK = 2048
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from vdiff_jax.evaluation import enough
+from vdiff_jax.evaluation import sample_size
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.frechet import Rooted, frechet_distance, with_root
 from vdiff_jax.evaluation.kernel import kernel_distance
@@ -102,22 +102,22 @@ class Ruler:
         count = min(len(some), len(self._some))
         found["kernel_distance"] = Measured(
             kernel_distance(some, self._some),
-            enough.warning("kernel_distance", count, some.shape[1]),
+            sample_size.warning("kernel_distance", count, some.shape[1]),
         )
         shares = overlap(some, self._some)
-        warning = enough.warning("overlap", count, some.shape[1])
+        warning = sample_size.warning("overlap", count, some.shape[1])
         found |= {kind: Measured(getattr(shares, kind), warning) for kind in OVERLAP}
         if features.logits is not None:
             found["score"] = Measured(
                 inception_score(features.logits).mean,
-                enough.warning("inception_score", *features.logits.shape),
+                sample_size.warning("inception_score", *features.logits.shape),
             )
         return {name(kind, self._set): value for kind, value in found.items()}
 
     def _frechet(self, features: Any, root: Rooted) -> Measured:
         distance = frechet_distance(moments(features), root)
         few = min(len(features), self._count)
-        warning = enough.warning("frechet_distance", few, features.shape[1])
+        warning = sample_size.warning("frechet_distance", few, features.shape[1])
         return Measured(distance.value, warning, distance.residual)
 
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vdiff_jax.evaluation.checks import check_finite
+from vdiff_jax.evaluation.moments import check_finite
 
 # Rows and columns of the pieces of a pairwise matrix: [1024, 10,000] takes 80 MB.
 CHUNK = 1024

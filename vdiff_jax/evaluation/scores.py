@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from vdiff_jax.evaluation.checks import check_finite
+from vdiff_jax.evaluation.moments import check_finite
 
 SPLITS = 10
 

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from markupsafe import Markup
 
 from vdiff_jax.evaluation.page.content import Content, Point, Row
-from vdiff_jax.evaluation.page.ladder import Panel, finite, number, panels
+from vdiff_jax.evaluation.page.panels import Panel, finite, number, panels
 
 SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "page.js")
 MOST_POINTS = 400  # of a curve; a screen shows no more

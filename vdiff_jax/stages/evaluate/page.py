@@ -21,7 +21,7 @@ from vdiff_jax.evaluation.page import (
     Strip,
     Trajectory,
 )
-from vdiff_jax.evaluation.page.ladder import SAMPLERS, metric_named
+from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import make_model

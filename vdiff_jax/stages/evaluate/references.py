@@ -13,14 +13,15 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.datasets.loader import read_all
 from vdiff_jax.datasets.source import Part, Source
-from vdiff_jax.evaluation import classifier, features, inception, metrics, reference
-from vdiff_jax.evaluation.enough import warning
+from vdiff_jax.evaluation import classifier, features, metrics, statistics_file
 from vdiff_jax.evaluation.features import Features, FeatureSet
 from vdiff_jax.evaluation.frechet import frechet_distance, with_root
+from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.evaluation.metrics import Measured, Ruler
 from vdiff_jax.evaluation.moments import moments
-from vdiff_jax.files import weights
+from vdiff_jax.evaluation.sample_size import warning
 from vdiff_jax.files.atomic import write_bytes
+from vdiff_jax.files.weights import sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
 
@@ -88,13 +89,13 @@ class Reference:
         self.facts = {**real.facts, "features": features.name, **features.facts}
         path = folder / f"{features.name}-{real.facts['split']}.npz"
         if parallel.on_all_hosts(path.exists()):
-            statistics, self.floor = reference.load(path, self.facts)
+            statistics, self.floor = statistics_file.load(path, self.facts)
         else:
             found = features.extract(real.everything["image"])
             statistics = metrics.statistics(found)
             self.floor = metrics.floor(found, features.name)
             if parallel.is_main():
-                reference.save(path, statistics, self.floor, self.facts)
+                statistics_file.save(path, statistics, self.floor, self.facts)
         self.ruler = Ruler(statistics, features.name)
         self.all = statistics.features
 
@@ -143,7 +144,7 @@ def _inception(config: Config) -> FeatureSet:
         raise NotToBeHadError("no FID: these pictures are neither grey nor RGB.")
     if not config.evaluate.inception_weights:
         raise NotToBeHadError(
-            f"no FID: fetch {inception.WEIGHTS} and set evaluate.inception_weights to"
+            f"no FID: fetch {WEIGHTS} and set evaluate.inception_weights to"
             " where it lies. Distances on other features are not FID."
         )
     return features.of_inception(pathlib.Path(config.evaluate.inception_weights))
@@ -224,9 +225,9 @@ class Published:
 
     def __init__(self, path: pathlib.Path):
         """Reads them; see `reference.published`."""
-        self._root = with_root(reference.published(path))
+        self._root = with_root(statistics_file.published(path))
         self._name = f"fid_to_{path.stem}"
-        self.facts = {"published": path.name, "sha256": weights.sha256(path)}
+        self.facts = {"published": path.name, "sha256": sha256(path)}
 
     def measure(self, found: Features) -> dict[str, Measured]:
         """FID to them, under a name that says so."""

@@ -15,7 +15,7 @@ import tqdm
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
-from vdiff_jax.evaluation import report
+from vdiff_jax.evaluation import figures
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json, write_text
 from vdiff_jax.files.fingerprints import DamagedError
@@ -97,14 +97,14 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 def _report(bench: "_Bench", rows: list[Row]) -> None:
     """Tables and figures."""
     out, main = bench.out, bench.references[0]
-    print(report.table(rows))
+    print(figures.table(rows))
     if not parallel.is_main():
         return
-    write_text(out / "ladder.csv", report.csv(rows))
+    write_text(out / "ladder.csv", figures.csv(rows))
     metric = next(row["metric"] for row in rows)
     shown = [row for row in rows if row["metric"] == metric]
     first = [row for row in shown if row.get("w") == shown[0].get("w")]
-    report.ladder_figure(out / "ladder.png", first, floor=main.floor.get(metric))
+    figures.ladder_figure(out / "ladder.png", first, floor=main.floor.get(metric))
     by_kind = [row for row in first if row["sampler"] in ("ddim", "stochastic")]
     by_kind.sort(key=lambda row: (row["steps"], row["model"] == "base"))
     _grid(bench, out / "grid.png", by_kind)
@@ -118,7 +118,7 @@ def _report_guidance(bench: "_Bench", rows: list[Row]) -> None:
     distances = [row for row in rows if row["metric"] == metric]
     scores = [row for row in rows if row["metric"].startswith(("score", "inception_"))]
     if scores:
-        report.trade_off_figure(bench.out / "trade_off.png", distances, scores)
+        figures.trade_off_figure(bench.out / "trade_off.png", distances, scores)
     models = [r for r in distances if r["sampler"] == "ddim" and r["model"] != "guided"]
     reference = models[0]["steps"]
     models = [r for r in models if r["model"] != "base" or r["steps"] == reference]
@@ -134,7 +134,7 @@ def _grid(bench: "_Bench", path: pathlib.Path, rows: list[Row]) -> None:
         name += ", stochastic" if row["sampler"] == "stochastic" else ""
         return name if "w" not in row else f"{name}, w = {row['w']:g}"
 
-    report.comparison_grid(
+    figures.comparison_grid(
         path,
         [np.load(bench.pictures_of(of_row(row)))[:GRID_COLUMNS] for row in rows],
         [label(row) for row in rows],

@@ -10,7 +10,7 @@ import tqdm
 from jaxtyping import Num
 
 from vdiff_jax import parallel, schedules
-from vdiff_jax.evaluation import report
+from vdiff_jax.evaluation import figures
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.model import make_model
@@ -72,7 +72,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         _write(out if len(strengths) == 1 else out / f"w_{w:g}", images)
         rows.append(images[:COLUMNS])
     if len(strengths) > 1:
-        report.comparison_grid(
+        figures.comparison_grid(
             out / "grid.png",
             [to_show(images) for images in rows],
             [describe(w) for w in strengths if w is not None],

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from vdiff_jax.evaluation.inception.network import IMAGE_SIZE, Features, InceptionV3
 from vdiff_jax.files import weights
-from vdiff_jax.nets.inception import IMAGE_SIZE, Features, InceptionV3
 from vdiff_jax.types import Params
 
 Pictures: TypeAlias = (

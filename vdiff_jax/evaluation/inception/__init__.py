@@ -1,0 +1,1 @@
+"""The Inception network that FID is defined on, and its weights."""
