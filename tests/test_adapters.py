@@ -9,7 +9,7 @@ import pytest
 
 from vdiff_jax import samplers, schedules
 from vdiff_jax.diffusion import predict
-from vdiff_jax.interop import adapters
+from vdiff_jax.interop import conventions
 
 SCHEDULE = schedules.cosine(-8.0, 12.0)
 TABLE = schedules.logsnr_of_betas(schedules.linear_betas())
@@ -34,9 +34,9 @@ def _noise(n=5):
 @pytest.mark.parametrize(
     ("there", "back"),
     [
-        (adapters.as_edm, adapters.from_edm),
-        (adapters.as_v_diffusion, adapters.from_v_diffusion),
-        (adapters.as_flow, adapters.from_flow),
+        (conventions.as_edm, conventions.from_edm),
+        (conventions.as_v_diffusion, conventions.from_v_diffusion),
+        (conventions.as_flow, conventions.from_flow),
     ],
 )
 def test_there_and_back_is_the_same_denoiser(there, back):
@@ -54,10 +54,10 @@ def test_a_ddpm_is_asked_for_the_number_of_its_step(k):
 
     def network(z_t, number):
         asked.append(number)
-        return adapters.as_ddpm(_denoise, TABLE)(z_t, number)
+        return conventions.as_ddpm(_denoise, TABLE)(z_t, number)
 
     logsnr = jnp.array([TABLE[k]])
-    found = adapters.from_ddpm(network, TABLE)(z_t, logsnr)
+    found = conventions.from_ddpm(network, TABLE)(z_t, logsnr)
     np.testing.assert_allclose(asked[0], [k], atol=1e-9)
     np.testing.assert_allclose(found.x, _denoise(z_t, logsnr).x, atol=1e-9)
 
@@ -65,7 +65,9 @@ def test_a_ddpm_is_asked_for_the_number_of_its_step(k):
 def test_between_two_steps_it_is_asked_for_a_fraction():
     asked = []
     logsnr = jnp.array([0.25 * TABLE[10] + 0.75 * TABLE[11], 50.0, -50.0])
-    adapters.from_ddpm(lambda z, k: [asked.append(k), z][1], TABLE)(_noise(3), logsnr)
+    conventions.from_ddpm(lambda z, k: [asked.append(k), z][1], TABLE)(
+        _noise(3), logsnr
+    )
     np.testing.assert_allclose(asked[0], [10.75, 0.0, 999.0], atol=1e-9)
 
 
@@ -76,24 +78,24 @@ def test_their_samplers_take_our_steps(num_steps):
     ours = samplers.sample(_denoise, z_1, schedule=SCHEDULE, num_steps=num_steps)
     found = []
 
-    edm = adapters.as_edm(_denoise)
-    levels = adapters.noise_levels(SCHEDULE, num_steps, "edm")
+    edm = conventions.as_edm(_denoise)
+    levels = conventions.noise_levels(SCHEDULE, num_steps, "edm")
     y = z_1 * jnp.sqrt(1 + levels[0] ** 2)
     for s, r in itertools.pairwise(levels):
         x = edm(y, jnp.full(5, s))
         y = y + (y - x) / s * (r - s)
     found.append(y)
 
-    flow = adapters.as_flow(_denoise)
-    levels = adapters.noise_levels(SCHEDULE, num_steps, "flow")
+    flow = conventions.as_flow(_denoise)
+    levels = conventions.noise_levels(SCHEDULE, num_steps, "flow")
     q = levels[0]
     y = z_1 * jnp.sqrt((1 - q) ** 2 + q**2)
     for q, r in itertools.pairwise(levels):
         y = y + (r - q) * flow(y, jnp.full(5, q))
     found.append(y)
 
-    velocity = adapters.as_v_diffusion(_denoise)
-    levels = adapters.noise_levels(SCHEDULE, num_steps, "v_diffusion")
+    velocity = conventions.as_v_diffusion(_denoise)
+    levels = conventions.noise_levels(SCHEDULE, num_steps, "v_diffusion")
     y = z_1
     for t, r in itertools.pairwise(levels):
         v = velocity(y, jnp.full(5, t))
@@ -107,14 +109,14 @@ def test_their_samplers_take_our_steps(num_steps):
 
 def test_a_ddpm_has_no_grid_of_ours():
     with pytest.raises(ValueError, match="as_ddpm"):
-        adapters.noise_levels(SCHEDULE, 4, "ddpm")
+        conventions.noise_levels(SCHEDULE, 4, "ddpm")
 
 
 def test_images_of_torch_go_in_and_out_without_a_copy_of_our_own():
     torch = pytest.importorskip("torch")
     images = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     shapes = []
-    function = adapters.in_nchw(lambda x, s: [shapes.append(x.shape), 2 * x][1])
+    function = conventions.in_nchw(lambda x, s: [shapes.append(x.shape), 2 * x][1])
     found = torch.from_dlpack(function(images, torch.ones(2)))
     assert shapes == [(2, 4, 5, 3)]
     assert torch.equal(found, 2 * images)

@@ -13,7 +13,8 @@ import torch
 
 from diffusers_nets import KINDS, random_net, save
 from vdiff_jax import schedules
-from vdiff_jax.interop import diffusers_in, unet2d
+from vdiff_jax.interop.diffusers import names, read
+from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import UNet
 
@@ -63,7 +64,7 @@ def _they_say(net, images, step, label):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_imported_network_is_the_same_function(kind, tmp_path):
     net = random_net(**KINDS[kind])
-    found = diffusers_in.read(save(net, tmp_path))
+    found = read_folder(save(net, tmp_path))
     label = [3, 7] if net.config.num_class_embeds else None
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
     for step in (0, 1, 500, 999) if kind in ("of DDPM", "of ADM") else ():
@@ -79,7 +80,7 @@ def test_an_imported_network_is_the_same_function(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["of ADM", "of three levels", "with a table of times"])
 def test_every_tensor_comes_back_bit_for_bit(kind, tmp_path):
     net = random_net(**KINDS[kind])
-    back = unet2d.to_torch(diffusers_in.read(save(net, tmp_path)).params)
+    back = names.to_torch(read_folder(save(net, tmp_path)).params)
     theirs = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
     assert back.keys() == theirs.keys()
     for name, tensor in back.items():
@@ -88,22 +89,27 @@ def test_every_tensor_comes_back_bit_for_bit(kind, tmp_path):
 
 
 def test_old_folders_and_old_names_are_read(folder, tmp_path):
-    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    weights = folder / "unet" / diffusers_in.WEIGHTS
+    old_names = {
+        "to_q": "query",
+        "to_k": "key",
+        "to_v": "value",
+        "to_out.0": "proj_attn",
+    }
+    weights = folder / "unet" / read.WEIGHTS
     tensors = {}
     for name, tensor in safetensors.numpy.load_file(weights).items():
-        for new, old in names.items():
+        for new, old in old_names.items():
             name = name.replace(new, old)
         tensors[name] = tensor
-    safetensors.numpy.save_file(tensors, tmp_path / diffusers_in.WEIGHTS)
+    safetensors.numpy.save_file(tensors, tmp_path / read.WEIGHTS)
     config = json.loads((folder / "unet" / "config.json").read_text())
     old = {name: config[name] for name in config if name != "attn_norm_num_groups"}
     (tmp_path / "config.json").write_text(json.dumps(old))
     shutil.copy(folder / "scheduler" / "scheduler_config.json", tmp_path)
     jax.tree.map(
         np.testing.assert_array_equal,
-        diffusers_in.read(tmp_path).params,
-        diffusers_in.read(folder).params,
+        read_folder(tmp_path).params,
+        read_folder(folder).params,
     )
 
 
@@ -122,7 +128,7 @@ def test_the_chain_of_the_scheduler_is_ours(folder, tmp_path, options, output):
     scheduler = diffusers.DDIMScheduler(**options)
     copy = shutil.copytree(folder, tmp_path / "copy")
     scheduler.save_pretrained(copy / "scheduler")
-    fields = diffusers_in.read(copy).fields
+    fields = read_folder(copy).fields
     assert fields["model"]["output"] == output
     chain = fields["diffusion"]
     alpha_squared = 1 / (
@@ -166,7 +172,7 @@ def _changed(folder, tmp_path, name, changes):
 def test_what_cannot_be_imported_is_refused_by_name(folder, tmp_path, changes, message):
     copy = _changed(folder, tmp_path, "unet/config.json", changes)
     with pytest.raises(ValueError, match=message):
-        diffusers_in.read(copy)
+        read_folder(copy)
 
 
 @pytest.mark.parametrize(
@@ -180,13 +186,13 @@ def test_what_cannot_be_imported_is_refused_by_name(folder, tmp_path, changes, m
 def test_schedulers_that_are_not_ours_are_refused(folder, tmp_path, changes, message):
     copy = _changed(folder, tmp_path, "scheduler/scheduler_config.json", changes)
     with pytest.raises(ValueError, match=message):
-        diffusers_in.read(copy)
+        read_folder(copy)
 
 
 def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no .*config\.json"):
-        diffusers_in.read(tmp_path)
+        read_folder(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "unet" / diffusers_in.WEIGHTS).unlink()
+    (copy / "unet" / read.WEIGHTS).unlink()
     with pytest.raises(ValueError, match="Files of pickles"):
-        diffusers_in.read(copy)
+        read_folder(copy)

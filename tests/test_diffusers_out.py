@@ -13,7 +13,9 @@ import torch
 import tiny
 from vdiff_jax import diffusion, samplers, schedules
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.interop import diffusers_in, diffusers_out, unet2d
+from vdiff_jax.interop.diffusers import names, write
+from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.interop.diffusers.write import check_writable, write_folder
 from vdiff_jax.nets.unet import UNet
 
 pytestmark = [
@@ -99,7 +101,7 @@ def test_their_pipeline_draws_our_pictures(kind, tmp_path):
     params, w = _random(model), 1.5 if model.w_range else None
     for num_steps in (1, 2, 4, 8):
         folder = tmp_path / str(num_steps)
-        diffusers_out.write(folder, model, params, num_steps=num_steps, clip=True, w=w)
+        write_folder(folder, model, params, num_steps=num_steps, clip=True, w=w)
         ours = _ours(model, params, num_steps, True, w)
         theirs = _theirs(folder, num_steps, model.num_classes > 0)
         assert 0.02 < (np.abs(ours) == 1).mean() < 0.98  # there is something to clip
@@ -113,9 +115,9 @@ def test_their_pipeline_draws_our_pictures(kind, tmp_path):
 def test_what_is_exported_is_imported_bit_for_bit(kind, tmp_path):
     model = _model(**NETS[kind])
     params, w = _random(model), 1.5 if model.w_range else None
-    diffusers_out.write(tmp_path, model, params, num_steps=4, clip=True, w=w)
-    back = diffusers_in.read(tmp_path)
-    written = unet2d.to_torch(back.params)
+    write_folder(tmp_path, model, params, num_steps=4, clip=True, w=w)
+    back = read_folder(tmp_path)
+    written = names.to_torch(back.params)
     pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
     theirs = pipeline.unet.state_dict()
     assert written.keys() == theirs.keys()
@@ -129,9 +131,7 @@ def test_what_is_exported_is_imported_bit_for_bit(kind, tmp_path):
 def test_a_loaded_folder_has_every_tensor_and_nothing_else(tmp_path):
     """Their loader would leave a missing tensor random, and say nothing."""
     model = _model(**NETS["with classes"])
-    diffusers_out.write(
-        tmp_path, model, _random(model), num_steps=2, clip=False, w=None
-    )
+    write_folder(tmp_path, model, _random(model), num_steps=2, clip=False, w=None)
     net, info = diffusers.UNet2DModel.from_pretrained(
         tmp_path / "unet", output_loading_info=True
     )
@@ -142,7 +142,7 @@ def test_a_loaded_folder_has_every_tensor_and_nothing_else(tmp_path):
 def test_without_clipping_the_scheduler_does_not_clip(tmp_path):
     model = _model()
     params = _random(model)
-    diffusers_out.write(tmp_path, model, params, num_steps=2, clip=False, w=None)
+    write_folder(tmp_path, model, params, num_steps=2, clip=False, w=None)
     ours = _ours(model, params, 2, False, None)
     assert np.abs(ours).max() > 1
     theirs = _theirs(tmp_path, 2, False)
@@ -154,7 +154,7 @@ def test_three_betas_make_one_step_in_float32(logsnr_min):
     """Their float32 product is alpha^2, even where one beta would round to 1."""
     schedule = schedules.cosine(logsnr_min=logsnr_min)
     logsnr = np.asarray(schedule(jnp.arange(1, 9) / 8))
-    betas = diffusers_out.sub_betas(logsnr)
+    betas = write.sub_betas(logsnr)
     assert betas.dtype == np.float32
     assert (betas < 1).all()
     found = torch.cumprod(1 - torch.from_numpy(betas), 0).numpy()[2::3]
@@ -178,7 +178,7 @@ def test_three_betas_make_one_step_in_float32(logsnr_min):
 def test_what_cannot_be_exact_is_refused_with_the_reason(options, message, tmp_path):
     model = _model(**options)
     with pytest.raises(ValueError, match=message):
-        diffusers_out.write(tmp_path / "out", model, {}, num_steps=4, clip=True, w=None)
+        write_folder(tmp_path / "out", model, {}, num_steps=4, clip=True, w=None)
     assert not (tmp_path / "out").exists()
 
 
@@ -216,12 +216,12 @@ def _with_levels(net, **changes):
 def test_networks_that_diffusers_does_not_have_are_refused(change, message):
     model = _model(attention_resolutions=(8,))
     with pytest.raises(ValueError, match=message):
-        diffusers_out.check(dataclasses.replace(model, **change(model.net)), None)
+        check_writable(dataclasses.replace(model, **change(model.net)), None)
 
 
 def test_files_say_what_they_need(tmp_path):
     model = _model()
-    diffusers_out.write(tmp_path, model, _random(model), num_steps=1, clip=True, w=None)
+    write_folder(tmp_path, model, _random(model), num_steps=1, clip=True, w=None)
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     assert config["time_embedding_dim"] == 40 == model.net.emb_features
     assert isinstance(model.net, UNet)

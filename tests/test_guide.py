@@ -18,7 +18,7 @@ from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import PLAIN
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 from vdiff_jax.stages import guide
 from vdiff_jax.stages.sample import starts
 from vdiff_jax.types import Batch
@@ -206,7 +206,7 @@ def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_p
     export = {"steps": 2, "formats": ("safetensors",)}
     launch.launch(_config("export", export=export, sample=stochastic), copy)
     place = copy / "export" / "distilled-2step-stochastic" / "safetensors"
-    params = own_file.read(place / "model.safetensors")
+    params = model_file.read(place / "model.safetensors")
     folder, model = find(_config("sample"), copy, "distilled", 2, "stochastic")
     jax.tree.map(np.testing.assert_array_equal, params, load_params(model, folder))
     in_file(_config("sample", sample=stochastic), place / "model.safetensors")

@@ -16,7 +16,7 @@ import tiny
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 from vdiff_jax.stages import export
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir import layout as places
@@ -63,7 +63,7 @@ def test_a_file_draws_the_pictures_of_the_student_it_is_of(exported, tmp_path):
 
 def test_a_file_says_what_it_is(exported):
     file = exported / "export" / "distilled-1step" / "safetensors" / "model.safetensors"
-    params, about = own_file.read(file), own_file.read_about(file)
+    params, about = model_file.read(file), model_file.read_about(file)
     assert about.kind == "distilled"
     assert about.num_steps == 1
     student = _result(places.student_folder(exported, 1))
@@ -257,8 +257,8 @@ def test_what_an_imported_model_fixes_and_what_finetuning_it_may_change(tmp_path
 
 def test_a_student_for_all_strengths_is_no_base_model(tmp_path):
     path = tmp_path / "guided.safetensors"
-    about = own_file.About({"guide": {"steps": 1}}, "guided", 0, {})
-    own_file.write(path, {"x": np.ones(1)}, about)
+    about = model_file.About({"guide": {"steps": 1}}, "guided", 0, {})
+    model_file.write(path, {"x": np.ones(1)}, about)
     source = {"kind": "safetensors", "path": str(path)}
     with pytest.raises(ValueError, match="takes a strength of guidance"):
         launch.launch(tiny.config("import", source=source), tmp_path / "other")
@@ -277,7 +277,7 @@ def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
     config.guide.steps = 1
     config.export.update({"steps": 4, "w": (1.0,)})
     made = make_model(config, guided=True)
-    about = own_file.About({}, "distilled", 4, {"measured": rows})
+    about = model_file.About({}, "distilled", 4, {"measured": rows})
     params = made.init(jax.random.key(0))
     sampler = make_sampler(config, made, "ddim")
     export._write_diffusers(tmp_path, config, sampler, params, 1.0, about)

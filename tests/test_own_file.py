@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 from vdiff_jax.files import weights
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 
-ABOUT = own_file.About(
+ABOUT = model_file.About(
     {"model": {"output": "v"}, "guide": {"steps": 0}}, "distilled", 4, {"seed": 3}
 )
 
@@ -27,8 +27,8 @@ def _params():
 
 def test_a_model_comes_back_as_it_was(tmp_path):
     path = tmp_path / "model.safetensors"
-    own_file.write(path, _params(), ABOUT)
-    params, about = own_file.read(path), own_file.read_about(path)
+    model_file.write(path, _params(), ABOUT)
+    params, about = model_file.read(path), model_file.read_about(path)
     assert about == ABOUT
     kernel = params["down_0.block_0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(
@@ -48,7 +48,7 @@ def test_arrays_in_any_order_of_memory_are_written_as_they_are(tmp_path):
 
 
 def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path):
-    own_file.write(tmp_path / "a.safetensors", _params(), ABOUT)
+    model_file.write(tmp_path / "a.safetensors", _params(), ABOUT)
     program = f"""
 import pathlib, sys
 sys.path[:0] = {sys.path!r}
@@ -66,14 +66,14 @@ def test_files_of_others_and_of_later_versions_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     weights.write(path, {"x": np.ones(3)}, {"format": "pt"})
     with pytest.raises(ValueError, match="not written by vdiff_jax"):
-        own_file.read(path)
+        model_file.read(path)
     said = json.dumps({"version": 99, **ABOUT._asdict()})
-    weights.write(path, {"x": np.ones(3)}, {own_file.ENTRY: said})
+    weights.write(path, {"x": np.ones(3)}, {model_file.ENTRY: said})
     with pytest.raises(ValueError, match="version 99, and this package knows up to 1"):
-        own_file.read(path)
+        model_file.read(path)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ValueError, match="damaged"):
-        own_file.read(path)
+        model_file.read(path)
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import launch
 from configs import digits
 from vdiff_jax.from_config.data import make_source
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 
 pytestmark = pytest.mark.slow
 PLACE = pathlib.Path(__file__).parents[1] / "data" / "pretrained"
@@ -26,7 +26,7 @@ def _real():
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_small_and_says_what_was_measured(name):
     path = PLACE / f"digits-{name}.safetensors"
-    about = own_file.read_about(path)
+    about = model_file.read_about(path)
     assert path.stat().st_size < 1.3e6
     assert about.num_steps == FILES[name]
     assert about.facts["params_sha256"]

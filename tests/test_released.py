@@ -17,7 +17,7 @@ import launch
 import tiny
 from configs import import_model
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.interop import released
+from vdiff_jax.interop import paper_checkpoints
 from vdiff_jax.nets.serialization import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.workdir import imported
@@ -81,7 +81,9 @@ def test_the_network_is_found_from_its_parameters(
 ):
     net = _net(**options)
     params = _random(net)
-    found = released.read(_write(tmp_path / "file", _as_released(params)), "x", 8)
+    found = paper_checkpoints.read(
+        _write(tmp_path / "file", _as_released(params)), "x", 8
+    )
     assert found.num_steps == 8
     assert found.fields["model"]["output"] == output
     assert found.fields["model"]["num_classes"] == num_classes
@@ -105,7 +107,7 @@ def test_the_network_is_found_from_its_parameters(
 def test_the_papers_networks_are_those_of_the_configs(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     model = make_model(config)
-    found = released.network(model.abstract_params(), pathlib.Path("file"))
+    found = paper_checkpoints.network(model.abstract_params(), pathlib.Path("file"))
     assert describe(found) == describe(model.net)
     assert found.num_classes == model.num_classes
 
@@ -113,7 +115,9 @@ def test_the_papers_networks_are_those_of_the_configs(name):
 def test_a_base_model_has_no_number_of_steps(tmp_path):
     state = _as_released(_random(_net()))
     del state["num_sample_steps"]
-    assert released.read(_write(tmp_path / "file", state), "x", 32).num_steps == 0
+    assert (
+        paper_checkpoints.read(_write(tmp_path / "file", state), "x", 32).num_steps == 0
+    )
 
 
 def test_the_stage_makes_it_a_teacher_whose_steps_its_students_halve(tmp_path):
@@ -136,7 +140,7 @@ def test_the_optimizer_is_never_made_into_arrays(tmp_path, monkeypatch):
     monkeypatch.setattr(
         np, "frombuffer", lambda *args: [made.append(1), read(*args)][1]
     )
-    found = released.read(path, "x", 8)
+    found = paper_checkpoints.read(path, "x", 8)
     assert len(made) == len(jax.tree.leaves(found.params)) + 1
 
 
@@ -144,14 +148,14 @@ def test_an_array_that_was_cut_up_is_joined(tmp_path, monkeypatch):
     params = _random(_net())
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 512)
     path = _write(tmp_path / "file", _as_released(params))
-    assert released.CHUNKED.encode() in path.read_bytes()
-    found = released.read(path, "x", 8)
+    assert paper_checkpoints.CHUNKED.encode() in path.read_bytes()
+    found = paper_checkpoints.read(path, "x", 8)
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
 
 
 def _array(shape, dtype, data):
     packed = msgpack.packb((shape, dtype, data))
-    return msgpack.ExtType(released.ARRAY, packed)
+    return msgpack.ExtType(paper_checkpoints.ARRAY, packed)
 
 
 def _with_kernel(value):
@@ -182,7 +186,7 @@ def test_a_hostile_file_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "cifar_8"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        released.read(path, "x", 8)
+        paper_checkpoints.read(path, "x", 8)
     assert "cifar_8" in str(error.value)
 
 
@@ -190,7 +194,7 @@ def test_a_file_that_ends_early_is_refused(tmp_path):
     path = _write(tmp_path / "file", _as_released(_random(_net())))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged, or no checkpoint"):
-        released.read(path, "x", 8)
+        paper_checkpoints.read(path, "x", 8)
 
 
 def test_deep_nesting_is_refused(tmp_path):
@@ -200,9 +204,9 @@ def test_deep_nesting_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(msgpack.packb({"ema_params": node}))
     with pytest.raises(ValueError, match="no array of float32, but a dict"):
-        released.read(path, "x", 8)
+        paper_checkpoints.read(path, "x", 8)
 
 
 def test_there_must_be_a_file(tmp_path):
     with pytest.raises(ValueError, match="There is no file"):
-        released.read(tmp_path / "none", "x", 8)
+        paper_checkpoints.read(tmp_path / "none", "x", 8)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vdiff_jax import diffusion, schedules
 from vdiff_jax.from_config.choices import Config, choice, user_function
-from vdiff_jax.interop import adapters
+from vdiff_jax.interop import conventions
 from vdiff_jax.model import Model
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, LogsnrInput, Style
 from vdiff_jax.nets.serialization import fields_of
@@ -116,7 +116,7 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
 def _of_convention(config: Config, net: nn.Module) -> nn.Module:
     """A network of the user's own that follows another convention than ours."""
     spec, table = config.model, _timesteps(config)
-    convention = choice("model.convention", spec.convention, adapters.Convention)
+    convention = choice("model.convention", spec.convention, conventions.Convention)
     says = choice("model.output", spec.output, Literal["x", "eps", "v"])
     if (convention == "ddpm") != bool(table):
         raise ValueError(
@@ -124,10 +124,10 @@ def _of_convention(config: Config, net: nn.Module) -> nn.Module:
             " not fit: a ddpm, and nothing else, is told steps of a chain."
         )
     denoiser_of = {
-        "edm": adapters.from_edm,
-        "v_diffusion": adapters.from_v_diffusion,
-        "flow": adapters.from_flow,
-        "ddpm": partial(adapters.from_ddpm, table=table),
+        "edm": conventions.from_edm,
+        "v_diffusion": conventions.from_v_diffusion,
+        "flow": conventions.from_flow,
+        "ddpm": partial(conventions.from_ddpm, table=table),
     }[convention]
     return Converted(net, denoiser_of, says)
 

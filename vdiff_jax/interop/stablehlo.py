@@ -20,7 +20,7 @@ from jaxtyping import Array
 from vdiff_jax import diffusion, samplers
 from vdiff_jax.files import weights
 from vdiff_jax.generation.sampler import Sampler
-from vdiff_jax.interop.own_file import params_of, tensors_of
+from vdiff_jax.interop.model_file import params_of, tensors_of
 from vdiff_jax.model import Model
 from vdiff_jax.types import Params
 

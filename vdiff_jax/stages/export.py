@@ -15,7 +15,9 @@ from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
-from vdiff_jax.interop import card, diffusers_out, own_file, stablehlo
+from vdiff_jax.interop import model_file, stablehlo
+from vdiff_jax.interop.diffusers import model_card
+from vdiff_jax.interop.diffusers.write import check_writable, write_folder
 from vdiff_jax.model import Model
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout as places
@@ -47,7 +49,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     w = _strength(config, found.model)
     for name in spec.formats:  # refuse before anything is written
         if name == "diffusers":
-            diffusers_out.check(found.model, w)
+            check_writable(found.model, w)
             _clips(config)
     params = load_params(found.model, found.folder)
     params = jax.tree.map(parallel.fetch, params)
@@ -60,7 +62,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     about = _about(config, workdir, found, spec.steps)
     writers = {
         "orbax": lambda folder: _write_orbax(folder, params, about),
-        "safetensors": lambda folder: own_file.write(
+        "safetensors": lambda folder: model_file.write(
             folder / "model.safetensors", params, about
         ),
         "diffusers": lambda folder: _write_diffusers(
@@ -79,7 +81,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 
 def _about(
     config: Config, workdir: pathlib.Path, found: Found, num_steps: int
-) -> own_file.About:
+) -> model_file.About:
     """What a file of weights says of a model."""
     kind, result = kind_of(workdir, found.folder), places.result(found.folder) or {}
     said = places.as_json(config)
@@ -107,7 +109,7 @@ def _about(
         "measured": _measured(config, workdir, kind, num_steps),
     }
     steps = num_steps if kind == "distilled" else 0
-    return own_file.About(fields, kind, steps, facts)
+    return model_file.About(fields, kind, steps, facts)
 
 
 def _measured(
@@ -169,7 +171,7 @@ def _clips(config: Config) -> bool:
     return bool(spec.clip)
 
 
-def _write_orbax(folder: pathlib.Path, params: Params, about: own_file.About) -> None:
+def _write_orbax(folder: pathlib.Path, params: Params, about: model_file.About) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").resolve(), params)
     write_json(folder / "about.json", about._asdict())
@@ -181,13 +183,11 @@ def _write_diffusers(
     sampler: Sampler,
     params: Params,
     w: float | None,
-    about: own_file.About,
+    about: model_file.About,
 ) -> None:
     steps, model = config.export.steps, sampler.model
-    diffusers_out.write(
-        folder, model, params, num_steps=steps, clip=_clips(config), w=w
-    )
+    write_folder(folder, model, params, num_steps=steps, clip=_clips(config), w=w)
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     strength = None if w is None else describe(w)
-    text = card.diffusers(model, about.kind, steps, strength, rows)
+    text = model_card.diffusers(model, about.kind, steps, strength, rows)
     (folder / "README.md").write_text(text)

@@ -16,7 +16,7 @@ from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import has_guide, make_model, make_student, w_range
 from vdiff_jax.from_config.trainer import make_tools
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
@@ -133,7 +133,7 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
       ValueError: If its classes were never left out in training.
     """
     if folder.suffix == ".safetensors":
-        train = own_file.read_about(folder).fields["train"]
+        train = model_file.read_about(folder).fields["train"]
     else:
         train = places.made_with(folder)["train"]
     if not train.get("label_dropout", 0.0):

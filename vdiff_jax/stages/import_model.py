@@ -12,8 +12,9 @@ from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config, choice
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import optimizer_of
-from vdiff_jax.interop import diffusers_in, own_file, released
-from vdiff_jax.interop.imported import Imported
+from vdiff_jax.interop import model_file, paper_checkpoints
+from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.interop.imported_model import Imported
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.step import init_state
 from vdiff_jax.workdir import layout as places
@@ -108,9 +109,9 @@ def _read(config: Config) -> Imported:
 def _model(config: Config) -> Imported:
     spec, path = config.source, pathlib.Path(config.source.path)
     if spec.kind == "diffusers":
-        return _never_without_class(diffusers_in.read(path))
+        return _never_without_class(read_folder(path))
     if spec.kind == "released":
-        found = released.read(path, spec.output, config.data.image_size)
+        found = paper_checkpoints.read(path, spec.output, config.data.image_size)
         return _never_without_class(found)
     if spec.kind == "function":
         fields = {
@@ -119,13 +120,13 @@ def _model(config: Config) -> Imported:
             "data": {name: config.data[name] for name in ("channels", "image_size")},
         }
         return Imported(fields, None)
-    about = own_file.read_about(path)
+    about = model_file.read_about(path)
     if about.fields["guide"]["steps"]:
         raise ValueError(
             f"The model in {path} takes a strength of guidance: it can be sampled from"
             " (sample.from), but is no base model."
         )
-    return Imported(about.fields, own_file.read(path), about.num_steps)
+    return Imported(about.fields, model_file.read(path), about.num_steps)
 
 
 def _never_without_class(found: Imported) -> Imported:

@@ -11,7 +11,7 @@ from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_model
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
 from vdiff_jax.types import Params
@@ -96,7 +96,7 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
     Raises:
       ValueError: If it is no such file, or of another ladder than the sampler's.
     """
-    about = own_file.read_about(path)
+    about = model_file.read_about(path)
     made = config.copy_and_resolve_references()
     made.data.update({"channels": 0, "image_size": 0})
     made = with_fields(made, about.fields)
@@ -130,7 +130,7 @@ def load_params(
     if shardings is None:
         shardings = _whole(abstract_params)
     if folder.suffix == ".safetensors":
-        return placed(own_file.read(folder), abstract_params, folder, shardings)
+        return placed(model_file.read(folder), abstract_params, folder, shardings)
     path = places.checkpoint_folder(folder)
     try:
         params = checkpoints.restore_ema(path, abstract_params, shardings)

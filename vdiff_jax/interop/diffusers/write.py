@@ -16,8 +16,8 @@ import numpy as np
 
 from vdiff_jax import schedules
 from vdiff_jax.files import weights
-from vdiff_jax.interop import unet2d
-from vdiff_jax.interop.diffusers_in import WEIGHTS
+from vdiff_jax.interop.diffusers import names
+from vdiff_jax.interop.diffusers.read import WEIGHTS
 from vdiff_jax.model import Model
 from vdiff_jax.nets.layers import Resample, sinusoid
 from vdiff_jax.nets.unet import Level, UNet, row_of_table, time_features
@@ -31,7 +31,7 @@ SUBSTEPS = 3
 MOST_HALVINGS = 24
 
 
-def write(
+def write_folder(
     folder: pathlib.Path,
     model: Model,
     params: Params,
@@ -53,9 +53,9 @@ def write(
     Raises:
       ValueError: If diffusers could not do exactly what our sampler does.
     """
-    net = check(model, w)
+    net = check_writable(model, w)
     table = _time_table(net, params, model, num_steps, w)
-    tensors = unet2d.to_torch(_without_ours(params)) | {"time_proj.weight": table}
+    tensors = names.to_torch(_without_ours(params)) | {"time_proj.weight": table}
     if "class_embedding.weight" in tensors:
         bias = tensors.pop("class_embedding.bias", 0.0)
         tensors["class_embedding.weight"] = tensors["class_embedding.weight"] + bias
@@ -75,7 +75,7 @@ def write(
     weights.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
 
 
-def check(model: Model, w: float | None) -> UNet:
+def check_writable(model: Model, w: float | None) -> UNet:
     """The network, if diffusers has the same.
 
     Raises:

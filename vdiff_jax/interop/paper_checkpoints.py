@@ -12,7 +12,7 @@ import msgpack
 import numpy as np
 from flax import traverse_util
 
-from vdiff_jax.interop.imported import Imported
+from vdiff_jax.interop.imported_model import Imported
 from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Params

@@ -12,8 +12,8 @@ import numpy as np
 
 from vdiff_jax import schedules
 from vdiff_jax.files import weights
-from vdiff_jax.interop import unet2d
-from vdiff_jax.interop.imported import Imported, abstract_params
+from vdiff_jax.interop.diffusers import names
+from vdiff_jax.interop.imported_model import Imported, abstract_params
 from vdiff_jax.nets.layers import Style
 from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import Level, UNet
@@ -56,7 +56,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read(folder: pathlib.Path) -> Imported:
+def read_folder(folder: pathlib.Path) -> Imported:
     """Reads a pipeline's folder, or one with the files of its U-Net and scheduler.
 
     Args:
@@ -72,7 +72,7 @@ def read(folder: pathlib.Path) -> Imported:
     config = _unet_config(unet_folder / "config.json")
     chain, output = _chain(scheduler)
     net = _net(config, unet_folder)
-    tensors = unet2d.with_new_names(_tensors(unet_folder))
+    tensors = names.with_new_names(_tensors(unet_folder))
     if net.time_table:
         steps = config["num_train_timesteps"] or 0
         net = net.clone(timesteps=tuple(map(float, range(steps, 0, -1))))
@@ -82,7 +82,7 @@ def read(folder: pathlib.Path) -> Imported:
                 f" scheduler {chain['num_train_steps']} of them."
             )
     channels = config["in_channels"]
-    params = unet2d.from_torch(
+    params = names.from_torch(
         tensors, abstract_params(net, channels), str(unet_folder / WEIGHTS)
     )
     model = {
@@ -228,18 +228,18 @@ def _chain(path: pathlib.Path) -> tuple[dict[str, Any], str]:
     return chain, OUTPUTS[prediction]
 
 
-def _tensors(folder: pathlib.Path) -> unet2d.Tensors:
+def _tensors(folder: pathlib.Path) -> names.Tensors:
     index = folder / f"{WEIGHTS}.index.json"
-    names = [WEIGHTS]
+    files = [WEIGHTS]
     if index.exists():
-        names = sorted(set(_json(index)["weight_map"].values()))
-    if not (folder / names[0]).exists():
+        files = sorted(set(_json(index)["weight_map"].values()))
+    if not (folder / files[0]).exists():
         raise ValueError(
             f"There is no {WEIGHTS} in {folder}. Files of pickles (.bin) are not read:"
             " load the model with diffusers, and save_pretrained() it."
         )
-    tensors: unet2d.Tensors = {}
-    for name in names:
+    tensors: names.Tensors = {}
+    for name in files:
         if pathlib.PurePath(name).name != name:
             raise ValueError(f"{index} names {name!r}, which is not beside it.")
         tensors |= weights.read(folder / name)
