@@ -28,6 +28,7 @@ from ml_collections import ConfigDict, config_flags
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config.choices import as_json
 from vdiff_jax.from_config.model import has_finetune, has_guide, make_model
 from vdiff_jax.stages import (
     distill,
@@ -139,7 +140,7 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
         if chosen == ("import",):
             config = import_model.described(config)
         description = {
-            "config": places.as_json(config),
+            "config": as_json(config),
             "parameters": make_model(config).num_parameters(),
             "devices": [str(device) for device in jax.devices()],
             "run": plan,

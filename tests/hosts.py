@@ -1,4 +1,4 @@
-"""One of several hosts: prints the labels that it reads. Run by test_feeds.py."""
+"""One of several hosts: prints the labels that it reads. Run by test_device_feed.py."""
 
 import json
 import sys

@@ -1,10 +1,16 @@
 """What fields of a config may say."""
 
 import importlib
+import json
 from typing import Any, TypeAlias, get_args
 
 # An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
 Config: TypeAlias = Any
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The resolved config as plain values."""
+    return json.loads(config.to_json_best_effort())
 
 
 def choice(field: str, value: str, choices: Any) -> Any:

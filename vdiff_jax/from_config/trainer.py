@@ -1,11 +1,13 @@
 """What the runs of a stage share, built and checked once for all of them."""
 
+import dataclasses
+
 import jax
 from jax.sharding import Mesh
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import load
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.data import make_feeder, make_source
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import (
@@ -14,7 +16,7 @@ from vdiff_jax.from_config.step import (
     optimizer_of,
 )
 from vdiff_jax.model import Model
-from vdiff_jax.training.run import Tools
+from vdiff_jax.training.run import LoopOptions, Tools
 from vdiff_jax.training.step import Loss, init_state
 from vdiff_jax.training.throughput import Profile, peak_flops
 from vdiff_jax.types import Batch
@@ -41,10 +43,6 @@ def make_tools(
     """
     mesh = parallel.make_mesh(config.parallel.fsdp)
     parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
-    if section.on_nonfinite not in ("stop", "skip"):
-        raise ValueError(
-            f"on_nonfinite={section.on_nonfinite!r} is unknown; choose stop or skip."
-        )
     optimizer = optimizer_of(section)
     abstract_state = jax.eval_shape(
         lambda: init_state(model.init(jax.random.key(0)), optimizer)
@@ -54,8 +52,10 @@ def make_tools(
     known = peak_flops(jax.local_devices()[0]) is not None
     parts = (config, section, loss, feeder, mesh, shardings)
     return Tools(
-        config=config,
-        section=section,
+        loop=loop_options(section),
+        batch_size=section.batch_size,
+        config=as_json(config),
+        wandb_project=config.wandb_project,
         train_step=compiled_train_step(*parts),
         plain_step=compiled_train_step(*parts, plain=True),
         eval_step=compiled_eval_step(eval_loss, mesh),
@@ -70,6 +70,20 @@ def make_tools(
         profile=Profile(config.profile),
         compiled=set(),
     )
+
+
+def loop_options(section: Config) -> LoopOptions:
+    """How often the loop does what, as a section of the config says.
+
+    Raises:
+      ValueError: If `on_nonfinite` is unknown.
+    """
+    if section.on_nonfinite not in ("stop", "skip"):
+        raise ValueError(
+            f"on_nonfinite={section.on_nonfinite!r} is unknown; choose stop or skip."
+        )
+    names = [field.name for field in dataclasses.fields(LoopOptions)]
+    return LoopOptions(**{name: section[name] for name in names})
 
 
 def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[Batch]:

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
 from vdiff_jax.files.atomic import replacing, write_json
-from vdiff_jax.from_config.choices import Config, choice
+from vdiff_jax.from_config.choices import Config, as_json, choice
 from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler
@@ -84,7 +84,7 @@ def _about(
 ) -> model_file.About:
     """What a file of weights says of a model."""
     kind, result = kind_of(workdir, found.folder), places.result(found.folder) or {}
-    said = places.as_json(config)
+    said = as_json(config)
     guide: tuple[str, ...] = ("steps",)
     if found.model.w_range is not None:
         guide = ("steps", "w_min", "w_max", "w_features", "w_scale")

@@ -9,7 +9,7 @@ from vdiff_jax import parallel
 from vdiff_jax.diffusion import Output
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config, choice
+from vdiff_jax.from_config.choices import Config, as_json, choice
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
@@ -55,7 +55,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     facts = {
         "params_sha256": params_sha256(params),
         "parameters": model.num_parameters(),
-        "source": places.as_json(config)["source"],
+        "source": as_json(config)["source"],
         "num_steps": found.num_steps,
     }
     there = places.result(folder)
@@ -116,7 +116,7 @@ def _model(config: Config) -> Imported:
     if spec.kind == "function":
         fields = {
             "model": {name: config.model[name] for name in OWN},
-            "diffusion": places.as_json(config.diffusion),
+            "diffusion": as_json(config.diffusion),
             "data": {name: config.data[name] for name in ("channels", "image_size")},
         }
         return Imported(fields, None)

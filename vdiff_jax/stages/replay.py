@@ -81,7 +81,7 @@ def _unfinished(config: Config, workdir: pathlib.Path) -> str:
 def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:
     """The state before the update in question."""
     first = int(state.step)
-    calls = cut_into_calls(first, step, tools.section.steps_per_call)
+    calls = cut_into_calls(first, step, tools.loop.steps_per_call)
     with (
         closing(tools.feeder.feeds(calls, run.order_seed)) as feeds,
         tqdm.tqdm(desc="repeat", initial=first, total=step, unit=" updates") as bar,

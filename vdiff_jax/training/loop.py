@@ -23,7 +23,6 @@ from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
-from vdiff_jax.workdir import layout as places
 
 # What a host may wish for at a call: nothing, a checkpoint, or, by the number of a
 # signal, the end. Of the wishes of all hosts the highest is granted.
@@ -52,30 +51,30 @@ def fit(tools: Tools, run: Run) -> Params:
       ValueError: If the checkpoint was made with another teacher or other data.
       DamagedError: If there were checkpoints, and none is sound.
     """
-    folder, section = places.checkpoint_folder(run.folder), tools.section
+    options = tools.loop
     with Interrupts() as interrupts:
         state, info = begin(tools, run)
         with (
             checkpoints.open_folder(
-                folder,
-                keep=section.keep_checkpoints,
-                keep_every=section.keep_every_steps,
-                keep_best=section.keep_best,
+                run.checkpoints,
+                keep=options.keep_checkpoints,
+                keep_every=options.keep_every_steps,
+                keep_best=options.keep_best,
             ) as manager,
             Records(
                 run.folder,
                 name=run.name,
                 done=int(state.step),
                 num_updates=run.num_updates,
-                batch_size=section.batch_size,
-                wandb_project=tools.config.wandb_project,
+                batch_size=tools.batch_size,
+                wandb_project=tools.wandb_project,
             ) as records,
         ):
             loop = _Loop(tools, run, manager, records, interrupts, info)
             state = loop.run(state)
         tools.profile.stop()
         if int(state.step) == run.num_updates and parallel.is_main():
-            write_json(run.folder / "result.json", loop.result(state))
+            write_json(run.result, loop.result(state))
         ended_by = max(loop.granted, loop.ask())
     if ended_by > SAVE:
         raise InterruptedRunError(
@@ -96,7 +95,7 @@ def begin(
       run: This run.
       at_most: Takes no checkpoint of a later step.
     """
-    folder = places.checkpoint_folder(run.folder)
+    folder = run.checkpoints
     found = checkpoints.restore(
         folder, tools.abstract_state, tools.shardings, at_most=at_most
     )
@@ -113,11 +112,11 @@ def begin(
 def _info(tools: Tools, run: Run, step: int) -> dict[str, Any]:
     """What a checkpoint says of where its state comes from."""
     length = tools.feeder.length
-    epoch, position = divmod(step * tools.section.batch_size, length)
+    epoch, position = divmod(step * tools.batch_size, length)
     return {
         "run": run.name,
         **run.facts,
-        "config": places.as_json(tools.config),
+        "config": tools.config,
         "data": {"examples": length, "epoch": epoch, "position": position},
     }
 
@@ -141,7 +140,7 @@ def examples_of(tools: Tools, run: Run, step: int) -> list[int]:
     """The examples of the batch that makes step number `step`, row by row."""
     return batch_indices(
         step - 1,
-        batch_size=tools.section.batch_size,
+        batch_size=tools.batch_size,
         length=tools.feeder.length,
         seed=run.order_seed,
     )
@@ -171,13 +170,13 @@ class _Loop:
         self._last: dict[str, float] = info["last"]
         self._began = self._saved_at = time.monotonic()
         self._losses: list[np.ndarray] = []
-        self._throughput = Throughput(tools.section.batch_size, tools.flops_per_image)
+        self._throughput = Throughput(tools.batch_size, tools.flops_per_image)
         self.granted = NOTHING
 
     def run(self, state: TrainState) -> TrainState:
         """Dispatches call after call; reads the metrics of one while the next runs."""
-        section, run = self._tools.section, self._run
-        calls = cut_into_calls(int(state.step), run.num_updates, section.steps_per_call)
+        run, options = self._run, self._tools.loop
+        calls = cut_into_calls(int(state.step), run.num_updates, options.steps_per_call)
         waiting = None
         with closing(self._tools.feeder.feeds(calls, run.order_seed)) as feeds:
             for (first, steps), feed in zip(calls, feeds, strict=True):
@@ -190,8 +189,12 @@ class _Loop:
                 done = first + steps
                 last = done == run.num_updates
                 evaluate, draw, save = (
-                    last or _crosses(first, done, section[f"{event}_every_steps"])
-                    for event in ("eval", "sample", "checkpoint")
+                    last or _crosses(first, done, every)
+                    for every in (
+                        options.eval_every_steps,
+                        options.sample_every_steps,
+                        options.checkpoint_every_steps,
+                    )
                 )
                 save = save or self.granted >= SAVE
                 if evaluate or draw or save:
@@ -243,7 +246,7 @@ class _Loop:
         preempted = parallel.preempted()
         if self._interrupts.signal or preempted:
             return self._interrupts.signal or int(signal.SIGTERM)
-        minutes = self._tools.section.checkpoint_every_minutes
+        minutes = self._tools.loop.checkpoint_every_minutes
         if minutes and time.monotonic() - self._saved_at > 60 * minutes:
             self._saved_at = time.monotonic()
             return SAVE
@@ -257,7 +260,7 @@ class _Loop:
         self._check_finite(first, values)
         self._losses.append(values["loss"])
         done = first + steps
-        if _crosses(first, done, self._tools.section.log_every_steps):
+        if _crosses(first, done, self._tools.loop.log_every_steps):
             losses = np.concatenate(self._losses)
             self._losses.clear()
             self._last |= _mean_of_finite("loss", losses)
@@ -293,7 +296,7 @@ class _Loop:
         if parallel.is_main():
             write_json(path, {**said, "examples": examples})
         what = f"{self._run.name}: {name} is {value} at step {step}"
-        if self._tools.section.on_nonfinite == "skip":
+        if self._tools.loop.on_nonfinite == "skip":
             self._records.say(f"{what}; the update is left out, see {path}")
             return
         saved = self._manager.latest_step()

@@ -1,19 +1,51 @@
-"""What the runs of a stage are made of, built and checked once for all of them."""
+"""What the loop is given: the tools that runs share, and one run."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import optax
 from jax.sharding import Mesh
 
 from vdiff_jax.datasets.device_feed import Feeder
-from vdiff_jax.from_config.choices import Config
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.training.step import Job, Metrics, TrainState
 from vdiff_jax.training.throughput import Profile
 from vdiff_jax.types import Batch, Params
+
+# In the folder of a run.
+CHECKPOINTS, RESULT = "checkpoints", "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopOptions:
+    """How often the loop does what, in updates, and what it keeps. 0 is never.
+
+    Attributes:
+      steps_per_call: Updates of one compiled call.
+      log_every_steps: Between two lines of metrics.
+      eval_every_steps: Between two held-out losses.
+      sample_every_steps: Between two grids of samples.
+      checkpoint_every_steps: Between two checkpoints.
+      checkpoint_every_minutes: Between two checkpoints, by the clock.
+      keep_checkpoints: How many of the newest stay, at least 1.
+      keep_every_steps: Checkpoints of multiples of this stay.
+      keep_best: How many of the lowest held-out loss stay.
+      on_nonfinite: Whether a loss that is not finite stops the run, or its update is
+        skipped.
+    """
+
+    steps_per_call: int
+    log_every_steps: int
+    eval_every_steps: int
+    sample_every_steps: int
+    checkpoint_every_steps: int
+    checkpoint_every_minutes: float
+    keep_checkpoints: int
+    keep_every_steps: int
+    keep_best: int
+    on_nonfinite: Literal["stop", "skip"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +53,10 @@ class Tools:
     """What is built, and compiled, once for all the runs of a stage.
 
     Attributes:
-      config: The whole config.
-      section: Its `train`, `guide` or `distill`.
+      loop: How often the loop does what.
+      batch_size: Images of an update, over all devices.
+      config: The whole config as plain values, for the record of a checkpoint.
+      wandb_project: Where metrics are logged too, or "".
       train_step: The compiled step, (state, feed, job) -> (state, metrics).
       plain_step: The same, of operations that `replay` can run one by one.
       eval_step: The compiled held-out loss.
@@ -38,8 +72,10 @@ class Tools:
       compiled: Numbers of updates in a call that the step is compiled for.
     """
 
-    config: Config
-    section: Config
+    loop: LoopOptions
+    batch_size: int
+    config: dict[str, Any]
+    wandb_project: str
     train_step: Callable[..., tuple[TrainState, Metrics]]
     plain_step: Callable[..., tuple[TrainState, Metrics]]
     eval_step: Callable[..., Any]
@@ -80,3 +116,13 @@ class Run:
     sample_steps: int
     facts: dict[str, Any]
     sample_w: float | None = None
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of its checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    @property
+    def result(self) -> pathlib.Path:
+        """The file that a finished run leaves."""
+        return self.folder / RESULT

@@ -15,7 +15,7 @@ from typing import Any
 
 from vdiff_jax import parallel
 from vdiff_jax.files.atomic import write_json
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.losses import Ladder
 from vdiff_jax.training import checkpoints
 
@@ -159,11 +159,6 @@ def _take(file: Any, workdir: pathlib.Path) -> None:
     file.truncate(0)
     file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
     file.flush()
-
-
-def as_json(config: Config) -> dict[str, Any]:
-    """The resolved config as plain values."""
-    return json.loads(config.to_json_best_effort())
 
 
 def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:

@@ -23,7 +23,7 @@ from vdiff_jax.evaluation.page import (
 )
 from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named
 from vdiff_jax.files.atomic import write_text
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler, Start
@@ -91,7 +91,7 @@ def write(
             for name, folder in runs
             if "seconds" in (places.result(folder) or {})  # else it was imported
         ],
-        config=places.as_json(config),
+        config=as_json(config),
     )
     if parallel.is_main():
         write_text(workdir / "evaluate" / "report.html", page.render(content))

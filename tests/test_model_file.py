@@ -52,7 +52,7 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path):
     program = f"""
 import pathlib, sys
 sys.path[:0] = {sys.path!r}
-import test_own_file as here
+import test_model_file as here
 from vdiff_jax.interop import own_file
 params = dict(reversed(here._params().items()))
 own_file.write(pathlib.Path({str(tmp_path / "b.safetensors")!r}), params, here.ABOUT)
