@@ -54,7 +54,7 @@ from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.stages import train
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.loop import fit
-from vdiff_jax.training.run import Tools
+from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState, init_state
 from vdiff_jax.types import Batch, Feed
 
@@ -215,19 +215,19 @@ class _Watched:
 def _loop(options: argparse.Namespace, scratch: pathlib.Path, table: Table) -> None:
     streaming = {"on_device": "never", "workers": WORKERS, **_png_files(scratch)}
     contenders = {
-        "on the device": _tools("digits", {}),
-        f"PNG, {WORKERS} workers": _tools("digits", streaming),
+        "on the device": _under_way("digits", {}),
+        f"PNG, {WORKERS} workers": _under_way("digits", streaming),
     }
     for _ in range(options.rounds):
         base = 0.0
-        for name, tools in contenders.items():
-            row = _watch(tools, warm_up=4, calls=options.calls)
+        for name, under_way in contenders.items():
+            row = _watch(*under_way, warm_up=4, calls=options.calls)
             base = base or row["update", "ms"]
             row["update, ratio to on the device", ""] = row["update", "ms"] / base
             _add(table, name, row)
     if options.large:
-        tools = _tools("cifar4m", {"source": "benchmarks.stalls:noise"})
-        _add(table, "cifar4m", _watch(tools, warm_up=1, calls=2))
+        under_way = _under_way("cifar4m", {"source": "benchmarks.stalls:noise"})
+        _add(table, "cifar4m", _watch(*under_way, warm_up=1, calls=2))
 
 
 def _png_files(folder: pathlib.Path) -> dict[str, Any]:
@@ -243,14 +243,14 @@ def noise(split: str) -> Arrays:
     return Arrays(*ours.pictures((32, 32, 3), 1024, num_classes=0))
 
 
-def _tools(size: str, data: dict[str, Any]) -> Tools:
+def _under_way(size: str, data: dict[str, Any]) -> tuple[Tools, Run]:
     config = sizes.config(size)
     config.update({"data": {**data, "held_out": 0}})
     config.train.update({"steps_per_call": STEPS_PER_CALL, "steps": ours.NUM_UPDATES})
-    return train.under_way(config, pathlib.Path())[0]
+    return train.under_way(config, pathlib.Path())
 
 
-def _watch(tools: Tools, *, warm_up: int, calls: int) -> _Row:
+def _watch(tools: Tools, run: Run, *, warm_up: int, calls: int) -> _Row:
     """What the loop did in some calls, after some others."""
     watched = _Watched(tools.feeder, warm_up + calls)
     dispatched: list[float] = []
@@ -262,7 +262,7 @@ def _watch(tools: Tools, *, warm_up: int, calls: int) -> _Row:
         return result
 
     with tempfile.TemporaryDirectory() as folder, _silence():
-        _, run = train.under_way(tools.config, pathlib.Path(folder))
+        run = dataclasses.replace(run, folder=pathlib.Path(folder))
         with contextlib.suppress(_EnoughError):
             fit(dataclasses.replace(tools, feeder=watched, train_step=step), run)
     times = np.diff(watched.asked)[warm_up:].sum()
