@@ -29,22 +29,19 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.choices import as_json
-from vdiff_jax.from_config.model import has_finetune, has_guide, make_model
-from vdiff_jax.stages import (
-    distill,
-    export,
-    finetune,
-    guide,
-    import_model,
-    replay,
-    train,
-)
-from vdiff_jax.stages.evaluate import stage
-from vdiff_jax.stages.sample import images
+from vdiff_jax.from_config.model import has_guide, make_model
+from vdiff_jax.stages import Stage, distill, export, guide, import_model, replay, train
+from vdiff_jax.stages.evaluate import stage as evaluate
+from vdiff_jax.stages.sample import images as sample
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import imported
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.layout import Project, lock
+
+STAGES = {
+    module.STAGE.name: module.STAGE
+    for module in (train, guide, distill, sample, evaluate, export, import_model)
+}
 
 
 def _spelled(words: Sequence[str]) -> list[str]:
@@ -85,9 +82,9 @@ def main(argv: Sequence[str]) -> int:
         if REPLAY.value is None:
             launch(config, workdir, dry_run=DRY_RUN.value)
         else:
-            with places.lock(workdir):
-                found = imported.resolved(config, workdir)
-                replay.run(found, workdir, REPLAY.value)
+            project = Project(imported.resolved(config, workdir), workdir)
+            with lock(workdir):
+                replay.run(project, chosen_stages(config), REPLAY.value)
         return 0
     except ValueError as error:
         return _end(error, 2)
@@ -112,46 +109,53 @@ def main(argv: Sequence[str]) -> int:
 def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
     """Runs the stages of a config in a workdir, or prints what would be run.
 
+    Args:
+      config: Of a file in configs/.
+      workdir: The project's folder.
+      dry_run: Prints one JSON object, and starts nothing.
+
     Raises:
       ValueError: For anything in the config or the workdir that does not fit.
     """
-    stages = {
-        "train": train,
-        "finetune": finetune,
-        "guide": guide,
-        "distill": distill,
-        "sample": images,
-        "evaluate": stage,
-        "export": export,
-        "import": import_model,
-    }
-    if config.stage != "import":
-        config = imported.resolved(config, workdir)
-    base = "finetune" if has_finetune(config) else "train"
-    guided = ("guide",) if has_guide(config) else ()
-    everything = (base, *guided, "distill", "evaluate")
-    chosen = everything if config.stage == "all" else (str(config.stage),)
-    if not stages.keys() >= set(chosen):
-        raise ValueError(
-            f"Unknown stage {config.stage!r}; choose all or one of {tuple(stages)}."
-        )
-    plan = [entry for name in chosen for entry in stages[name].plan(config, workdir)]
-    if dry_run:
-        if chosen == ("import",):
+    stages = chosen_stages(config)
+    if import_model.STAGE in stages:
+        if dry_run:
             config = import_model.described(config)
+    else:
+        config = imported.resolved(config, workdir)
+    project = Project(config, workdir)
+    for stage in stages:
+        stage.check(project)
+    if dry_run:
         description = {
             "config": as_json(config),
             "parameters": make_model(config).num_parameters(),
             "devices": [str(device) for device in jax.devices()],
-            "run": plan,
+            "run": [entry for stage in stages for entry in stage.plan(project)],
         }
         print(json.dumps(description, indent=2))
         return
-    # Pictures can be drawn from a workdir while a run is at work in it.
-    alone = contextlib.nullcontext() if chosen == ("sample",) else places.lock(workdir)
+    # Images can be drawn from a workdir while a run is at work in it.
+    alone = contextlib.nullcontext() if stages == [sample.STAGE] else lock(workdir)
     with alone:
-        for name in chosen:
-            stages[name].run(config, workdir)
+        for stage in stages:
+            stage.run(project)
+
+
+def chosen_stages(config: ConfigDict) -> list[Stage]:
+    """The stages that a config selects, in their order.
+
+    Raises:
+      ValueError: If there is no such stage.
+    """
+    if config.stage == "all":
+        guided = [guide.STAGE] if has_guide(config) else []
+        return [train.STAGE, *guided, distill.STAGE, evaluate.STAGE]
+    if config.stage not in STAGES:
+        raise ValueError(
+            f"Unknown stage {config.stage!r}; choose all or one of {tuple(STAGES)}."
+        )
+    return [STAGES[config.stage]]
 
 
 def _join() -> None:
@@ -164,8 +168,7 @@ def _join() -> None:
 
 def _batch_sizes(config: ConfigDict) -> list[int]:
     """Of the parts that go through a device at once, in the stages that train."""
-    trained = ("train", "finetune", "guide", "distill")
-    sections: list[Any] = [config[name] for name in trained]
+    sections: list[Any] = [config[name] for name in ("train", "guide", "distill")]
     return [each.batch_size // max(each.grad_accum_steps, 1) for each in sections]
 
 

@@ -21,7 +21,7 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import compiled_train_step, optimizer_of
 from vdiff_jax.generation import batches
-from vdiff_jax.generation.sampler import Sampler
+from vdiff_jax.generation.sampler import Sampler, request
 from vdiff_jax.model import Model
 from vdiff_jax.training.step import Job, Loss, TrainState, init_state
 from vdiff_jax.training.throughput import memory_in_gib
@@ -87,7 +87,7 @@ class Drawing:
             self.sampler,
             self.params,
             range(repetitions * self.batch_size),
-            num_steps=self.num_steps,
+            request=request(self.num_steps),
             batch_size=self.batch_size,
             start_of=batches.start_of_seed(self.sampler, 0),
         )

@@ -12,8 +12,8 @@ are the config's: take the one of the data that the model knows, or set `data` h
 
 A model that predicts eps is first made to predict v, in a workdir of its own:
 
-    python launch.py --config configs/cifar10.py:finetune --workdir runs/y \
-        --config.finetune.source=runs/x/train
+    python launch.py --config configs/cifar10.py:train --workdir runs/y \
+        --config.train.init_from=runs/x/train
 
 Deviations from the paper: those of configs/paper.py. Measured: docs/interop.md.
 """

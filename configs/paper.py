@@ -112,13 +112,9 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "weight_decay": 0.0,
                 "ema_decay": 0.9999,
                 "weight": "snr_trunc",  # constant, snr, snr_plus_one, min_snr:GAMMA
+                "init_from": "",  # a train folder whose weights to go on from
                 "label_dropout": 0.1,  # of classes, if there are any; for guidance
                 **loop,
-            },
-            "finetune": {
-                "source": "",  # a train folder whose weights to go on from
-                "steps": 50_000,
-                **onward,
             },
             "guide": {
                 "steps": 0,  # updates; 0: no such stage, and no w for the students

@@ -26,6 +26,7 @@ from vdiff_jax.from_config.step import (
     learning_rate_of,
     optimizer_of,
 )
+from vdiff_jax.generation.sampler import request
 from vdiff_jax.training.step import Job, init_state, make_train_step
 from vdiff_jax.types import Batch
 
@@ -165,7 +166,7 @@ def pictures(bench, batch_size):
         index = np.arange(first, first + batch_size)
         index = parallel.put(index, parallel.split(bench.mesh))
         start = sampler.start(index, np.int32(5))
-        made.append(np.asarray(sampler.draw(params, start, np.int32(4))))
+        made.append(np.asarray(sampler.draw(params, start, request(4))))
     return np.concatenate(made).ravel().tolist()
 
 

@@ -9,6 +9,7 @@ import pytest
 import launch
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import variance_interpolation
+from vdiff_jax.workdir.layout import Project
 
 CONFIGS = sorted(
     path.stem
@@ -92,7 +93,7 @@ def test_the_papers_networks_have_the_papers_sizes(name, output, parameters):
 def test_ladders_have_the_papers_stages():
     from vdiff_jax.stages import distill
 
-    plan = distill.plan(_config("cifar10"), pathlib.Path("nowhere"))
+    plan = distill.plan(Project(_config("cifar10"), pathlib.Path("nowhere")))
     assert [entry["num_steps"] for entry in plan] == [2**k for k in range(12, -1, -1)]
     assert sum(entry["updates"] for entry in plan) == 750_000
 

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import types
 
 import numpy as np
 import PIL.Image
@@ -13,8 +12,8 @@ import launch
 import tiny
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.stages.evaluate import stage
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.stages.evaluate import bench
+from vdiff_jax.workdir.trained import Trained
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +39,8 @@ def _short():
     """A classifier of a few updates is enough here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "NUM_UPDATES", 5)
-        patch.setattr(stage, "TUNING_IMAGES", 16)
-        patch.setattr(stage, "BATCHES_IN_A_PART", 1)
+        patch.setattr(bench, "TUNING_IMAGES", 16)
+        patch.setattr(bench, "BATCHES_IN_A_PART", 1)
         yield
 
 
@@ -63,7 +62,7 @@ class _Draws:
     """Counts the calls of `draw`, and fails at one of them."""
 
     def __init__(self, patch, fail_at=0):
-        self.calls, draw = 0, stage.draw
+        self.calls, draw = 0, bench.draw
 
         def counted(*args, **kwargs):
             self.calls += 1
@@ -71,7 +70,7 @@ class _Draws:
                 raise KeyboardInterrupt
             return draw(*args, **kwargs)
 
-        patch.setattr(stage, "draw", counted)
+        patch.setattr(bench, "draw", counted)
 
 
 def test_every_model_and_sampler_is_measured_by_every_metric(measured):
@@ -94,7 +93,7 @@ def test_every_model_and_sampler_is_measured_by_every_metric(measured):
         assert len(row["values"]) == 2
         assert row["warning"] is not None
         assert row["seconds_per_image"] > 0
-        assert (row["variance"] in stage.VARIANCES) == (row["sampler"] == "ancestral")
+        assert (row["variance"] in bench.VARIANCES) == (row["sampler"] == "ancestral")
         if "frechet" in row["metric"]:
             assert row["value"] > 0
             assert row["spread"] > 0  # every seed has its own noise
@@ -180,9 +179,7 @@ def test_other_numbers_are_not_taken_for_these(workdir, monkeypatch, changes):
 
 def test_another_model_is_measured_again(workdir, monkeypatch):
     _Draws(monkeypatch, fail_at=1)
-    other = types.SimpleNamespace(**vars(places))
-    other.result = lambda folder: {**places.result(folder), "params_sha256": "other"}
-    monkeypatch.setattr(stage, "places", other)
+    monkeypatch.setattr(Trained, "sha256", "other")
     with pytest.raises(KeyboardInterrupt):
         launch.launch(tiny.config("evaluate"), workdir)
 
@@ -219,7 +216,7 @@ def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
     with monkeypatch.context() as patch:
         draws = _Draws(patch)
         launch.launch(tiny.config("evaluate"), workdir)
-    whole = 4 * len(CANDIDATES) + len(stage.VARIANCES)
+    whole = 4 * len(CANDIDATES) + len(bench.VARIANCES)
     assert draws.calls == whole - 7
     assert _numbers(workdir) == _numbers(measured)
 

@@ -8,6 +8,7 @@ import pytest
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.evaluation import classifier, features, figures, metrics, statistics_file
 from vdiff_jax.evaluation.features import Features
+from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.evaluation.metrics import Ruler
 from vdiff_jax.files.fingerprints import DamagedError
 
@@ -165,11 +166,11 @@ def test_what_is_no_published_statistics_is_refused(tmp_path):
 
 
 def _row(model, sampler, steps, metric, value, spread=0.1):
-    return {
-        "model": model, "sampler": sampler, "steps": steps, "evaluations": steps,
-        "metric": metric, "value": value, "spread": spread, "num_images": 10, "seed": 0,
-        "seconds_per_image": 1e-3, "batch_size": 2, "device": "1 x cpu",
-    }  # fmt: skip
+    return Measurement(
+        model=model, sampler=sampler, steps=steps, evaluations=steps, metric=metric,
+        value=value, spread=spread, num_images=10, seconds_per_image=1e-3,
+        batch_size=2, device="1 x cpu",
+    )  # fmt: skip
 
 
 def test_the_report_draws_its_pictures(tmp_path):

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 import launch
 import tiny
 from vdiff_jax import build, diffusion, losses
+from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.from_config.losses import distill_loss, guide_loss, train_loss
 from vdiff_jax.from_config.model import make_model, make_student
 from vdiff_jax.from_config.sampler import make_sampler
@@ -22,7 +23,8 @@ from vdiff_jax.interop import model_file
 from vdiff_jax.stages import guide
 from vdiff_jax.stages.sample import starts
 from vdiff_jax.types import Batch
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import find, in_file, load_params
 
 pytestmark = pytest.mark.slow
@@ -80,7 +82,7 @@ def _result(folder):
 def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(workdir):
     config = _config("guide")
     teacher, student = make_model(config), make_model(config, guided=True)
-    params = load_params(teacher, places.train_folder(workdir))
+    params = load_params(teacher, layout.folder_of(workdir, BASE))
     own = guide.with_weights_of(student, params, seed=3)
     z_t = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     logsnr_t, label = jnp.linspace(-9.0, 9.0, 6), jnp.arange(6)
@@ -95,8 +97,8 @@ def test_the_student_begins_as_the_conditional_teacher_bit_for_bit_at_every_w(wo
 
 
 def test_the_stage_starts_where_its_teacher_ended(workdir):
-    _, run = guide.under_way(_config("guide"), workdir)
-    teacher = load_params(make_model(_config("train")), places.train_folder(workdir))
+    _, run = guide.under_way(Project(_config("guide"), workdir))
+    teacher = load_params(make_model(_config("train")), layout.folder_of(workdir, BASE))
     start = flatten_dict(run.start())
     for path, leaf in flatten_dict(teacher).items():
         np.testing.assert_array_equal(start[path], leaf)
@@ -109,17 +111,20 @@ def test_a_teacher_of_another_network_is_refused():
 
 
 def test_the_guided_student_is_the_first_teacher_of_the_ladder(workdir):
-    result = _result(places.student_folder(workdir, 4))
-    assert result["teacher"] == str(places.guide_folder(workdir))
+    result = _result(layout.folder_of(workdir, student(4)))
+    assert result["teacher"] == str(layout.folder_of(workdir, GUIDED))
     assert result["ladder"] == "deterministic"
-    guided, base = _result(places.guide_folder(workdir)), _result(workdir / "train")
+    guided, base = (
+        _result(layout.folder_of(workdir, GUIDED)),
+        _result(workdir / "train"),
+    )
     assert guided["w_range"] == [0.0, 4.0]
     assert guided["teacher_sha256"] == base["params_sha256"]
 
 
 def test_both_ladders_are_in_one_workdir_and_differ(workdir):
     one, other = (
-        _result(places.student_folder(workdir, 1, ladder))
+        _result(layout.folder_of(workdir, student(1, ladder)))
         for ladder in ("deterministic", "stochastic")
     )
     assert one["params_sha256"] != other["params_sha256"]
@@ -131,9 +136,9 @@ def test_students_take_the_strength_and_learn_from_it(workdir, ladder):
     config = _config("sample")
     z_t = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
     said = []
-    for kind in ("guided", "distilled"):
-        folder, model = find(config, workdir, kind, 1, ladder)
-        params = load_params(model, folder)
+    for role in (GUIDED, student(1, ladder)):
+        trained = find(Project(config, workdir), role)
+        model, params = trained.model, trained.params()
         said += [
             np.asarray(
                 model.denoiser(params, jnp.arange(4), jnp.full(4, w))(
@@ -148,13 +153,13 @@ def test_students_take_the_strength_and_learn_from_it(workdir, ladder):
 
 def test_an_interrupted_guide_stage_ends_as_one_never_stopped(workdir, tmp_path):
     copy = shutil.copytree(workdir, tmp_path / "copy")
-    folder = places.guide_folder(copy)
+    folder = layout.folder_of(copy, GUIDED)
     (folder / "result.json").unlink()
-    shutil.rmtree(places.checkpoint_folder(folder) / "4")
+    shutil.rmtree(layout.checkpoint_folder(folder) / "4")
     launch.launch(_config("guide"), copy)
     assert (
         _result(folder)["params_sha256"]
-        == _result(places.guide_folder(workdir))["params_sha256"]
+        == _result(layout.folder_of(workdir, GUIDED))["params_sha256"]
     )
 
 
@@ -179,8 +184,7 @@ def test_pictures_are_encoded_as_the_class_that_they_show(
         Sampler, "encode", lambda self, params, images, label, n: seen.append(label)
     )
     start_of = starts.from_images(
-        config,
-        workdir,
+        Project(config, workdir),
         sampler,
         lambda index: sampler.start(jnp.asarray(index), np.int32(0)),
     )
@@ -197,7 +201,7 @@ def test_files_of_base_and_student_say_whether_they_take_a_strength(workdir, tmp
         other = tiny.config("sample")  # which knows of no guidance
         _, found = in_file(other, file)
         assert found.model.w_range == w_range
-        load_params(found.model, found.folder)
+        found.params()
 
 
 def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_path):
@@ -207,8 +211,8 @@ def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_p
     launch.launch(_config("export", export=export, sample=stochastic), copy)
     place = copy / "export" / "distilled-2step-stochastic" / "safetensors"
     params = model_file.read(place / "model.safetensors")
-    folder, model = find(_config("sample"), copy, "distilled", 2, "stochastic")
-    jax.tree.map(np.testing.assert_array_equal, params, load_params(model, folder))
+    trained = find(Project(_config("sample"), copy), student(2, "stochastic"))
+    jax.tree.map(np.testing.assert_array_equal, params, trained.params())
     in_file(_config("sample", sample=stochastic), place / "model.safetensors")
     with pytest.raises(ValueError, match="sampler=ddim does not sample"):
         in_file(_config("sample"), place / "model.safetensors")
@@ -243,7 +247,7 @@ def test_what_cannot_be_sampled_is_refused(workdir, changes, message):
     for section, fields in changes.items():
         config[section].update(fields)
     if "64" in message:  # a deterministic student alone
-        fake = places.student_folder(workdir, 64)
+        fake = layout.folder_of(workdir, student(64))
         fake.mkdir(parents=True)
         (fake / "result.json").write_text("{}")
     with pytest.raises(ValueError, match=message):

@@ -13,13 +13,14 @@ import pytest
 
 import launch
 import tiny
+from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import model_file
 from vdiff_jax.stages import export
-from vdiff_jax.workdir import imported
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import imported, layout
+from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import find, load_params
 
 pytestmark = pytest.mark.slow
@@ -66,9 +67,9 @@ def test_a_file_says_what_it_is(exported):
     params, about = model_file.read(file), model_file.read_about(file)
     assert about.kind == "distilled"
     assert about.num_steps == 1
-    student = _result(places.student_folder(exported, 1))
-    assert about.facts["params_sha256"] == student["params_sha256"]
-    assert params_sha256(params) == student["params_sha256"]
+    result = _result(layout.folder_of(exported, student(1)))
+    assert about.facts["params_sha256"] == result["params_sha256"]
+    assert params_sha256(params) == result["params_sha256"]
 
 
 def test_orbax_alone_reads_what_was_exported(exported):
@@ -88,8 +89,7 @@ print(sorted(tree)[0], float(abs(tree["conv_in"]["kernel"]).sum()))
         text=True,
         cwd="/",
     )
-    found, model = find(_export(), exported, "distilled", 1)
-    params = load_params(model, found)
+    params = find(Project(_export(), exported), student(1)).params()
     name, total = done.stdout.split()
     assert name in params
     assert float(total) == pytest.approx(
@@ -117,7 +117,7 @@ def test_an_exported_base_is_imported_as_the_same_teacher(exported, tmp_path):
     launch.launch(config, tmp_path)
     for num_steps in (4, 2, 1):
         ours, theirs = (
-            _result(places.student_folder(workdir, num_steps))["params_sha256"]
+            _result(layout.folder_of(workdir, student(num_steps)))["params_sha256"]
             for workdir in (tmp_path, exported)
         )
         assert ours == theirs
@@ -172,11 +172,11 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
     launch.launch(tiny.config("import", source=source, model=own), tmp_path)
     if make == "make_pair":
         launch.launch(tiny.config("distill"), tmp_path)  # of the workdir's network
-        assert _result(places.student_folder(tmp_path, 1))["step"] == 6
+        assert _result(layout.folder_of(tmp_path, student(1)))["step"] == 6
     # The mean of a unit Gaussian at 0, given z_t, is alpha_t z_t.
     config = tiny.config("sample", model=own)
     model = make_model(config)
-    params = load_params(model, places.train_folder(tmp_path))
+    params = load_params(model, layout.folder_of(tmp_path, BASE))
     z_t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     logsnr_t = jnp.array([-2.0, 1.0])
     alpha_t = jnp.sqrt(jax.nn.sigmoid(logsnr_t))[:, None, None, None]
@@ -246,7 +246,8 @@ def test_what_an_imported_model_fixes_and_what_finetuning_it_may_change(tmp_path
     data = tiny.config("sample", data={**tiny.TINY["data"], "channels": 3})
     with pytest.raises(ValueError, match=r"data.channels=3, but the imported model"):
         imported.resolved(data, tmp_path)
-    config = tiny.config("finetune", finetune={"source": str(tmp_path / "train")})
+    config = tiny.config("train")
+    config.train.init_from = str(tmp_path / "train")
     here = imported.resolved(config, tmp_path / "other")
     assert here.model.num_classes == 10
     assert here.model.output == "v"

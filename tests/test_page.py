@@ -18,6 +18,7 @@ import pytest
 
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.evaluation import page
+from vdiff_jax.evaluation.measurement import Measurement, of_metric
 from vdiff_jax.evaluation.page.panels import number, panels
 
 STEPS = (64, 32, 16, 8, 4, 2, 1)
@@ -60,20 +61,21 @@ def _series(images):
 
 
 def _row(metric, model, sampler, steps, value, **more):
-    return {
-        "model": model,
-        "sampler": sampler,
-        "steps": steps,
-        "evaluations": 2 * steps - 1 if sampler == "heun" else steps,
-        "metric": metric,
-        "value": value,
+    fields = {
         "spread": 0.04 * abs(value),
         "values": [0.96 * value, value, 1.04 * value],
         "num_images": 4096,
-        "seed": 0,
         "seconds_per_image": 1e-4 * steps,
-        "warning": None,
-    } | more
+    }
+    return Measurement(
+        model=model,
+        sampler=sampler,
+        steps=steps,
+        evaluations=2 * steps - 1 if sampler == "heun" else steps,
+        metric=metric,
+        value=value,
+        **{**fields, **more},
+    )
 
 
 def _ladder():
@@ -96,7 +98,8 @@ def _ladder():
         for steps, value in zip((128, *STEPS), [6.5, *values], strict=True)
         if steps < 128 or curve == ("base", "ddim")
     ]
-    rows[0]["warning"] = "4,096 pictures are fewer than usual."
+    warning = "4,096 pictures are fewer than usual."
+    rows[0] = dataclasses.replace(rows[0], warning=warning)
     return [*rows, _row("fid", "base", "ddim", 1, float("nan"), spread=None)]
 
 
@@ -535,9 +538,7 @@ def test_the_metric_changes_curves_axis_and_table(visit):
 @pytest.mark.parametrize("touch", [False, True])
 def test_a_point_says_its_value(visit, touch):
     tab = visit(has_touch=touch)
-    (panel,) = panels(
-        [row for row in _ladder() if row["metric"] == "frechet_classifier"], {}
-    )
+    (panel,) = panels(of_metric(_ladder(), "frechet_classifier"), {})
     dots = tab.locator("#ladder [aria-label=dot] path")
     tab.locator("#ladder").scroll_into_view_if_needed()
     for curve, evaluations in [("distilled, DDIM", 1), ("base, ancestral", 8)]:
@@ -553,7 +554,7 @@ def test_a_point_says_its_value(visit, touch):
 
 def test_the_floor_and_spreads_are_drawn_at_their_values(visit):
     tab = visit()
-    rows = [row for row in _ladder() if row["metric"] == "frechet_classifier"]
+    rows = of_metric(_ladder(), "frechet_classifier")
     (panel,) = panels(rows, {"frechet_classifier": 3.5})
     tab.locator("#ladder svg").first.wait_for()
     dots = tab.locator("#ladder [aria-label=dot] path")

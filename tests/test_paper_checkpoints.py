@@ -16,12 +16,12 @@ from flax import traverse_util
 import launch
 import tiny
 from configs import import_model
+from vdiff_jax.distillation.role import BASE
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop import paper_checkpoints
 from vdiff_jax.nets.serialization import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
-from vdiff_jax.workdir import imported
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import imported, layout
 from vdiff_jax.workdir.trained import load_params
 
 
@@ -130,7 +130,7 @@ def test_the_stage_makes_it_a_teacher_whose_steps_its_students_halve(tmp_path):
     config = imported.resolved(tiny.config("distill", data={"channels": 3}), workdir)
     assert config.distill.start_steps == 16
     assert config.train.label_dropout == 0.0  # nobody knows
-    found = load_params(make_model(config), places.train_folder(workdir))
+    found = load_params(make_model(config), layout.folder_of(workdir, BASE))
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 

@@ -12,6 +12,7 @@ import launch
 import tiny
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.generation.sampler import request
 from vdiff_jax.generation.trajectories import interpolation, slerp
 
 pytestmark = pytest.mark.slow
@@ -117,12 +118,12 @@ def test_classes_can_be_chosen_and_a_row_keeps_the_class_of_its_first():
     # Every parameter away from zero, so that the label matters.
     params = _random(model)
     ends = sampler.start(jnp.arange(4), jnp.int32(0))
-    frames = interpolation(sampler, params, ends, num_steps=2, frames=3)
+    frames = interpolation(sampler, params, ends, request=request(2), frames=3)
     alone = ends._replace(label=ends.label[np.array([0, 0, 2, 2])])
-    expected = np.asarray(sampler.draw(params, alone, jnp.int32(2)))
+    expected = np.asarray(sampler.draw(params, alone, request(2)))
     found = frames[:, [0, 2]].reshape(4, 8, 8, 1)
     assert np.abs(found.astype(int) - expected).max() <= 1
-    other = np.asarray(sampler.draw(params, ends, jnp.int32(2)))
+    other = np.asarray(sampler.draw(params, ends, request(2)))
     assert np.abs(found[1].astype(int) - other[1]).max() > 1
 
 

@@ -22,7 +22,8 @@ from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay
 from vdiff_jax.training import checkpoints, loop
 from vdiff_jax.training.loop import NonFiniteError
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
 
 pytestmark = pytest.mark.slow
 
@@ -186,7 +187,7 @@ def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_pa
 
 
 def test_a_second_run_in_a_workdir_is_refused_by_name(project):
-    with places.lock(project):
+    with layout.lock(project):
         with pytest.raises(
             ValueError, match=rf"Another run is at work in .*pid {os.getpid()}"
         ):
@@ -379,7 +380,7 @@ def test_a_step_that_went_wrong_can_be_replayed(tmp_path, capsys):
     with pytest.raises(NonFiniteError):
         launch.launch(config, tmp_path)
     capsys.readouterr()
-    replay.run(config, tmp_path, 2)
+    replay.run(Project(config, tmp_path), launch.chosen_stages(config), 2)
     said = capsys.readouterr().out
     assert said.startswith("train, step 2:\n")
     # The first update made parameters of 1e30, which a product makes infinite.
@@ -387,7 +388,7 @@ def test_a_step_that_went_wrong_can_be_replayed(tmp_path, capsys):
     assert "vdiff_jax/losses.py" in said
     assert (tmp_path / "train" / "nonfinite" / "00000002.txt").read_text() in said
     with pytest.raises(ValueError, match="train has steps 1 to 6"):
-        replay.run(config, tmp_path, 7)
+        replay.run(Project(config, tmp_path), launch.chosen_stages(config), 7)
 
 
 def test_a_step_of_the_student_under_way_can_be_replayed(tmp_path, capsys):
@@ -395,7 +396,8 @@ def test_a_step_of_the_student_under_way_can_be_replayed(tmp_path, capsys):
     for stage in ("train", "distill"):
         launch.launch(tiny.config(stage, model=own), tmp_path)
     (tmp_path / "distill" / "0001" / "result.json").unlink()
-    replay.run(tiny.config("distill", model=own), tmp_path, 3)
+    config = tiny.config("distill", model=own)
+    replay.run(Project(config, tmp_path), launch.chosen_stages(config), 3)
     assert "distill 2 -> 1, step 3:\nLoss and gradient" in capsys.readouterr().out
 
 

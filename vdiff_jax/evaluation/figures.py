@@ -1,4 +1,4 @@
-"""Tables, figures and picture grids of an evaluation."""
+"""Tables, figures and grids of images of an evaluation."""
 
 import csv as csv_format
 import io
@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure  # pyplot would need to know of a screen
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-Row = dict[str, Any]
+from vdiff_jax.distillation.role import BASE, Role
+from vdiff_jax.evaluation.measurement import Measurement
 
-
-# What of a row is in the CSV.
+# Columns of the CSV.
 COLUMNS = (
     "model",
     "sampler",
@@ -31,55 +31,51 @@ COLUMNS = (
 )
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Measurement]) -> str:
     """The rows as text: a line for each candidate, a column for each metric."""
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    guided = any(row.get("w") is not None for row in rows)
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    guided = any(row.w is not None for row in rows)
     lines = [
         f"{'model':>10} {'sampler':>10} {'steps':>6}"
         + (f" {'w':>5} {'scale':>5}" if guided else "")
         + "".join(f" {name:>{_width(name)}}" for name in metrics)
         + f" {'ms / image':>11}"
     ]
-    for candidate in dict.fromkeys(_candidate(row) for row in rows):
-        found = {row["metric"]: row for row in rows if _candidate(row) == candidate}
+    for candidate in dict.fromkeys(row.candidate for row in rows):
+        of_metric = {row.metric: row for row in rows if row.candidate == candidate}
         model, sampler, steps, w = candidate
-        some = next(iter(found.values()))
+        first = next(iter(of_metric.values()))
         lines.append(
             f"{model:>10} {sampler:>10} {steps:>6}"
             + ("" if w is None else f" {w:>5g} {1.0 + w:>5g}")
-            + "".join(f" {_value(found[name]):>{_width(name)}}" for name in metrics)
-            + f" {1e3 * some['seconds_per_image']:>11.3f}"
+            + "".join(f" {_value(of_metric[name]):>{_width(name)}}" for name in metrics)
+            + f" {1e3 * first.seconds_per_image:>11.3f}"
         )
     return "\n".join(lines)
-
-
-def _candidate(row: Row) -> tuple[str, str, int, float | None]:
-    return row["model"], row["sampler"], row["steps"], row.get("w")
 
 
 def _width(metric: str) -> int:
     return max(len(metric), 17)
 
 
-def _value(row: Row) -> str:
-    if row["spread"] is None:
-        return f"{row['value']:.4g}"
-    return f"{row['value']:.4g} ± {row['spread']:.2g}"
+def _value(row: Measurement) -> str:
+    if row.spread is None:
+        return f"{row.value:.4g}"
+    return f"{row.value:.4g} ± {row.spread:.2g}"
 
 
-def csv(rows: Sequence[Row]) -> str:
+def csv(rows: Sequence[Measurement]) -> str:
     """The rows as comma-separated values."""
     file = io.StringIO()
     writer: Any = csv_format.DictWriter(
         file, COLUMNS, extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(row.to_json() for row in rows)
     return file.getvalue()
 
 
-# Of each curve: colour, line, and its name.
+# Colour, line and name of each curve.
 CURVES = {
     ("distilled", "ddim"): ("C0", "o-", "distilled"),
     ("distilled", "stochastic"): ("C9", "d-", "distilled, stochastic"),
@@ -92,7 +88,7 @@ CURVES = {
 
 
 def ladder_figure(
-    path: pathlib.Path, rows: Sequence[Row], *, floor: float | None
+    path: pathlib.Path, rows: Sequence[Measurement], *, floor: float | None
 ) -> None:
     """Distance against evaluations, one curve for each sampler, spread as a band.
 
@@ -105,9 +101,9 @@ def ladder_figure(
     axes = figure.subplots()
     for (model, sampler), (color, line, label) in CURVES.items():
         points = sorted(
-            (row["evaluations"], row["value"], row["spread"] or 0.0)
+            (row.evaluations, row.value, row.spread or 0.0)
             for row in rows
-            if (row["model"], row["sampler"]) == (model, sampler)
+            if (row.model, row.sampler) == (model, sampler)
         )
         if points:
             x, y, spread = np.array(points).T
@@ -118,11 +114,11 @@ def ladder_figure(
         axes.axhline(floor, color="C3", linestyle=":", label="half the data to half")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted({row["steps"] for row in rows if row["sampler"] == "ddim"})
+    ticks = sorted({row.steps for row in rows if row.sampler == row.role.sampler})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("network evaluations per image")
-    axes.set_ylabel(f"{rows[0]['metric']} ({rows[0]['num_images']:,} images)")
+    axes.set_ylabel(f"{rows[0].metric} ({rows[0].num_images:,} images)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +126,7 @@ def ladder_figure(
 
 
 def trade_off_figure(
-    path: pathlib.Path, distances: Sequence[Row], scores: Sequence[Row]
+    path: pathlib.Path, distances: Sequence[Measurement], scores: Sequence[Measurement]
 ) -> None:
     """Distance against score as guidance grows, one curve for each model.
 
@@ -141,25 +137,25 @@ def trade_off_figure(
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    score_of = {_candidate(row): row["value"] for row in scores}
-    curves: dict[tuple[str, str, int], list[tuple[float, float, float]]] = {}
+    score_of = {row.candidate: row.value for row in scores}
+    curves: dict[tuple[Role, int], list[tuple[float, float, float]]] = {}
     for row in distances:
-        model, sampler, steps, w = _candidate(row)
-        if sampler in ("ddim", "stochastic") and w is not None:
-            point = (w, row["value"], score_of[_candidate(row)])
-            curves.setdefault((model, sampler, steps), []).append(point)
-    for (model, sampler, steps), points in curves.items():
+        if row.sampler == row.role.sampler and row.w is not None:
+            point = (row.w, row.value, score_of[row.candidate])
+            curves.setdefault((row.role, row.steps), []).append(point)
+    for (role, steps), points in curves.items():
         w, x, y = np.array(sorted(points)).T
-        line = "--" if model == "base" else ":" if sampler == "stochastic" else "-"
-        name = f"{model}, {steps}" + (", stochastic" if sampler == "stochastic" else "")
+        line = "--" if role == BASE else ":" if role.method == "stochastic" else "-"
+        name = f"{role.name}, {steps}"
+        name += ", stochastic" if role.method == "stochastic" else ""
         axes.plot(x, y, f"o{line}", markersize=3, label=name)
-        if model == "base" and steps == max(steps for *_, steps in curves):
+        if role == BASE and steps == max(steps for _, steps in curves):
             for one in zip(w, x, y, strict=True):
                 axes.annotate(f"w={one[0]:g}", one[1:], fontsize="x-small")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel(distances[0]["metric"])
-    axes.set_ylabel(scores[0]["metric"])
+    axes.set_xlabel(distances[0].metric)
+    axes.set_ylabel(scores[0].metric)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +165,7 @@ def trade_off_figure(
 def comparison_grid(
     path: pathlib.Path, rows: Sequence[np.ndarray], labels: Sequence[str]
 ) -> None:
-    """One labelled row of pictures for each model; a column shares its noise.
+    """One labelled row of images for each model; a column shares its noise.
 
     Args:
       path: The PNG to write.

@@ -68,11 +68,6 @@ def make_model(config: Config, *, guided: bool = False) -> Model:
     return made
 
 
-def has_finetune(config: Config) -> bool:
-    """Whether the base model goes on from the weights of another."""
-    return bool(config.finetune.source)
-
-
 def has_guide(config: Config) -> bool:
     """Whether there is a guide stage, so that students take the strength w."""
     return config.guide.steps > 0

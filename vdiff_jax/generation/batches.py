@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Num
 
 from vdiff_jax import parallel
-from vdiff_jax.generation.sampler import Sampler, Start
+from vdiff_jax.generation.sampler import Request, Sampler, Start
 from vdiff_jax.types import Params
 
 
@@ -35,12 +35,9 @@ def draw(
     params: Params,
     numbers: range,
     *,
-    num_steps: int,
+    request: Request,
     batch_size: int,
     start_of: Callable[[np.ndarray], Start],
-    variance: float | None = None,
-    w: float | None = None,
-    first: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> Drawn:
     """Draws the pictures with these numbers; one batch is fetched while the next runs.
@@ -49,12 +46,9 @@ def draw(
       sampler: See `from_config.sampler.make_sampler`.
       params: Of the model.
       numbers: Of the pictures.
-      num_steps: Of the sampler.
+      request: What is asked of the sampler.
       batch_size: Pictures drawn at once; the last batch is filled up with more.
       start_of: The start of the pictures with the given numbers, over all devices.
-      variance: See `Sampler`.
-      w: The strength of guidance; None is none.
-      first: Takes the last so many steps only.
       advance: Is told how many pictures came in.
 
     Raises:
@@ -72,15 +66,9 @@ def draw(
         began = time.monotonic()
         advance(min(batch_size, len(numbers) - batch_size * (len(seconds) - 1)))
 
-    given = {"variance": variance, "w": w}
-    options: dict[str, Any] = {
-        name: np.float32(value) for name, value in given.items() if value is not None
-    }
-    if first is not None:
-        options["first"] = np.int32(first)
     for number in range(numbers.start, numbers.stop, batch_size):
         start = start_of(np.arange(number, number + batch_size))
-        batch = sampler.draw(params, start, np.int32(num_steps), **options)
+        batch = sampler.draw(params, start, request)
         if waiting:
             fetch()
         waiting.append(batch)

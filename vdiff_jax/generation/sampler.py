@@ -1,4 +1,4 @@
-"""What draws pictures from a model."""
+"""A sampler: draws images from a model, and encodes them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
 from vdiff_jax import diffusion, samplers
@@ -37,8 +38,47 @@ class Start(NamedTuple):
     label: Labels | None
 
 
+class Request(NamedTuple):
+    """What is asked of a sampler. Absent parts are None; see `request`.
+
+    Attributes:
+      num_steps: N, at least 1; an int32, of numpy outside of a program.
+      w: The guidance weight; None is no guidance.
+      variance: f between small and large variance, in [0, 1], for ancestral sampling;
+        None is the sampler's own.
+      first: Takes the last so many of the N steps, from z at first / N; None is all.
+    """
+
+    num_steps: Any
+    w: Any = None
+    variance: Any = None
+    first: Any = None
+
+
+def request(
+    num_steps: int,
+    w: float | None = None,
+    variance: float | None = None,
+    first: int | None = None,
+) -> Request:
+    """A request of plain numbers, in the types for which a sampler is compiled once.
+
+    Args:
+      num_steps: N.
+      w: The guidance weight; None is no guidance.
+      variance: Of ancestral sampling; None is the sampler's own.
+      first: Takes the last so many steps; None is all.
+    """
+    return Request(
+        np.int32(num_steps),
+        None if w is None else np.float32(w),
+        None if variance is None else np.float32(variance),
+        None if first is None else np.int32(first),
+    )
+
+
 class Path(NamedTuple):
-    """What a sampler passed through, as pictures; the leading axis counts the steps.
+    """What a sampler passed through, as images; the leading axis counts the steps.
 
     Attributes:
       z_t: The noisy example at the start of each step.
@@ -86,31 +126,20 @@ class Sampler:
         return Start(z_1, keys, index % num_classes if num_classes else None)
 
     @partial(jax.jit, static_argnums=0)
-    def draw(
-        self,
-        params: Params,
-        start: Start,
-        num_steps: Int[Array, ""],
-        variance: Float[Array, ""] | None = None,
-        w: Float[Array, ""] | None = None,
-        first: Int[Array, ""] | None = None,
-    ) -> Images:
-        """Pictures, as in the data; compiled once for every number of steps and w.
+    def draw(self, params: Params, start: Start, request: Request) -> Images:
+        """Images, as in the data; compiled once for every number of steps and w.
 
         Args:
           params: Of the model.
           start: The noise, and what goes with it.
-          num_steps: N.
-          variance: See the class.
-          w: The strength of guidance; None is none.
-          first: Takes the last so many steps, for which `start` is z at first / N.
+          request: What is asked for.
         """
         x = samplers.sample(
-            self._denoiser(params, start, w),
+            self._denoiser(params, start, request.w),
             start.z_1,
-            num_steps=num_steps,
-            first=first,
-            **self._options(start, variance),
+            num_steps=request.num_steps,
+            first=request.first,
+            **self._options(start, request.variance),
         )
         return self.model.from_x(x)
 

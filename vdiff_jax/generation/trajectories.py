@@ -6,7 +6,7 @@ from jaxtyping import Float, Num, UInt8
 
 from vdiff_jax import parallel
 from vdiff_jax.generation.grids import tile, to_show
-from vdiff_jax.generation.sampler import Path, Sampler, Start
+from vdiff_jax.generation.sampler import Path, Request, Sampler, Start
 from vdiff_jax.types import Params
 
 COLUMNS = 16
@@ -30,9 +30,8 @@ def interpolation(
     params: Params,
     ends: Start,
     *,
-    num_steps: int,
+    request: Request,
     frames: int,
-    w: float | None = None,
 ) -> Num[np.ndarray, " rows frames h w c"]:
     """Rows of pictures from number 2 j to number 2 j + 1, along a great circle.
 
@@ -42,9 +41,8 @@ def interpolation(
       sampler: See `from_config.sampler.make_sampler`.
       params: Of the model.
       ends: An even number of starts, whole on every device.
-      num_steps: Of the sampler.
-      frames: Pictures in a row, the ends among them.
-      w: The strength of guidance.
+      request: What is asked of the sampler.
+      frames: Images in a row, the ends among them.
     """
     pairs = parallel.fetch(ends.z_1).reshape(-1, 2, *ends.z_1.shape[1:])
     shares = np.linspace(0.0, 1.0, frames)
@@ -56,8 +54,7 @@ def interpolation(
         keys=ends.keys[first],
         label=None if ends.label is None else ends.label[first],
     )
-    options = {} if w is None else {"w": np.float32(w)}
-    images = parallel.fetch(sampler.draw(params, start, np.int32(num_steps), **options))
+    images = parallel.fetch(sampler.draw(params, start, request))
     return images.reshape(len(pairs), frames, *images.shape[1:])
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
+from vdiff_jax.distillation.role import RoleName
 from vdiff_jax.files import weights
 from vdiff_jax.types import Params
 
@@ -31,7 +32,7 @@ class About(NamedTuple):
     """
 
     fields: dict[str, dict[str, Any]]
-    kind: str
+    kind: RoleName
     num_steps: int
     facts: dict[str, Any]
 

@@ -1,5 +1,37 @@
-"""The stages of a project: each reads a config and a workdir, and writes the workdir.
+"""The stages of a project: a module or a folder for each word of the command.
 
-A stage module has `run(config, workdir)`, and `plan(config, workdir)`, which says what
-`run` would do and starts nothing.
+A stage is a value, `STAGE` in its module, that the command looks up and runs.
 """
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from vdiff_jax.training.run import Run, Tools
+from vdiff_jax.workdir.layout import Project
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a project.
+
+    Attributes:
+      name: The word behind the colon of --config.
+      check: Raises ValueError for all that the stage would refuse in a project, but
+        for what an earlier stage of the same command makes; starts nothing.
+      plan: A list of what `run` would do, for --dry_run; starts nothing.
+      run: Does it, goes on with it, or finds that it is done.
+      claim: Records the config in the workdir, and refuses a workdir whose runs were
+        made with another; of a stage that trains.
+      under_way: The run that the stage goes on with, or its last, with the tools of
+        its loop; None for a stage that trains nothing.
+      is_finished: True if nothing is left to do; of a stage that trains.
+    """
+
+    name: str
+    check: Callable[[Project], None]
+    plan: Callable[[Project], list[dict[str, Any]]]
+    run: Callable[[Project], None]
+    claim: Callable[[Project], None] = lambda project: None
+    under_way: Callable[[Project], tuple[Tools, Run]] | None = None
+    is_finished: Callable[[Project], bool] = lambda project: False

@@ -1,4 +1,4 @@
-"""The ladder: student after student, each of half its teacher's steps."""
+"""Students: one after the other, each of half its teacher's steps."""
 
 import dataclasses
 import pathlib
@@ -9,108 +9,127 @@ import jax.numpy as jnp
 
 from vdiff_jax import parallel, schedules
 from vdiff_jax.distillation.progressive import ladder
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import distill_loss, ladder_name
-from vdiff_jax.from_config.model import has_guide, make_schedule, make_student, w_range
+from vdiff_jax.from_config.model import (
+    has_guide,
+    make_schedule,
+    make_student,
+    w_range,
+)
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.trainer import make_tools
-from vdiff_jax.model import Model
+from vdiff_jax.generation.sampler import request
+from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout as places
-from vdiff_jax.workdir.trained import load_params
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import is_finished, load_params
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def check(project: Project) -> None:
+    """Refuses step counts that are no ladder, and a named teacher that is not."""
+    config = project.config
+    for role in students(project):
+        updates(config.distill.updates, role.num_steps)
+    schedules.check_num_steps(make_schedule(config), config.distill.start_steps)
+    if config.distill.teacher:
+        _first_teacher(project)
+
+
+def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     return [
         {
             "stage": "distill",
-            "num_steps": num_steps,
-            "folder": str(_folder(config, workdir, num_steps)),
-            "updates": updates(config.distill.updates, num_steps),
-            "status": places.status(_folder(config, workdir, num_steps)),
+            "num_steps": role.num_steps,
+            "folder": str(project.folder(role)),
+            "updates": updates(project.config.distill.updates, role.num_steps),
+            "status": layout.status(project.folder(role)),
         }
-        for num_steps in _ladder(config)
+        for role in students(project)
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
-    """Distills, or resumes in the stage that was under way."""
-    _check(config)
-    teacher = _first_teacher(config, workdir)
-    model = make_student(config)
-    places.claim(workdir, config, _ladder_folder(config, workdir).name)
+def claim(project: Project) -> None:
+    """Records the config, and refuses a workdir made with another."""
+    layout.claim(project, _folder(project).name)
+
+
+def run(project: Project) -> None:
+    """Distills, or resumes with the student that was under way."""
+    teacher = _first_teacher(project)
+    claim(project)
 
     # Of the finished students only the last is read: it is the next one's teacher.
-    unfinished = []
-    for num_steps in _ladder(config):
-        folder = _folder(config, workdir, num_steps)
-        if places.result(folder) is None or unfinished:
-            unfinished.append(num_steps)
+    unfinished: list[Role] = []
+    for role in students(project):
+        if unfinished or not is_finished(project, role):
+            unfinished.append(role)
         else:
-            print(f"distill to {num_steps} steps: finished, see {folder}/result.json")
-            teacher = folder
-    _write_ledger(config, workdir)
+            teacher = project.folder(role)
+            print(f"distill: finished {role}, see {teacher}/result.json")
+    _write_ledger(project)
     if not unfinished:
         return
 
-    tools = _tools(config, model)  # one step, compiled once, for the whole ladder
-    params = load_params(model, teacher, tools.shardings.params)
-    for num_steps in unfinished:
-        student = student_run(config, workdir, params, teacher, num_steps)
-        params = fit(tools, student)
-        teacher = student.folder
-        _write_ledger(config, workdir)
+    tools = _tools(project)  # one step, compiled once, for all students
+    params = _load(project, teacher, tools)
+    for role in unfinished:
+        student_run = run_of(project, params, teacher, role)
+        params = fit(tools, student_run)
+        teacher = student_run.folder
+        _write_ledger(project)
 
 
-def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+def under_way(project: Project) -> tuple[Tools, Run]:
     """The tools, and the run of the first student that is not finished.
 
     Raises:
       ValueError: If all are finished.
     """
-    _check(config)
-    teacher = _first_teacher(config, workdir)
-    model = make_student(config)
-    places.claim(workdir, config, _ladder_folder(config, workdir).name)
-    for num_steps in _ladder(config):
-        folder = _folder(config, workdir, num_steps)
-        if places.result(folder) is None:
-            tools = _tools(config, model)
-            params = load_params(model, teacher, tools.shardings.params)
-            return tools, student_run(config, workdir, params, teacher, num_steps)
-        teacher = folder
-    raise ValueError(f"All students in {_ladder_folder(config, workdir)} are finished.")
+    teacher = _first_teacher(project)
+    for role in students(project):
+        if not is_finished(project, role):
+            tools = _tools(project)
+            params = _load(project, teacher, tools)
+            return tools, run_of(project, params, teacher, role)
+        teacher = project.folder(role)
+    raise ValueError(f"All students in {_folder(project)} are finished.")
 
 
-def _tools(config: Config, model: Model) -> Tools:
-    loss = distill_loss(config, model)
-    # Two passes of the teacher, one of the student, and its gradient.
-    tools = make_tools(config, config.distill, model, loss, loss, passes=5)
-    if ladder_name(config) != "stochastic":
-        return tools
-    sampler = make_sampler(config, model, "stochastic")
-    return dataclasses.replace(tools, sampler=sampler)
+def students(project: Project) -> list[Role]:
+    """The students, from the most steps to the fewest."""
+    section = project.config.distill
+    method = ladder_name(project.config)
+    return [
+        student(num_steps, method)
+        for num_steps in ladder(section.start_steps, section.end_steps)
+    ]
 
 
-def student_run(
-    config: Config,
-    workdir: pathlib.Path,
-    teacher_params: Params,
-    teacher: pathlib.Path,
-    num_steps: int,
+def run_of(
+    project: Project, teacher_params: Params, teacher: pathlib.Path, role: Role
 ) -> Run:
-    """The run of the student of `num_steps` steps, which starts at its teacher."""
+    """The run of a student, which starts at its teacher.
+
+    Args:
+      project: The config and its folder.
+      teacher_params: Parameters of its teacher.
+      teacher: The folder they come from.
+      role: The student.
+    """
+    config, num_steps = project.config, role.num_steps
     num_updates = updates(config.distill.updates, num_steps)
+    w = w_range(config)[1] if has_guide(config) else None
     return Run(
         name=f"distill {2 * num_steps} -> {num_steps}",
-        folder=_folder(config, workdir, num_steps),
+        folder=project.folder(role),
         job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
             num_updates=jnp.int32(num_updates),
@@ -119,52 +138,15 @@ def student_run(
         num_updates=num_updates,
         start=lambda: teacher_params,
         order_seed=(config.seed, num_steps),
-        # An encoder makes noise of pictures, and no pictures.
-        sample_steps=0 if ladder_name(config) == "encode" else num_steps,
+        samples=request(num_steps, w=w) if role.draws else None,
         facts={
             "num_steps": num_steps,
-            "ladder": ladder_name(config),
+            "ladder": role.method,
             "teacher": str(teacher),
-            "teacher_step": (places.result(teacher) or {}).get("step"),
+            "teacher_step": (layout.result(teacher) or {}).get("step"),
             "teacher_sha256": params_sha256(teacher_params),
         },
-        sample_w=w_range(config)[1] if has_guide(config) else None,
     )
-
-
-def _ladder_folder(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    return places.ladder_folder(workdir, ladder_name(config))
-
-
-def _folder(config: Config, workdir: pathlib.Path, num_steps: int) -> pathlib.Path:
-    return places.student_folder(workdir, num_steps, ladder_name(config))
-
-
-def _ladder(config: Config) -> list[int]:
-    return ladder(config.distill.start_steps, config.distill.end_steps)
-
-
-def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
-    """Says in `ladder.json` what every finished student came from and cost."""
-    rows = []
-    for num_steps in _ladder(config):
-        result = places.result(_folder(config, workdir, num_steps))
-        if result is not None:
-            rows.append(
-                {
-                    "num_steps": num_steps,
-                    "teacher": result["teacher"],
-                    "teacher_sha256": result["teacher_sha256"],
-                    "params_sha256": result["params_sha256"],
-                    "updates": result["step"],
-                    "images": result["step"] * config.distill.batch_size,
-                    "seconds": result["seconds"],
-                    "loss": result.get("loss"),
-                    "held_out_loss": result.get("held_out_loss"),
-                }
-            )
-    if rows and parallel.is_main():
-        write_json(_ladder_folder(config, workdir) / "ladder.json", rows)
 
 
 def updates(table: str, num_steps: int) -> int:
@@ -179,37 +161,84 @@ def updates(table: str, num_steps: int) -> int:
     """
     default, *exceptions = table.split(",")
     try:
-        special = dict(
+        by_steps = dict(
             (int(key), int(value))
             for key, value in (entry.split(":") for entry in exceptions)
         )
-        found = special.get(num_steps, int(default))
+        count = by_steps.get(num_steps, int(default))
     except ValueError:
-        found = 0
-    if found < 1:
+        count = 0
+    if count < 1:
         raise ValueError(
             f"distill.updates={table!r} is not a number above 0, or a table like"
             ' "50000, 2: 100000, 1: 100000".'
         )
-    return found
+    return count
 
 
-def _check(config: Config) -> None:
-    spec = config.distill
-    for num_steps in _ladder(config):
-        updates(spec.updates, num_steps)
-    schedules.check_num_steps(make_schedule(config), spec.start_steps)
+def _tools(project: Project) -> Tools:
+    config, model = project.config, make_student(project.config)
+    loss = distill_loss(config, model)
+    # Two passes of the teacher, one of the student, and its gradient.
+    tools = make_tools(config, config.distill, model, loss, loss, passes=5)
+    sampler = students(project)[0].sampler
+    if sampler == "ddim":
+        return tools
+    return dataclasses.replace(tools, sampler=make_sampler(config, model, sampler))
 
 
-def _first_teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    named = config.distill.teacher
-    stage, ours = "train", places.train_folder(workdir)
-    if has_guide(config):
-        stage, ours = "guide", places.guide_folder(workdir)
-    folder = pathlib.Path(named) if named else ours
-    if places.result(folder) is None:
+def _load(project: Project, teacher: pathlib.Path, tools: Tools) -> Params:
+    return load_params(make_student(project.config), teacher, tools.shardings.params)
+
+
+def _folder(project: Project) -> pathlib.Path:
+    return layout.students_folder(project.workdir, ladder_name(project.config))
+
+
+def _write_ledger(project: Project) -> None:
+    """Writes `ladder.json`: what every finished student came from, and its cost."""
+    rows = []
+    for role in students(project):
+        result = layout.result(project.folder(role))
+        if result is not None:
+            rows.append(
+                {
+                    "num_steps": role.num_steps,
+                    "teacher": result["teacher"],
+                    "teacher_sha256": result["teacher_sha256"],
+                    "params_sha256": result["params_sha256"],
+                    "updates": result["step"],
+                    "images": result["step"] * project.config.distill.batch_size,
+                    "seconds": result["seconds"],
+                    "loss": result.get("loss"),
+                    "held_out_loss": result.get("held_out_loss"),
+                }
+            )
+    if rows and parallel.is_main():
+        write_json(_folder(project) / "ladder.json", rows)
+
+
+def _first_teacher(project: Project) -> pathlib.Path:
+    named = project.config.distill.teacher
+    role = GUIDED if has_guide(project.config) else BASE
+    folder = pathlib.Path(named) if named else project.folder(role)
+    if layout.result(folder) is None:
         raise ValueError(
-            f"No finished teacher in {folder}: run the {stage} stage in this workdir"
-            f" first, or set distill.teacher to a {stage} or distill/NNNN folder."
+            f"No finished teacher in {folder}: run the {role.stage} stage in this"
+            f" workdir first, or set distill.teacher to a {role.stage} or distill/NNNN"
+            " folder."
         )
     return folder
+
+
+STAGE = Stage(
+    name="distill",
+    check=check,
+    plan=plan,
+    run=run,
+    claim=claim,
+    under_way=under_way,
+    is_finished=lambda project: all(
+        is_finished(project, role) for role in students(project)
+    ),
+)

@@ -9,9 +9,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.role import Role, method_of
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.from_config.choices import Config, as_json, choice
-from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
@@ -19,47 +19,59 @@ from vdiff_jax.interop import model_file, stablehlo
 from vdiff_jax.interop.diffusers import model_card
 from vdiff_jax.interop.diffusers.write import check_writable, write_folder
 from vdiff_jax.model import Model
+from vdiff_jax.stages import Stage
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout as places
-from vdiff_jax.workdir.trained import Found, find, kind_of, load_params
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import Trained, find, roles_named
 
 Format = Literal["orbax", "safetensors", "diffusers", "stablehlo"]
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def check(project: Project) -> None:
+    """Refuses formats that cannot hold the model that is asked for."""
+    section, sampler = project.config.export, project.config.sample.sampler
+    if not section.formats:
+        raise ValueError("export.formats is empty: name one, such as ('safetensors',).")
+    for name in section.formats:
+        choice("export.formats", name, Format)
+    drawing = {"diffusers", "stablehlo"}.intersection(section.formats)
+    if drawing and method_of(sampler) == "stochastic":
+        raise ValueError(
+            f"Students of the stochastic ladder cannot be exported as {min(drawing)},"
+            " which samples by DDIM: leave it out of export.formats, or set"
+            " sample.sampler=ddim for those of the first ladder."
+        )
+    if section.steps < 1:
+        raise ValueError(f"export.steps must be at least 1, got {section.steps}.")
+
+
+def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     return [
         {
             "stage": "export",
-            "formats": list(config.export.formats),
-            "steps": config.export.steps,
-            "folder": str(workdir / "export"),
+            "formats": list(project.config.export.formats),
+            "steps": project.config.export.steps,
+            "folder": str(project.workdir / "export"),
         }
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(project: Project) -> None:
     """Writes `export.formats` of the model for `export.steps` steps."""
-    _check(config)
-    spec = config.export
-    ladder = ladder_of(config.sample.sampler)
-    found = find(config, workdir, spec.model, spec.steps, ladder)
-    sampler = make_sampler(config, found.model, "ddim")
-    w = _strength(config, found.model)
-    for name in spec.formats:  # refuse before anything is written
-        if name == "diffusers":
-            check_writable(found.model, w)
-            _clips(config)
-    params = load_params(found.model, found.folder)
-    params = jax.tree.map(parallel.fetch, params)
+    config, section = project.config, project.config.export
+    roles = roles_named(section.model, section.steps, config.sample.sampler)
+    trained = find(project, *roles)
+    sampler = make_sampler(config, trained.model, "ddim")
+    w = _guidance_weight(config, trained.model)
+    if "diffusers" in section.formats:  # refuse before anything is written
+        check_writable(trained.model, w)
+        _clips(config)
+    params = jax.tree.map(parallel.fetch, trained.params())
     if not parallel.is_main():
         return
-    name = f"{kind_of(workdir, found.folder)}-{spec.steps}step"
-    out = (
-        workdir / "export" / (name if ladder == "deterministic" else f"{name}-{ladder}")
-    )
-    about = _about(config, workdir, found, spec.steps)
+    about = _about(project, trained, section.steps)
     writers = {
         "orbax": lambda folder: _write_orbax(folder, params, about),
         "safetensors": lambda folder: model_file.write(
@@ -69,95 +81,75 @@ def run(config: Config, workdir: pathlib.Path) -> None:
             folder, config, sampler, params, w, about
         ),
         "stablehlo": lambda folder: stablehlo.write(
-            folder, sampler, params, num_steps=spec.steps
+            folder, sampler, params, num_steps=section.steps
         ),
     }
-    for name in spec.formats:
+    out = project.workdir / "export" / _folder_name(trained.role, section.steps)
+    for name in section.formats:
         with replacing(out / name) as half:
             half.mkdir()
             writers[name](half)
         print(f"export: see {out / name}")
 
 
-def _about(
-    config: Config, workdir: pathlib.Path, found: Found, num_steps: int
-) -> model_file.About:
-    """What a file of weights says of a model."""
-    kind, result = kind_of(workdir, found.folder), places.result(found.folder) or {}
-    said = as_json(config)
-    guide: tuple[str, ...] = ("steps",)
-    if found.model.w_range is not None:
-        guide = ("steps", "w_min", "w_max", "w_features", "w_scale")
-    if found.model.w_range is None:
-        said["guide"]["steps"] = 0  # the base of a workdir whose students take w
+def _folder_name(role: Role, num_steps: int) -> str:
+    name = f"{role.name}-{num_steps}step"
+    return f"{name}-{role.method}" if role.sampler == "stochastic" else name
+
+
+def _about(project: Project, trained: Trained, num_steps: int) -> model_file.About:
+    """The description of a model that goes into its file."""
+    role, result = trained.role, layout.result(trained.folder) or {}
+    config = as_json(project.config)
+    guide: tuple[str, ...] = ("steps", "w_min", "w_max", "w_features", "w_scale")
+    if trained.model.w_range is None:
+        guide = ("steps",)
+        config["guide"]["steps"] = 0  # the base of a workdir whose students take w
+    data = ("channels", "image_size", "latent_scale")
     fields = {
-        "model": said["model"],
-        "diffusion": said["diffusion"],
-        "data": {
-            name: said["data"][name]
-            for name in ("channels", "image_size", "latent_scale")
-        },
-        "guide": {name: said["guide"][name] for name in guide},
-        "train": {"label_dropout": said["train"]["label_dropout"]},
+        "model": config["model"],
+        "diffusion": config["diffusion"],
+        "data": {name: config["data"][name] for name in data},
+        "guide": {name: config["guide"][name] for name in guide},
+        "train": {"label_dropout": config["train"]["label_dropout"]},
     }
-    made_with = json.dumps(places.made_with(found.folder), sort_keys=True)
+    made_with = json.dumps(layout.made_with(trained.folder), sort_keys=True)
     facts = {
         "config_sha256": hashlib.sha256(made_with.encode()).hexdigest(),
         "params_sha256": result.get("params_sha256"),
         "updates": result.get("step"),
-        "ladder": result.get("ladder"),
-        "measured": _measured(config, workdir, kind, num_steps),
+        "ladder": role.method,
+        "measured": _measured(project, role, num_steps),
     }
-    steps = num_steps if kind == "distilled" else 0
-    return model_file.About(fields, kind, steps, facts)
+    return model_file.About(fields, role.name, role.num_steps, facts)
 
 
-def _measured(
-    config: Config, workdir: pathlib.Path, kind: str, num_steps: int
-) -> list[dict[str, Any]]:
-    """What the evaluate stage found of a model with its sampler, if it ran."""
-    ladder = ladder_of(config.sample.sampler)
-    sampler = "stochastic" if ladder == "stochastic" else "ddim"
-    path = workdir / "evaluate" / "ladder.json"
+def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, Any]]:
+    """The measurements of a model with the sampler that it was taught, if any."""
+    path = project.workdir / "evaluate" / "ladder.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
+    measured = (role.name, role.sampler, num_steps)
     return [
         {name: row[name] for name in kept if name in row}
         for row in rows
-        if (row["model"], row["sampler"], row["steps"]) == (kind, sampler, num_steps)
+        if (row["model"], row["sampler"], row["steps"]) == measured
     ]
 
 
-def _check(config: Config) -> None:
-    spec = config.export
-    if not spec.formats:
-        raise ValueError("export.formats is empty: name one, such as ('safetensors',).")
-    for name in spec.formats:
-        choice("export.formats", name, Format)
-    drawing = {"diffusers", "stablehlo"}.intersection(spec.formats)
-    if drawing and ladder_of(config.sample.sampler) == "stochastic":
+def _guidance_weight(config: Config, model: Model) -> float | None:
+    """The guidance weight that is folded in where a format has no place for one."""
+    weights = tuple(config.export.w)
+    if len(weights) > 1:
         raise ValueError(
-            f"Students of the stochastic ladder cannot be exported as {min(drawing)},"
-            " which samples by DDIM: leave it out of export.formats, or set"
-            " sample.sampler=ddim for those of the first ladder."
+            f"export.w={weights} must be one guidance weight: export several times."
         )
-    if spec.steps < 1:
-        raise ValueError(f"export.steps must be at least 1, got {spec.steps}.")
-
-
-def _strength(config: Config, model: Model) -> float | None:
-    """The strength that is folded in where a format has no place for one."""
-    found = tuple(config.export.w)
-    if len(found) > 1:
+    if weights and model.w_range is None:
         raise ValueError(
-            f"export.w={found} must be one strength: export several times."
-        )
-    if found and model.w_range is None:
-        raise ValueError(
-            f"export.w={found}, but this model does not take a strength of guidance:"
+            f"export.w={weights}, but this model does not take a guidance weight:"
             " run the guide stage, and distill."
         )
-    return found[0] if found else None
+    return weights[0] if weights else None
 
 
 def _clips(config: Config) -> bool:
@@ -191,3 +183,6 @@ def _write_diffusers(
     strength = None if w is None else describe(w)
     text = model_card.diffusers(model, about.kind, steps, strength, rows)
     (folder / "README.md").write_text(text)
+
+
+STAGE = Stage(name="export", check=check, plan=plan, run=run)

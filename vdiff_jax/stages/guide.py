@@ -1,6 +1,7 @@
-"""The student that imitates guidance: what the teacher says in two evaluations, in one.
+"""The guided model: a student that imitates guidance in one evaluation instead of two.
 
-Meng et al. (2023), arXiv:2210.03142, first stage. It is the ladder's first teacher.
+Meng et al. (2023), arXiv:2210.03142, first stage. It is the first teacher of students
+that take w.
 """
 
 import pathlib
@@ -11,53 +12,64 @@ import jax
 import jax.numpy as jnp
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.role import BASE, GUIDED
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import guide_loss
-from vdiff_jax.from_config.model import has_guide, make_model, make_student, w_range
+from vdiff_jax.from_config.model import has_guide, make_model, w_range
 from vdiff_jax.from_config.trainer import make_tools
+from vdiff_jax.generation.sampler import request
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
+from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout as places
-from vdiff_jax.workdir.trained import load_params
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import is_finished, load_params
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def check(project: Project) -> None:
+    """Refuses a project without this stage, and a named teacher that is not there."""
+    config = project.config
+    if not has_guide(config):
+        raise ValueError(
+            "The guide stage is off (guide.steps=0): set the number of its updates."
+        )
+    if config.guide.teacher:
+        _teacher(project)
+
+
+def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
-    folder = places.guide_folder(workdir)
+    folder = project.folder(GUIDED)
     return [
         {
             "stage": "guide",
             "folder": str(folder),
-            "updates": config.guide.steps,
-            "status": places.status(folder),
+            "updates": project.config.guide.steps,
+            "status": layout.status(folder),
         }
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def claim(project: Project) -> None:
+    """Records the config, and refuses a workdir made with another."""
+    layout.claim(project, "guide")
+
+
+def run(project: Project) -> None:
     """Trains, or resumes, or finds that it is done."""
-    _check(config)
-    teacher = _teacher(config, workdir)
-    places.claim(workdir, config, "guide")
-    if not places.is_finished("guide", places.guide_folder(workdir)):
-        fit(*_under_way(config, workdir, teacher))
+    _teacher(project)
+    claim(project)
+    if not layout.finished_before("guide", project.folder(GUIDED)):
+        fit(*under_way(project))
 
 
-def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
-    """The tools, and the run of the guided student."""
-    _check(config)
-    return _under_way(config, workdir, _teacher(config, workdir))
-
-
-def _under_way(
-    config: Config, workdir: pathlib.Path, folder: pathlib.Path
-) -> tuple[Tools, Run]:
+def under_way(project: Project) -> tuple[Tools, Run]:
+    """The tools, and the run of the guided model."""
+    config, folder = project.config, _teacher(project)
     teacher, student = make_model(config), make_model(config, guided=True)
     loss = guide_loss(config, teacher, student)
     # Both passes of the teacher, one of the student, and its gradient.
@@ -67,7 +79,7 @@ def _under_way(
     params = load_params(teacher, folder, shardings)
     return tools, Run(
         name="guide",
-        folder=places.guide_folder(workdir),
+        folder=project.folder(GUIDED),
         job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
             num_updates=jnp.int32(config.guide.steps),
@@ -76,48 +88,44 @@ def _under_way(
         num_updates=config.guide.steps,
         start=lambda: with_weights_of(student, params, config.seed),
         order_seed=(config.seed, 0, 0),
-        sample_steps=config.guide.sample_steps,
+        samples=request(config.guide.sample_steps, w=w_range(config)[1]),
         facts={
             "teacher": str(folder),
-            "teacher_step": (places.result(folder) or {}).get("step"),
+            "teacher_step": (layout.result(folder) or {}).get("step"),
             "teacher_sha256": params_sha256(params),
             "w_range": list(w_range(config)),
             "parameters": student.num_parameters(),
         },
-        sample_w=w_range(config)[1],
     )
 
 
 def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params:
     """Parameters of a student that begins as its teacher, whatever w is.
 
+    Args:
+      student: The network that takes w.
+      teacher_params: Of the same network without w.
+      seed: For the weights that the teacher does not have.
+
     Raises:
       ValueError: If the teacher has other weights than the student has place for.
     """
     flatten = flax.traverse_util.flatten_dict
     own = flatten(student.init(jax.random.key(seed)))
-    theirs = flatten(teacher_params)
-    if not theirs.keys() <= own.keys():
-        names = sorted("/".join(name) for name in theirs.keys() - own.keys())
+    inherited = flatten(teacher_params)
+    if not inherited.keys() <= own.keys():
+        names = sorted("/".join(name) for name in inherited.keys() - own.keys())
         raise ValueError(
             f"The student has no place for its teacher's weights {names}: a network of"
             " your own must be the teacher's, and more."
         )
-    return flax.traverse_util.unflatten_dict({**own, **theirs})
+    return flax.traverse_util.unflatten_dict({**own, **inherited})
 
 
-def _check(config: Config) -> None:
-    if not has_guide(config):
-        raise ValueError(
-            "The guide stage is off (guide.steps=0): set the number of its updates."
-        )
-    guide_loss(config, make_model(config), make_student(config))
-
-
-def _teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    named = config.guide.teacher
-    folder = pathlib.Path(named) if named else places.train_folder(workdir)
-    if places.result(folder) is None:
+def _teacher(project: Project) -> pathlib.Path:
+    named = project.config.guide.teacher
+    folder = pathlib.Path(named) if named else project.folder(BASE)
+    if layout.result(folder) is None:
         raise ValueError(
             f"No finished teacher in {folder}: run the train stage in this workdir"
             " first, or set guide.teacher to a train folder."
@@ -129,15 +137,29 @@ def _teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:
 def check_can_be_guided(folder: pathlib.Path) -> None:
     """Refuses a base model that has never seen an example without its class.
 
+    Args:
+      folder: Of its run, or a file that export wrote.
+
     Raises:
       ValueError: If its classes were never left out in training.
     """
     if folder.suffix == ".safetensors":
         train = model_file.read_about(folder).fields["train"]
     else:
-        train = places.made_with(folder)["train"]
+        train = layout.made_with(folder)["train"]
     if not train.get("label_dropout", 0.0):
         raise ValueError(
             f"The model in {folder} cannot be guided: its classes were never left out"
             " in training. Train one with train.label_dropout=0.1."
         )
+
+
+STAGE = Stage(
+    name="guide",
+    check=check,
+    plan=plan,
+    run=run,
+    claim=claim,
+    under_way=under_way,
+    is_finished=lambda project: is_finished(project, GUIDED),
+)

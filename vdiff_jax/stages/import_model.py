@@ -1,4 +1,4 @@
-"""A model of another project as the base model of a workdir; see `stages.imported`."""
+"""A model of another project, imported as the base model of a workdir."""
 
 import pathlib
 from typing import Any, Literal
@@ -7,6 +7,7 @@ import jax
 
 from vdiff_jax import parallel
 from vdiff_jax.diffusion import Output
+from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config, as_json, choice
@@ -15,10 +16,12 @@ from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.imported_model import Imported
+from vdiff_jax.stages import Stage
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.step import init_state
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.imported import FILE, with_fields
+from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
@@ -26,54 +29,53 @@ Kind = Literal["diffusers", "released", "safetensors", "function"]
 OWN = ("net", "convention", "output", "timesteps", "num_classes", "patch")
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
-    folder = places.train_folder(workdir)
+    source, folder = project.config.source, project.folder(BASE)
     return [
         {
             "stage": "import",
-            "kind": config.source.kind,
-            "path": config.source.path,
+            "kind": source.kind,
+            "path": source.path,
             "folder": str(folder),
-            "status": places.status(folder),
+            "status": layout.status(folder),
         }
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(project: Project) -> None:
     """Writes the train folder of the imported model, or finds that it is there."""
-    _check(config)
-    found = _read(config)
-    config = with_fields(config, found.fields)
-    model, folder = make_model(config), places.train_folder(workdir)
-    if found.params is None:
+    source = _read(project.config)
+    config = with_fields(project.config, source.fields)
+    project = Project(config, project.workdir)
+    model, folder = make_model(config), project.folder(BASE)
+    if source.params is None:
         params = model.init(jax.random.key(config.seed))
     else:
         path = pathlib.Path(config.source.path)
-        params = placed(found.params, model.abstract_params(), path)
+        params = placed(source.params, model.abstract_params(), path)
     facts = {
         "params_sha256": params_sha256(params),
         "parameters": model.num_parameters(),
         "source": as_json(config)["source"],
-        "num_steps": found.num_steps,
+        "num_steps": source.num_steps,
     }
-    there = places.result(folder)
-    if there is not None and there["params_sha256"] != facts["params_sha256"]:
+    result = layout.result(folder)
+    if result is not None and result["params_sha256"] != facts["params_sha256"]:
         raise ValueError(
             f"{folder} holds another model than {config.source.path}: use another"
             " --workdir."
         )
-    places.claim(workdir, config, "source")
-    if there is None:
+    layout.claim(project, "source")
+    if result is None:
         state = init_state(params, optimizer_of(config.train))
-        with checkpoints.open_folder(places.checkpoint_folder(folder)) as manager:
+        with checkpoints.open_folder(layout.checkpoint_folder(folder)) as manager:
             checkpoints.save(manager, state, {"run": "import", **facts})
         if parallel.is_main():
-            write_json(workdir / FILE, found.fields)
+            write_json(project.workdir / FILE, source.fields)
             write_json(folder / "result.json", {"step": 0, **facts})
     print(
-        f"import: a network of {facts['parameters']:,} parameters that says"
+        f"import: a network of {facts['parameters']:,} parameters that predicts"
         f" {model.output}, see {folder}/result.json"
     )
 
@@ -83,8 +85,9 @@ def described(config: Config) -> Config:
     return with_fields(config, _read(config).fields)
 
 
-def _check(config: Config) -> None:
-    """Refuses what cannot be imported before anything is read."""
+def check(project: Project) -> None:
+    """Refuses a source that cannot be, before anything is read."""
+    config = project.config
     spec = config.source
     choice("source.kind", spec.kind, Kind)
     choice("source.output", spec.output, Output)
@@ -99,11 +102,11 @@ def _check(config: Config) -> None:
 
 def _read(config: Config) -> Imported:
     """The model, and the steps that its students are to halve."""
-    found = _model(config)
-    if not found.num_steps:
-        return found
-    steps = {"start_steps": found.num_steps}
-    return found._replace(fields={**found.fields, "distill": steps})
+    source = _model(config)
+    if not source.num_steps:
+        return source
+    steps = {"start_steps": source.num_steps}
+    return source._replace(fields={**source.fields, "distill": steps})
 
 
 def _model(config: Config) -> Imported:
@@ -111,8 +114,9 @@ def _model(config: Config) -> Imported:
     if spec.kind == "diffusers":
         return _never_without_class(read_folder(path))
     if spec.kind == "released":
-        found = paper_checkpoints.read(path, spec.output, config.data.image_size)
-        return _never_without_class(found)
+        return _never_without_class(
+            paper_checkpoints.read(path, spec.output, config.data.image_size)
+        )
     if spec.kind == "function":
         fields = {
             "model": {name: config.model[name] for name in OWN},
@@ -129,6 +133,9 @@ def _model(config: Config) -> Imported:
     return Imported(about.fields, model_file.read(path), about.num_steps)
 
 
-def _never_without_class(found: Imported) -> Imported:
+def _never_without_class(source: Imported) -> Imported:
     """So that it is refused for guidance: nobody knows that it ever went without."""
-    return found._replace(fields={**found.fields, "train": {"label_dropout": 0.0}})
+    return source._replace(fields={**source.fields, "train": {"label_dropout": 0.0}})
+
+
+STAGE = Stage(name="import", check=check, plan=plan, run=run)

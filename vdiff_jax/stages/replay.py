@@ -1,6 +1,6 @@
 """One update again, to find where its numbers stopped being finite."""
 
-import pathlib
+from collections.abc import Sequence
 from contextlib import closing
 
 import jax
@@ -8,25 +8,29 @@ import tqdm
 
 from vdiff_jax.datasets.source import Source, name_of
 from vdiff_jax.files.atomic import write_text
-from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
-from vdiff_jax.from_config.model import has_guide
-from vdiff_jax.stages import distill, guide, train
+from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import begin, cut_into_calls, examples_of
 from vdiff_jax.training.nonfinite import Origin, origins
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.layout import Project
 
 # More would hide the first ones, which matter.
 MOST_ORIGINS, MOST_EXAMPLES = 10, 8
 
 
-def run(config: Config, workdir: pathlib.Path, step: int) -> None:
+def run(project: Project, stages: Sequence[Stage], step: int) -> None:
     """Repeats the updates from the last checkpoint before `step`, then that one slowly.
 
     Prints the operations that made numbers that are not finite, and the examples they
     came from; the same goes to `nonfinite/<step>.txt`.
+
+    Args:
+      project: The config and its folder.
+      stages: Those that the command chose; of them, the first that trains and is not
+        finished is replayed, or the last that trains.
+      step: The update, from 1.
 
     Raises:
       ValueError: If there is no such step in the run that is under way, or the workdir
@@ -34,7 +38,7 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
     """
     if jax.process_count() > 1:
         raise ValueError("--replay works on one host: start it without the others.")
-    tools, under_way = _under_way(config, workdir)
+    tools, under_way = _under_way(project, stages)
     if not 1 <= step <= under_way.num_updates:
         raise ValueError(
             f"--replay {step}: {under_way.name} has steps 1 to {under_way.num_updates}."
@@ -45,7 +49,7 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
         feed = next(feeds)
     found = origins(tools.plain_step, state, feed, under_way.job)
     examples = examples_of(tools, under_way, step)
-    source = make_source(config, "train")
+    source = make_source(project.config, "train")
 
     lines = [f"{under_way.name}, step {step}:"]
     if not found:
@@ -59,23 +63,17 @@ def run(config: Config, workdir: pathlib.Path, step: int) -> None:
     write_text(under_way.folder / "nonfinite" / f"{step:08d}.txt", text)
 
 
-def _under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
-    """The run that a finished stage, or the chosen one, is not done with."""
-    stage = str(config.stage)
-    if stage == "all":
-        stage = _unfinished(config, workdir)
-    if stage == "distill":
-        return distill.under_way(config, workdir)
-    places.claim(workdir, config, stage)
-    return (guide if stage == "guide" else train).under_way(config, workdir)
-
-
-def _unfinished(config: Config, workdir: pathlib.Path) -> str:
-    """The first stage that trains and is not finished, or the last."""
-    if places.result(places.train_folder(workdir)) is None:
-        return "train"
-    guided = places.result(places.guide_folder(workdir)) is not None
-    return "guide" if has_guide(config) and not guided else "distill"
+def _under_way(project: Project, stages: Sequence[Stage]) -> tuple[Tools, Run]:
+    """The run that the first unfinished stage, or the last, is not done with."""
+    training = [stage for stage in stages if stage.under_way is not None]
+    if not training:
+        raise ValueError("--replay needs a stage that trains: train, guide or distill.")
+    unfinished = [stage for stage in training if not stage.is_finished(project)]
+    stage = (unfinished or training[-1:])[0]
+    stage.check(project)
+    stage.claim(project)
+    assert stage.under_way is not None
+    return stage.under_way(project)
 
 
 def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:

@@ -1,4 +1,9 @@
-"""The base model, which is the first teacher."""
+"""The base model, which is the first teacher: from nothing, or from other weights.
+
+With `train.init_from` training goes on from another model's weights: for a model whose
+output does not suit few steps. eps says nothing of x where there is no signal (Salimans
+& Ho, 2022, arXiv:2202.00512, Sec. 4), and v does.
+"""
 
 import pathlib
 from typing import Any
@@ -6,38 +11,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax import parallel
+from vdiff_jax.distillation.role import BASE
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
+from vdiff_jax.generation.sampler import request
+from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import imported, layout
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import is_finished, load_params
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def check(project: Project) -> None:
+    """Refuses weights to go on from that are not there, or of another output."""
+    config = project.config
+    folder = _init_from(project)
+    if folder is None:
+        return
+    if layout.result(folder) is None:
+        raise ValueError(
+            f"No finished model in train.init_from={str(folder)!r}: name the train"
+            " folder of a workdir."
+        )
+    output = layout.made_with(folder)["model"]["output"]
+    if config.model.computed_from not in ("", output):
+        raise ValueError(
+            f"model.computed_from={config.model.computed_from!r}, but the network in"
+            f" {folder} predicts {output!r}: set model.computed_from={output!r}."
+        )
+
+
+def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
-    folder = places.train_folder(workdir)
+    folder, init_from = project.folder(BASE), project.config.train.init_from
     return [
         {
             "stage": "train",
+            **({"init_from": init_from} if init_from else {}),
             "folder": str(folder),
-            "updates": config.train.steps,
-            "status": places.status(folder),
+            "updates": project.config.train.steps,
+            "status": layout.status(folder),
         }
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def claim(project: Project) -> None:
+    """Records the config, and refuses a workdir made with another."""
+    layout.claim(project, "train")
+
+
+def run(project: Project) -> None:
     """Trains, or resumes, or finds that it is done."""
-    places.claim(workdir, config, "train")
-    if not places.is_finished("train", places.train_folder(workdir)):
-        fit(*under_way(config, workdir))
+    claim(project)
+    fields = imported.of_source(project.config)
+    if fields is not None and parallel.is_main():
+        write_json(project.workdir / imported.FILE, fields)
+    if not layout.finished_before("train", project.folder(BASE)):
+        fit(*under_way(project))
 
 
-def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+def under_way(project: Project) -> tuple[Tools, Run]:
     """The tools, and the run of the base model."""
+    config = project.config
     model = make_model(config)
     tools = make_tools(
         config,
@@ -47,16 +88,46 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
         train_loss(config, model, train=False),
         passes=3,  # forward, and a gradient
     )
+    facts: dict[str, Any] = {"parameters": model.num_parameters()}
+    key = jax.random.key(config.seed)
+    params = None
+    folder = _init_from(project)
+    if folder is not None:
+        # Converted or not, the weights are those of the same network.
+        params = load_params(model, folder, tools.shardings.params)
+        output = layout.made_with(folder)["model"]["output"]
+        facts |= {
+            "teacher": str(folder),
+            "teacher_sha256": params_sha256(params),
+            "output": [output, model.output],
+        }
     return tools, Run(
         name="train",
-        folder=places.train_folder(workdir),
+        folder=project.folder(BASE),
         job=Job(
-            key=jax.random.fold_in(jax.random.key(config.seed), 0),
+            key=jax.random.fold_in(key, 0),
             num_updates=jnp.int32(config.train.steps),
         ),
         num_updates=config.train.steps,
-        start=lambda: model.init(jax.random.key(config.seed)),
+        start=lambda: model.init(key) if params is None else params,
         order_seed=(config.seed, 0),
-        sample_steps=config.train.sample_steps,
-        facts={"parameters": model.num_parameters()},
+        samples=request(config.train.sample_steps),
+        facts=facts,
     )
+
+
+def _init_from(project: Project) -> pathlib.Path | None:
+    """The folder that the first weights come from, if not from chance."""
+    folder = project.config.train.init_from
+    return pathlib.Path(folder) if folder else None
+
+
+STAGE = Stage(
+    name="train",
+    check=check,
+    plan=plan,
+    run=run,
+    claim=claim,
+    under_way=under_way,
+    is_finished=lambda project: is_finished(project, BASE),
+)

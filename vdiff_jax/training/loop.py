@@ -312,7 +312,7 @@ class _Loop:
         """Held-out loss, samples and a checkpoint, where they are due."""
         step, tools = int(state.step), self._tools
         held_out_loss = None
-        draw = draw and self._run.sample_steps > 0
+        draw = draw and self._run.samples is not None
         if evaluate or draw:
             ema_params = parallel.gather(state.ema_params, tools.mesh)
             if evaluate and tools.held_out:
@@ -339,10 +339,10 @@ class _Loop:
         mesh = self._tools.mesh
         sharding = parallel.replicated(mesh) if 64 % mesh.size else parallel.split(mesh)
         index = parallel.put(np.arange(64), sharding)
-        sampler, steps = self._tools.sampler, np.int32(self._run.sample_steps)
-        start, w = sampler.start(index, np.int32(0)), self._run.sample_w
-        options = {} if w is None else {"w": np.float32(w)}
-        return parallel.fetch(sampler.draw(ema_params, start, steps, **options))
+        sampler = self._tools.sampler
+        start = sampler.start(index, np.int32(0))
+        assert self._run.samples is not None
+        return parallel.fetch(sampler.draw(ema_params, start, self._run.samples))
 
     def _held_out_loss(self, params: Params) -> float:
         losses = [

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from vdiff_jax.datasets.device_feed import Feeder
-from vdiff_jax.generation.sampler import Sampler
+from vdiff_jax.generation.sampler import Request, Sampler
 from vdiff_jax.training.step import Job, Metrics, TrainState
 from vdiff_jax.training.throughput import Profile
 from vdiff_jax.types import Batch, Params
@@ -102,9 +102,9 @@ class Run:
       num_updates: The length, as the host knows it.
       start: Makes the parameters of step 0; called only for a new run.
       order_seed: Decides the order of the data.
-      sample_steps: Of the sampler of the grids; 0 for a network that draws none.
+      samples: What is asked of the sampler for the grids; None for a network that
+        draws no images.
       facts: Goes into result.json and every checkpoint: where the run came from.
-      sample_w: Strength of guidance in the grids; None is none.
     """
 
     name: str
@@ -113,9 +113,8 @@ class Run:
     num_updates: int
     start: Callable[[], Params]
     order_seed: tuple[int, ...]
-    sample_steps: int
+    samples: Request | None
     facts: dict[str, Any]
-    sample_w: float | None = None
 
     @property
     def checkpoints(self) -> pathlib.Path:

@@ -26,8 +26,8 @@ def of_source(config: Config) -> Fields | None:
     The network and the noise schedule are that model's, but it says what the config
     asks for. What was known of its training holds no longer.
     """
-    path = pathlib.Path(config.finetune.source).parent / FILE
-    if not config.finetune.source or not path.exists():
+    path = pathlib.Path(config.train.init_from).parent / FILE
+    if not config.train.init_from or not path.exists():
         return None
     fields = json.loads(path.read_text())
     own = {name: config.model[name] for name in ("output", "computed_from")}

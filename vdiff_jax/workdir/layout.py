@@ -1,6 +1,7 @@
 """The folder of a project: where things lie, and which config made them."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import importlib.metadata
@@ -14,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.role import Method, Role
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.from_config.choices import Config, as_json
-from vdiff_jax.from_config.losses import Ladder
 from vdiff_jax.training import checkpoints
+from vdiff_jax.training.run import CHECKPOINTS, RESULT
 
 # Fields that change what is written or shown, but not the numbers of a run, or only
 # the order of its sums.
@@ -44,27 +46,36 @@ BOOKKEEPING = frozenset(
 MODEL_SECTIONS = ("seed", "model", "diffusion", "data")
 
 
-def train_folder(workdir: pathlib.Path) -> pathlib.Path:
-    """Where the base model is trained."""
-    return workdir / "train"
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A config and the folder that its stages write to."""
+
+    config: Config
+    workdir: pathlib.Path
+
+    def folder(self, role: Role) -> pathlib.Path:
+        """The folder of a model's run."""
+        return folder_of(self.workdir, role)
 
 
-def guide_folder(workdir: pathlib.Path) -> pathlib.Path:
-    """Where the student that imitates guidance is trained."""
-    return workdir / "guide"
+def folder_of(workdir: pathlib.Path, role: Role) -> pathlib.Path:
+    """The folder of a model's run."""
+    if role.method is None:
+        return workdir / role.stage
+    return students_folder(workdir, role.method) / f"{role.num_steps:04d}"
 
 
-def ladder_folder(workdir: pathlib.Path, ladder: Ladder) -> pathlib.Path:
-    """Where the students of one ladder are."""
-    name = "distill" if ladder == "deterministic" else f"distill_{ladder}"
-    return workdir / name
+def students_folder(workdir: pathlib.Path, method: Method) -> pathlib.Path:
+    """The folder of all students of a method."""
+    return workdir / ("distill" if method == "deterministic" else f"distill_{method}")
 
 
-def student_folder(
-    workdir: pathlib.Path, num_steps: int, ladder: Ladder = "deterministic"
-) -> pathlib.Path:
-    """Where the student of `num_steps` steps is trained."""
-    return ladder_folder(workdir, ladder) / f"{num_steps:04d}"
+def section_of(config: dict[str, Any], role: Role) -> dict[str, Any]:
+    """The section of a recorded config that a model's run was made with."""
+    if role.method is None:
+        return config[role.stage]
+    name = "distill" if role.method == "deterministic" else f"distill_{role.method}"
+    return config.get(name, config["distill"])
 
 
 def made_with(folder: pathlib.Path) -> dict[str, Any]:
@@ -81,19 +92,19 @@ def made_with(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def checkpoint_folder(folder: pathlib.Path) -> pathlib.Path:
-    """The checkpoints of a train or student folder."""
-    return folder / "checkpoints"
+    """The checkpoints of a run's folder."""
+    return folder / CHECKPOINTS
 
 
 def result(folder: pathlib.Path) -> dict[str, Any] | None:
     """What a finished run says of itself; None if it is not finished."""
-    path = folder / "result.json"
+    path = folder / RESULT
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def reopen(folder: pathlib.Path) -> None:
     """Makes a finished run count as unfinished; its result is kept under `damaged/`."""
-    path = folder / "result.json"
+    path = folder / RESULT
     if parallel.is_main() and path.exists():
         path.rename(folder / "damaged" / "result.json")
 
@@ -106,7 +117,7 @@ def status(folder: pathlib.Path) -> str:
     return "new" if step is None else f"resume at step {step}"
 
 
-def is_finished(stage: str, folder: pathlib.Path) -> bool:
+def finished_before(stage: str, folder: pathlib.Path) -> bool:
     """Whether nothing is left to do for a stage's run; says so if it is."""
     if result(folder) is None:
         return False
@@ -161,22 +172,21 @@ def _take(file: Any, workdir: pathlib.Path) -> None:
     file.flush()
 
 
-def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
+def claim(project: Project, section: str | None) -> None:
     """Records the config, and refuses a workdir whose runs were made with another.
 
     Args:
-      workdir: The project's folder.
-      config: The resolved config.
-      section: Of a stage that makes models: "train", "finetune", "source", "guide" or
-        the folder of a ladder; else None.
+      project: The config and its folder.
+      section: The section of a stage that makes models: "train", "source", "guide" or
+        the folder of a method's students; else None.
 
     Raises:
       ValueError: Naming every field that differs from the runs already there.
     """
-    path = workdir / "config.json"
-    ours = as_json(config)
+    workdir = project.workdir
+    path, ours = workdir / "config.json", as_json(project.config)
     if section is not None and section.startswith("distill_"):
-        ours[section] = ours["distill"]  # there may be several ladders in a workdir
+        ours[section] = ours["distill"]  # a workdir may have several methods
     sections = (*MODEL_SECTIONS, *([section] if section else []))
     recorded = ours
     if path.exists():
@@ -203,7 +213,7 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:
     if section in MODEL_SECTIONS:
         patterns = ["*/checkpoints/*", "distill*/*/checkpoints/*"]
-    elif section in ("train", "finetune", "source"):
+    elif section in ("train", "source"):
         patterns = ["train/checkpoints/*"]
     elif section == "guide":
         patterns = ["guide/checkpoints/*"]

@@ -1,114 +1,175 @@
-"""Finds the trained model that takes a given number of steps."""
+"""Finished models: which there are, where, and their parameters."""
 
+import dataclasses
 import pathlib
-from typing import NamedTuple
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.role import (
+    BASE,
+    GUIDED,
+    STAGES,
+    Method,
+    Role,
+    RoleName,
+    method_of,
+    student,
+)
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_model
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.imported import with_fields
+from vdiff_jax.workdir.layout import Project
 
 
-class Found(NamedTuple):
-    """A finished run, and the network that it trained."""
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished model.
 
+    Attributes:
+      role: Which stage made it, by which method, and for how many steps.
+      folder: The folder of its run, or its file.
+      model: Its network.
+    """
+
+    role: Role
     folder: pathlib.Path
     model: Model
 
+    def params(self) -> Params:
+        """Its EMA parameters, whole on every device; see `load_params`."""
+        return load_params(self.model, self.folder)
 
-def find(
-    config: Config,
-    workdir: pathlib.Path,
-    kind: str,
-    num_steps: int,
-    ladder: Ladder = "deterministic",
-) -> Found:
-    """The base model, the guided student, or the student of `num_steps` steps.
+    @property
+    def sha256(self) -> str | None:
+        """The fingerprint of its parameters, as its run left it."""
+        return (layout.result(self.folder) or {}).get("params_sha256")
+
+    @property
+    def is_guided_in_two(self) -> bool:
+        """True if guidance asks its network twice, and not a network that takes w."""
+        return self.model.w_range is None
+
+
+def is_finished(project: Project, role: Role) -> bool:
+    """True if the run of a model has ended."""
+    return layout.result(project.folder(role)) is not None
+
+
+def finished(project: Project) -> list[Role]:
+    """The models of a project that are there, in the order in which they are made."""
+    roles = [role for role in (BASE, GUIDED) if is_finished(project, role)]
+    for method in get_args(Method):
+        folder = layout.students_folder(project.workdir, method)
+        counts = sorted((int(f.name) for f in folder.glob("[0-9]*")), reverse=True)
+        students = [student(count, method) for count in counts]
+        roles += [role for role in students if is_finished(project, role)]
+    return roles
+
+
+def roles_named(name: str, num_steps: int, sampler: str) -> tuple[Role, ...]:
+    """The roles that `sample.model` and the like name, the most wanted first.
 
     Args:
-      config: The whole config.
-      workdir: The project's folder.
-      kind: "base", "guided", "distilled", or "auto": the last of them that is there.
+      name: base, guided, distilled, or auto: any of them.
       num_steps: Of the sampler.
-      ladder: Which students.
+      sampler: Its name.
 
     Raises:
-      ValueError: If there is no such model.
+      ValueError: If the name is unknown.
     """
-    folders = {
-        "distilled": places.student_folder(workdir, num_steps, ladder),
-        "guided": places.guide_folder(workdir),
-        "base": places.train_folder(workdir),
+    roles: dict[str, Role] = {
+        "distilled": student(num_steps, method_of(sampler)),
+        "guided": GUIDED,
+        "base": BASE,
     }
-    _check_jump(workdir, num_steps, ladder, kind)
-    if kind == "auto":
-        there = [name for name, folder in folders.items() if places.result(folder)]
-        kind = there[0] if there else "base"
-    if kind not in folders:
+    if name != "auto" and name not in roles:
         raise ValueError(
-            f"sample.model={kind!r} is unknown; choose auto, base, guided or distilled."
+            f"sample.model={name!r} is unknown; choose auto, base, guided or distilled."
         )
-    if places.result(folders[kind]) is None:
-        stage = {"base": "train", "guided": "guide", "distilled": "distill"}[kind]
-        raise ValueError(
-            f"No finished {kind} model in {folders[kind]}: run the {stage} stage first."
-        )
-    takes_w = has_guide(config) and kind != "base"
-    return Found(folders[kind], make_model(config, guided=takes_w))
+    return tuple(roles.values()) if name == "auto" else (roles[name],)
 
 
-def _check_jump(
-    workdir: pathlib.Path, num_steps: int, ladder: Ladder, kind: str
-) -> None:
-    """Refuses a student whose ladder did not teach it this sampler's jumps."""
-    if ladder != "stochastic" or kind not in ("auto", "distilled"):
-        return
-    other = places.student_folder(workdir, num_steps)
-    student = places.student_folder(workdir, num_steps, ladder)
-    if places.result(student) is None and places.result(other) is not None:
-        raise ValueError(
-            f"The student in {other} knows steps of 1/{num_steps} only, and the"
-            " stochastic sampler makes jumps of twice that: distill another with"
-            " distill.ladder=stochastic, or set sample.sampler=ddim."
-        )
+def find(project: Project, *roles: Role) -> Trained:
+    """The first of these models that is there.
 
-
-def kind_of(workdir: pathlib.Path, folder: pathlib.Path) -> str:
-    """Base, guided or distilled."""
-    if folder == places.train_folder(workdir):
-        return "base"
-    return "guided" if folder == places.guide_folder(workdir) else "distilled"
-
-
-def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
-    """The model of a file that export wrote, and the config with what it is.
+    Args:
+      project: The config and its folder.
+      roles: The models that would do, the most wanted first.
 
     Raises:
-      ValueError: If it is no such file, or of another ladder than the sampler's.
+      ValueError: If none of them is there.
+    """
+    for role in roles:
+        if is_finished(project, role):
+            return Trained(role, project.folder(role), network_of(project.config, role))
+        _check_jump(project, role)
+    last = roles[-1]
+    raise ValueError(
+        f"No finished {last.name} model in {project.folder(last)}: run the"
+        f" {STAGES[last.name]} stage first."
+    )
+
+
+def network_of(config: Config, role: Role) -> Model:
+    """The network of a model: all but the base take w where there is a guide stage."""
+    return make_model(config, guided=has_guide(config) and role != BASE)
+
+
+def _check_jump(project: Project, role: Role) -> None:
+    """Refuses a student whose method did not teach it this sampler's jumps."""
+    if role.method != "stochastic":
+        return
+    other = student(role.num_steps)
+    if is_finished(project, other):
+        raise ValueError(
+            f"The student in {project.folder(other)} knows steps of"
+            f" 1/{role.num_steps} only, and the stochastic sampler makes jumps of twice"
+            " that: distill another with distill.ladder=stochastic, or set"
+            " sample.sampler=ddim."
+        )
+
+
+def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
+    """The model of a file that export wrote, and the config with what the file says.
+
+    Args:
+      config: The whole config, of which the data's size and channels do not count.
+      path: The file.
+
+    Raises:
+      ValueError: If it is no such file, or of another method than the sampler's.
     """
     about = model_file.read_about(path)
-    made = config.copy_and_resolve_references()
-    made.data.update({"channels": 0, "image_size": 0})
-    made = with_fields(made, about.fields)
+    own = config.copy_and_resolve_references()
+    own.data.update({"channels": 0, "image_size": 0})
+    own = with_fields(own, about.fields)
     if about.num_steps:
-        made.sample.steps = about.num_steps
-    sampler, ladder = made.sample.sampler, about.facts["ladder"]
-    if about.kind == "distilled" and ladder != ladder_of(sampler):
+        own.sample.steps = about.num_steps
+    role = role_in(about)
+    if role.is_student and role.method != method_of(own.sample.sampler):
         raise ValueError(
-            f"The student in {path} is of the {ladder} ladder, which"
-            f" sample.sampler={sampler} does not sample."
+            f"The student in {path} is of the {role.method} ladder, which"
+            f" sample.sampler={own.sample.sampler} does not sample."
         )
-    return made, Found(path, make_model(made, guided=has_guide(made)))
+    model = make_model(own, guided=has_guide(own))
+    return own, Trained(role, path, model)
+
+
+def role_in(about: model_file.About) -> Role:
+    """The role of the model in a file."""
+    name: RoleName = about.kind
+    if name != "distilled":
+        return BASE if name == "base" else GUIDED
+    return student(about.num_steps, about.facts["ladder"])
 
 
 def load_params(
@@ -131,7 +192,7 @@ def load_params(
         shardings = _whole(abstract_params)
     if folder.suffix == ".safetensors":
         return placed(model_file.read(folder), abstract_params, folder, shardings)
-    path = places.checkpoint_folder(folder)
+    path = layout.checkpoint_folder(folder)
     try:
         params = checkpoints.restore_ema(path, abstract_params, shardings)
         _check_is_the_result(params, folder)
@@ -139,7 +200,7 @@ def load_params(
         step = checkpoints.latest_step(path)
         assert step is not None
         checkpoints.set_aside(path, step)
-        places.reopen(folder)
+        layout.reopen(folder)
         raise DamagedError(
             f"{error} It was moved to {folder}/damaged, and the run in {folder} counts"
             " as unfinished: its train or distill stage goes on from the checkpoint"
@@ -158,7 +219,7 @@ def placed(
 
     Args:
       params: Arrays of the host.
-      abstract_params: What the network needs.
+      abstract_params: The shapes that the network needs.
       path: The file, for messages.
       shardings: Where they go; by default they are whole on all devices.
 
@@ -175,10 +236,10 @@ def _whole(abstract_params: Params) -> Params:
 
 
 def _check_is_the_result(params: Params, folder: pathlib.Path) -> None:
-    expected = (places.result(folder) or {}).get("params_sha256")
-    found = params_sha256(params)
-    if expected not in (None, found):
+    expected = (layout.result(folder) or {}).get("params_sha256")
+    sha256 = params_sha256(params)
+    if expected not in (None, sha256):
         raise DamagedError(
-            f"The newest checkpoint in {folder} has params_sha256 {found}, and"
+            f"The newest checkpoint in {folder} has params_sha256 {sha256}, and"
             f" result.json says {expected}."
         )

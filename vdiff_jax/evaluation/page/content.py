@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdiff_jax.evaluation.measurement import Measurement
+
 Row = Mapping[str, Any]
 Fact = tuple[str, Any]
 Point = tuple[int, float]
@@ -119,11 +121,8 @@ class Content:
       series: The first is the ladder that the slider moves along, from the base model
         to one step; where its frames differ in w, another slider moves along that. Any
         other can be shown beside it at the same number of steps and the same w.
-      ladder: Measurements. Each has "model", "sampler", "steps", "evaluations" (of the
-        network, for one picture), "metric" and "value"; and if it likes "spread",
-        "values", "num_images", "seed", "seconds_per_image", "warning" and more. None
-        and NaN mean: not measured. Guided ones have "w" too. At most one for each
-        metric, model, sampler, w and number of evaluations.
+      ladder: Measurements, at most one for each metric, model, sampler, w and number
+        of evaluations.
       floors: For a metric, its value for one half of the data against the other.
       provenance: (name, value) of what was measured against what.
       timing: Rows: model, sampler, steps, evaluations, seconds per image, ...
@@ -141,7 +140,7 @@ class Content:
     date: str = ""
     summary: Sequence[Fact] = ()
     series: Sequence[Series] = ()
-    ladder: Sequence[Row] = ()
+    ladder: Sequence[Measurement] = ()
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     provenance: Sequence[Fact] = ()
     timing: Sequence[Row] = ()

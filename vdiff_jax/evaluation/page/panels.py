@@ -1,10 +1,10 @@
-"""Rows of the ladder as what is drawn and tabulated: one panel for each metric."""
+"""Measurements as they are drawn and tabulated: one panel for each metric."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from vdiff_jax.evaluation.page.content import Row
+from vdiff_jax.evaluation.measurement import Measurement, of_metric
 
 SAMPLERS = {
     "ddim": "DDIM",
@@ -105,13 +105,10 @@ class Panel(NamedTuple):
         return None
 
 
-def panels(rows: Sequence[Row], floors: Mapping[str, float]) -> list[Panel]:
-    """One for each metric, in the order of the rows."""
-    names = dict.fromkeys(row["metric"] for row in rows)
-    return [
-        _panel(name, [row for row in rows if row["metric"] == name], floors.get(name))
-        for name in names
-    ]
+def panels(rows: Sequence[Measurement], floors: Mapping[str, float]) -> list[Panel]:
+    """One panel for each metric, in the order of the rows."""
+    names = dict.fromkeys(row.metric for row in rows)
+    return [_panel(name, of_metric(rows, name), floors.get(name)) for name in names]
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -143,12 +140,12 @@ def finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _panel(name: str, rows: Sequence[Row], floor: float | None) -> Panel:
+def _panel(name: str, rows: Sequence[Measurement], floor: float | None) -> Panel:
     metric = metric_named(name)
     floor = finite(floor)
     lowest = min(_values(rows) + ([] if floor is None else [floor]), default=0.0)
     scale = "linear" if metric.scale == "log" and lowest <= 0 else metric.scale
-    notes = list(dict.fromkeys(row["warning"] for row in rows if row.get("warning")))
+    notes = list(dict.fromkeys(row.warning for row in rows if row.warning))
     return Panel(
         name=name,
         label=metric.label,
@@ -157,7 +154,7 @@ def _panel(name: str, rows: Sequence[Row], floor: float | None) -> Panel:
         floor=floor,
         floor_shown=number(floor),
         curves=list(dict.fromkeys(_curve(row) for row in rows)),
-        evaluations=sorted({row["evaluations"] for row in rows}),
+        evaluations=sorted({row.evaluations for row in rows}),
         points=[
             _point(
                 row,
@@ -165,7 +162,7 @@ def _panel(name: str, rows: Sequence[Row], floor: float | None) -> Panel:
                 best=_is_best(row, rows, metric.better),
                 notes=notes,
             )
-            for row in sorted(rows, key=lambda row: row["evaluations"])
+            for row in sorted(rows, key=lambda row: row.evaluations)
         ],
         notes=notes,
     )
@@ -180,40 +177,42 @@ def metric_named(name: str) -> Metric:
     return Metric(name.replace("_", " "), None, "linear")
 
 
-def _point(row: Row, *, least: float, best: bool, notes: Sequence[str]) -> Point:
-    value, spread = finite(row["value"]), finite(row.get("spread"))
+def _point(
+    row: Measurement, *, least: float, best: bool, notes: Sequence[str]
+) -> Point:
+    value, spread = finite(row.value), finite(row.spread)
     low = high = None
     if value is not None and spread is not None:
         low, high = max(least, value - spread), value + spread
     return Point(
         curve=_curve(row),
-        evaluations=row["evaluations"],
+        evaluations=row.evaluations,
         value=value,
         low=low,
         high=high,
-        shown=_with_spread(row["value"], spread),
+        shown=_with_spread(row.value, spread),
         best=best,
-        note=notes.index(row["warning"]) + 1 if row.get("warning") else 0,
+        note=notes.index(row.warning) + 1 if row.warning else 0,
     )
 
 
-def _curve(row: Row) -> str:
-    name = f"{row['model']}, {SAMPLERS.get(row['sampler'], row['sampler'])}"
-    return name if row.get("w") is None else f"{name}, w = {row['w']:g}"
+def _curve(row: Measurement) -> str:
+    name = f"{row.model}, {SAMPLERS.get(row.sampler, row.sampler)}"
+    return name if row.w is None else f"{name}, w = {row.w:g}"
 
 
-def _is_best(row: Row, rows: Sequence[Row], better: str | None) -> bool:
+def _is_best(row: Measurement, rows: Sequence[Measurement], better: str | None) -> bool:
     rivals = _values(
         other
         for other in rows
-        if other["evaluations"] == row["evaluations"] and other.get("w") == row.get("w")
+        if other.evaluations == row.evaluations and other.w == row.w
     )
     if better is None or len(rivals) < 2:
         return False
-    return row["value"] == (min if better == "lower" else max)(rivals)
+    return row.value == (min if better == "lower" else max)(rivals)
 
 
-def _values(rows: Iterable[Row]) -> list[float]:
-    """Those that are numbers."""
-    found = [finite(row["value"]) for row in rows]
-    return [value for value in found if value is not None]
+def _values(rows: Iterable[Measurement]) -> list[float]:
+    """The values that are numbers."""
+    values = [finite(row.value) for row in rows]
+    return [value for value in values if value is not None]

@@ -13,6 +13,7 @@ import PIL.Image
 from jaxtyping import UInt8
 from markupsafe import Markup
 
+from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.evaluation.page.content import Content, Point, Row
 from vdiff_jax.evaluation.page.panels import Panel, finite, number, panels
 
@@ -34,6 +35,7 @@ def render(content: Content) -> str:
     scripts = [_read(name) for name in SCRIPTS]
     return environment.from_string(_read("template.html")).render(
         page=content,
+        rows=[_shown(row) for row in content.ladder],
         panels=ladder,
         curves=_curves(ladder),
         drawn=_drawn(content, ladder),
@@ -89,6 +91,12 @@ def _thin(points: Sequence[Point]) -> list[tuple[int, float | None]]:
         (group[-1][0], finite(np.mean([value for _, value in group])))
         for group in groups
     ]
+
+
+def _shown(row: Measurement) -> Row:
+    """The columns of the table of all measurements."""
+    hidden = ("key", "residual", "batch_size", "device")
+    return {name: v for name, v in row.to_json().items() if name not in hidden}
 
 
 def _columns(rows: Iterable[Row]) -> list[str]:

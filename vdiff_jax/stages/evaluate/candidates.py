@@ -1,150 +1,160 @@
 """What evaluate measures: which models, and how each is sampled."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vdiff_jax import samplers, schedules
+from vdiff_jax.distillation.role import (
+    BASE,
+    GUIDED,
+    Method,
+    Role,
+    student,
+)
+from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_schedule
 from vdiff_jax.from_config.sampler import PREDICTORS
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir.layout import Project, students_folder
+from vdiff_jax.workdir.trained import is_finished
 
 
 class Candidate(NamedTuple):
-    """What is measured: a model, and how it is sampled.
+    """A model, and the way it is sampled.
 
     Attributes:
-      model: "base", "guided" or "distilled".
+      role: The model.
       sampler: Of `samplers`.
       steps: Of the sampler.
-      w: The strength of guidance; None for a model without.
+      w: The guidance weight; None for a model without.
     """
 
-    model: str
+    role: Role
     sampler: str
     steps: int
     w: float | None = None
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for one picture: the base needs two for guidance."""
+        """Evaluations of the network for one image: the base needs two for guidance."""
         once = samplers.evaluations(PREDICTORS[self.sampler], self.steps)
-        return 2 * once if self.model == "base" and self.w else once
-
-    @property
-    def ladder(self) -> Ladder:
-        """Whose students it is among, if it is a student."""
-        return ladder_of(self.sampler)
+        return 2 * once if self.role == BASE and self.w else once
 
     @property
     def asked_w(self) -> float | None:
-        """The strength to ask for; the base is not asked twice to no end."""
-        return None if self.model == "base" and not self.w else self.w
+        """The guidance weight to ask for; the base is not asked twice to no end."""
+        return None if self.role == BASE and not self.w else self.w
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a `Measurement` that say what was measured."""
+        fields = {"model": self.role.name, "sampler": self.sampler, "steps": self.steps}
+        return fields if self.w is None else {**fields, "w": self.w}
 
     def __str__(self) -> str:
-        """For people and file names."""
-        name = f"{self.model}-{self.sampler}-{self.steps:04d}"
+        """A name for people and files."""
+        name = f"{self.role.name}-{self.sampler}-{self.steps:04d}"
         return name if self.w is None else f"{name}-w{self.w:g}"
 
 
-def of_row(row: dict[str, Any]) -> Candidate:
-    """The candidate that a row of ladder.json is about."""
-    return Candidate(row["model"], row["sampler"], row["steps"], row.get("w"))
+def measured(row: Measurement) -> Candidate:
+    """The candidate that a measurement is about."""
+    return Candidate(row.role, row.sampler, row.steps, row.w)
 
 
-def finished(config: Config, workdir: pathlib.Path) -> list[Candidate]:
-    """Those of `candidates` whose models are there; says which are not."""
-    ladders: list[Ladder] = ["deterministic"]
-    if places.ladder_folder(workdir, "stochastic").exists():
-        ladders.append("stochastic")
-    return [one for one in candidates(config, ladders) if _is_there(one, workdir)]
+def of_finished(project: Project) -> list[Candidate]:
+    """Those of `candidates` whose models are there; prints which are not."""
+    methods: list[Method] = ["deterministic"]
+    if students_folder(project.workdir, "stochastic").exists():
+        methods.append("stochastic")
+    return [
+        candidate
+        for candidate in candidates(project.config, methods)
+        if _is_there(project, candidate)
+    ]
 
 
 def candidates(
-    config: Config, ladders: Sequence[Ladder] = ("deterministic",)
+    config: Config, methods: Sequence[Method] = ("deterministic",)
 ) -> list[Candidate]:
     """The reference, the students, and the base at as many evaluations at most.
 
     With one step all samplers are the same, so only ddim takes one. Where there is
-    guidance, all this for every strength.
+    guidance, all this for every guidance weight.
+
+    Args:
+      config: The whole config.
+      methods: Those whose students are measured.
 
     Raises:
       ValueError: If a number of steps is not allowed, or the data are latents.
     """
-    spec = config.evaluate
+    section = config.evaluate
     if config.data.latent_scale:
         raise ValueError(
-            "The evaluate stage compares pictures, and these data are latents"
+            "The evaluate stage compares images, and these data are latents"
             f" (data.latent_scale={config.data.latent_scale}): use the other stages."
         )
     for field in ("num", "repeats"):
-        if spec[field] < 1:
-            raise ValueError(f"evaluate.{field} must be at least 1, got {spec[field]}.")
-    unknown = set(spec.samplers) - set(PREDICTORS)
+        if section[field] < 1:
+            raise ValueError(
+                f"evaluate.{field} must be at least 1, got {section[field]}."
+            )
+    unknown = set(section.samplers) - set(PREDICTORS)
     if unknown:
         raise ValueError(
             f"evaluate.samplers has {sorted(unknown)}; choose from {tuple(PREDICTORS)}."
         )
-    found = [
+    ordered = [
         candidate
-        for w in _strengths(config)
-        for candidate in _candidates_at(config, ladders, w)
+        for w in _guidance_weights(config)
+        for candidate in _candidates_at(config, methods, w)
     ]
-    for candidate in found:
+    for candidate in ordered:
         schedules.check_num_steps(make_schedule(config), candidate.steps)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(ordered))
 
 
 def _candidates_at(
-    config: Config, ladders: Sequence[Ladder], w: float | None
+    config: Config, methods: Sequence[Method], w: float | None
 ) -> list[Candidate]:
-    """Those of one strength of guidance."""
-    spec = config.evaluate
-    found = [Candidate("base", "ddim", spec.reference_steps, w)]
-    if has_guide(config):
-        found.append(Candidate("guided", "ddim", spec.reference_steps, w))
-    for ladder in ladders:
-        sampler = "stochastic" if ladder == "stochastic" else "ddim"
-        found += [Candidate("distilled", sampler, n, w) for n in sorted(spec.steps)]
-    for sampler in spec.samplers:
-        for budget in sorted(spec.steps):
+    """The candidates of one guidance weight."""
+    section, budgets = config.evaluate, sorted(config.evaluate.steps)
+    whole = [BASE, GUIDED] if has_guide(config) else [BASE]
+    ordered = [
+        Candidate(role, role.sampler, section.reference_steps, w) for role in whole
+    ]
+    for method in methods:
+        students = [student(num_steps, method) for num_steps in budgets]
+        ordered += [Candidate(s, s.sampler, s.num_steps, w) for s in students]
+    for sampler in section.samplers:
+        for budget in budgets:
             steps = (budget + 1) // 2 if sampler == "heun" else budget
             if steps > 1 or sampler == "ddim":
-                found.append(Candidate("base", sampler, steps, w))
-    return found
+                ordered.append(Candidate(BASE, sampler, steps, w))
+    return ordered
 
 
-def _strengths(config: Config) -> tuple[float, ...] | tuple[None]:
-    """The strengths of guidance; one None if there is none.
+def _guidance_weights(config: Config) -> tuple[float, ...] | tuple[None]:
+    """The guidance weights; one None if there is no guidance.
 
     Raises:
-      ValueError: If a strength is negative, or the model cannot be guided.
+      ValueError: If a weight is negative, or the model cannot be guided.
     """
-    found = tuple(config.evaluate.w)
-    if not found:
+    weights = tuple(config.evaluate.w)
+    if not weights:
         return (None,)
-    if not config.model.num_classes or min(found) < 0.0:
+    if not config.model.num_classes or min(weights) < 0.0:
         raise ValueError(
-            f"evaluate.w={found} must be strengths from 0 up, of a model that is told a"
-            f" class (model.num_classes={config.model.num_classes})."
+            f"evaluate.w={weights} must be guidance weights from 0 up, of a model that"
+            " is conditioned on a class"
+            f" (model.num_classes={config.model.num_classes})."
         )
-    return found
+    return weights
 
 
-def _is_there(found: Candidate, workdir: pathlib.Path) -> bool:
-    """Whether a candidate's model is finished; says so if it is not."""
-    folder = {
-        "base": places.train_folder(workdir),
-        "guided": places.guide_folder(workdir),
-        "distilled": places.student_folder(workdir, found.steps, found.ladder),
-    }[found.model]
-    if places.result(folder):
+def _is_there(project: Project, candidate: Candidate) -> bool:
+    """True if a candidate's model is finished; prints that it is not."""
+    if is_finished(project, candidate.role):
         return True
-    what = "guided model"
-    if found.model == "distilled":
-        kind = "stochastic " if found.sampler == "stochastic" else ""
-        what = f"{kind}student of {found.steps} steps"
-    print(f"evaluate: no finished {what}; it is left out")
+    print(f"evaluate: no finished {candidate.role}; it is left out")
     return False

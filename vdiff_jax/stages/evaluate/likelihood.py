@@ -1,6 +1,5 @@
 """Bits per dimension of held-out pictures under the base model."""
 
-import pathlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,12 +11,13 @@ import tqdm
 from jaxtyping import Array
 
 from vdiff_jax import likelihood, parallel
+from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
-from vdiff_jax.from_config.choices import Config
 from vdiff_jax.model import Model
+from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Real
 from vdiff_jax.types import Params, PerExample
-from vdiff_jax.workdir.trained import find, load_params
+from vdiff_jax.workdir.layout import Project
 
 # Above this log-SNR the noise is finer than the grey values: see `likelihood`.
 LARGEST_LOGSNR = 13.3
@@ -27,17 +27,21 @@ FLOW_STEPS = 32
 Row = dict[str, Any]
 
 
-def measure_likelihood(config: Config, workdir: pathlib.Path) -> list[Row]:
-    """Rows for `evaluate.likelihood_num` pictures; none if that is 0.
+def measure_likelihood(project: Project, models: Models) -> list[Row]:
+    """Rows for `evaluate.likelihood_num` images; none if that is 0.
 
-    Only the base model has a likelihood: see `likelihood`.
+    Only the base model has a likelihood; vdiff_jax/likelihood.py says why.
+
+    Args:
+      project: The config and its folder.
+      models: Its finished models.
     """
+    config = project.config
     num = config.evaluate.likelihood_num
     if not num:
         return []
     real = Real(config, "test", num)
-    folder, model = find(config, workdir, "base", 1)
-    params = load_params(model, folder)
+    model, params = models.trained(BASE).model, models.params(BASE)
     ends = {
         "logsnr_min": float(model.schedule(jnp.float32(1.0))),
         "logsnr_max": min(LARGEST_LOGSNR, float(model.schedule(jnp.float32(0.0)))),
@@ -65,7 +69,7 @@ def measure_likelihood(config: Config, workdir: pathlib.Path) -> list[Row]:
         )
         print(f"evaluate: {name}: {rows[-1]['bits_per_dim']:.4f} bits/dim")
     if parallel.is_main():
-        write_json(workdir / "evaluate" / "likelihood.json", rows)
+        write_json(project.workdir / "evaluate" / "likelihood.json", rows)
     return rows
 
 

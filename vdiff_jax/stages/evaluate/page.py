@@ -1,17 +1,18 @@
-"""Gathers what a workdir holds, and draws a few pictures more, for report.html."""
+"""Gathers what a workdir holds, and draws a few images more, for report.html."""
 
 import json
-import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.role import BASE, Role, count
 from vdiff_jax.evaluation import neighbours, page
+from vdiff_jax.evaluation.measurement import Measurement, of_metric
 from vdiff_jax.evaluation.page import (
     Content,
     Frame,
@@ -24,17 +25,16 @@ from vdiff_jax.evaluation.page import (
 from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
-from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.generation.sampler import Sampler, Start
+from vdiff_jax.generation.sampler import Sampler, Start, request
 from vdiff_jax.generation.trajectories import columns_of, interpolation
 from vdiff_jax.guidance import describe
-from vdiff_jax.model import Model
-from vdiff_jax.stages.evaluate.candidates import of_row
-from vdiff_jax.stages.evaluate.references import Real, Reference
-from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout as places
-from vdiff_jax.workdir.trained import find, load_params
+from vdiff_jax.stages.evaluate.bench import Bench
+from vdiff_jax.stages.evaluate.candidates import measured
+from vdiff_jax.stages.evaluate.models import Models
+from vdiff_jax.stages.evaluate.references import Reference
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import finished
 
 NOISES = 12  # in the strips
 PATHS = 4  # trajectories of each model
@@ -45,87 +45,76 @@ FRAMES = 9
 SAMPLES = 8  # whose neighbours are looked for
 NEAREST = 3
 
-Row = dict[str, Any]
-
 
 def write(
-    config: Config,
-    workdir: pathlib.Path,
-    rows: Sequence[Row],
-    references: Sequence[Reference],
-    real: Real,
-    likelihood: Sequence[Row],
+    project: Project,
+    rows: Sequence[Measurement],
+    bench: Bench,
+    likelihood: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes `evaluate/report.html`.
 
     Args:
-      config: The whole config.
-      workdir: The project's folder.
-      rows: Of ladder.json.
-      references: What they were measured by.
-      real: The pictures they were measured against.
-      likelihood: Of likelihood.json.
+      project: The config and its folder.
+      rows: All measurements.
+      bench: What measured them.
+      likelihood: Rows of likelihood.json.
     """
-    evaluate = workdir / "evaluate"
-    students = sorted({r["steps"] for r in rows if r["model"] == "distilled"})
-    drawing = _Drawing(config, workdir, students)
-    made_with = json.loads((workdir / "config.json").read_text())["config"]
-    runs = _runs(workdir)
+    drawing = _Drawing(project.config, bench.models, rows)
+    references = bench.references
+    roles = finished(project)
     content = Content(
-        title=f"{workdir.resolve().name}: base and distilled",
+        title=f"{project.workdir.resolve().name}: base and distilled",
         command=shlex.join(["python", *sys.argv]),
         date=time.strftime("%Y-%m-%d"),
-        summary=_summary(drawing.model, rows),
-        series=_series(evaluate, rows),
-        ladder=[_shown(row) for row in rows],
+        summary=_summary(bench.models, rows),
+        series=_series(bench, rows),
+        ladder=rows,
         floors={name: v for made in references for name, v in made.floor.items()},
-        provenance=_provenance(config, rows, references),
+        provenance=_provenance(project.config, rows, references),
         timing=_timing(rows),
         trajectories=drawing.trajectories(),
         interpolations=drawing.interpolations(),
-        neighbours=_neighbours(evaluate, rows, references[0], real),
+        neighbours=_neighbours(bench, rows),
         likelihood=likelihood,
-        losses=[_loss(name, folder) for name, folder in runs],
-        costs=[
-            _cost(name, folder, made_with)
-            for name, folder in runs
-            if "seconds" in (places.result(folder) or {})  # else it was imported
-        ],
-        config=as_json(config),
+        losses=[_loss(project, role) for role in roles],
+        costs=[cost for role in roles if (cost := _cost(project, role)) is not None],
+        config=as_json(project.config),
     )
     if parallel.is_main():
-        write_text(workdir / "evaluate" / "report.html", page.render(content))
+        write_text(bench.out / "report.html", page.render(content))
 
 
-def _runs(workdir: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
-    """Name and folder of every finished run, in their order."""
-    students = sorted((workdir / "distill").glob("[0-9]*"), reverse=True)
-    named = [
-        ("base", places.train_folder(workdir)),
-        ("guided", places.guide_folder(workdir)),
-    ]
-    named += [(_count(int(folder.name)), folder) for folder in students]
-    return [(name, folder) for name, folder in named if places.result(folder)]
+def _run_name(role: Role) -> str:
+    if not role.is_student:
+        return role.name
+    steps = count(role.num_steps)
+    return steps if role.method == "deterministic" else f"{steps}, {role.method}"
 
 
-def _loss(name: str, folder: pathlib.Path) -> Loss:
+def _loss(project: Project, role: Role) -> Loss:
+    """The loss curves of a finished run."""
     points: dict[str, list[tuple[int, float]]] = {"loss": [], "held_out_loss": []}
-    path = folder / "metrics.jsonl"
+    path = project.folder(role) / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
-        said = json.loads(line)
-        for kind, found in points.items():
-            if kind in said:
-                found.append((said["step"], said[kind]))
-    return Loss(name=name, training=points["loss"], held_out=points["held_out_loss"])
+        metrics = json.loads(line)
+        for kind, curve in points.items():
+            if kind in metrics:
+                curve.append((metrics["step"], metrics[kind]))
+    return Loss(
+        name=_run_name(role), training=points["loss"], held_out=points["held_out_loss"]
+    )
 
 
-def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
-    result = places.result(folder) or {}
-    finetuned = made_with.get("finetune", {}).get("source")
-    base = "finetune" if finetuned else "train"
-    section = made_with[{"base": base, "guided": "guide"}.get(name, "distill")]
+def _cost(project: Project, role: Role) -> dict[str, Any] | None:
+    """The cost of a finished run; None for a model that was imported."""
+    folder = project.folder(role)
+    result = layout.result(folder) or {}
+    if "seconds" not in result:
+        return None
+    section = layout.section_of(layout.made_with(folder), role)
     return {
-        "run": name,
+        "run": _run_name(role),
         "updates": result["step"],
         "images": result["step"] * section["batch_size"],
         "seconds": result["seconds"],
@@ -134,108 +123,90 @@ def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
     }
 
 
-def _summary(model: Model, rows: Sequence[Row]) -> list[tuple[str, Any]]:
+def _summary(models: Models, rows: Sequence[Measurement]) -> list[tuple[str, Any]]:
     """What matters most: what a few steps of the students are worth."""
-    metric = rows[0]["metric"]
-    shown = [
-        row
-        for row in rows
-        if row["metric"] == metric and row.get("w") == rows[0].get("w")
-    ]
+    metric = rows[0].metric
+    shown = [row for row in of_metric(rows, metric) if row.w == rows[0].w]
     students = sorted(
-        (row for row in shown if row["model"] == "distilled"),
-        key=lambda row: -row["steps"],
+        (row for row in shown if row.role.is_student), key=lambda row: -row.steps
     )
     # The base, and of the students those of the most and of the fewest steps.
-    told = [shown[0], *students[:1], *students[1:][-1:]]
+    named = [shown[0], *students[:1], *students[1:][-1:]]
     label = metric_named(metric).label
-    said: list[tuple[str, Any]] = [
-        (f"{label}: {row['model']}, {_count(row['steps'])}", row["value"])
-        for row in told
+    facts: list[tuple[str, Any]] = [
+        (f"{label}: {row.model}, {count(row.steps)}", row.value) for row in named
     ]
-    return [*said, ("parameters", model.num_parameters())]
+    return [*facts, ("parameters", models.trained(BASE).model.num_parameters())]
 
 
-def _count(steps: int) -> str:
-    return "1 step" if steps == 1 else f"{steps} steps"
+def _name(row: Measurement) -> str:
+    if row.role.is_student and row.sampler == "ddim":
+        return row.model
+    return f"{row.model}, {SAMPLERS[row.sampler]}"
 
 
-def _name(row: Row) -> str:
-    if row["model"] == "distilled" and row["sampler"] == "ddim":
-        return "distilled"
-    return f"{row['model']}, {SAMPLERS[row['sampler']]}"
-
-
-def _series(evaluate: pathlib.Path, rows: Sequence[Row]) -> list[Series]:
-    """The kept pictures of every candidate, those of the students first."""
-    reference, metric = rows[0], rows[0]["metric"]
-    groups: dict[str, list[Row]] = {}
-    students = [row["steps"] for row in rows if row["model"] == "distilled"]
-    if students and reference["steps"] not in students:
-        groups["distilled"] = [
-            row
-            for row in rows
-            if row["metric"] == metric and _key(row) == _key(reference)
+def _series(bench: Bench, rows: Sequence[Measurement]) -> list[Series]:
+    """The kept images of every candidate, those of the students first."""
+    shown = of_metric(rows, rows[0].metric)
+    reference = rows[0]
+    groups: dict[str, list[Measurement]] = {}
+    students = [row for row in shown if row.role.is_student]
+    if students and reference.steps not in [row.steps for row in students]:
+        groups[students[0].model] = [
+            row for row in shown if _key(row) == _key(reference)
         ]
-    for row in rows:
-        if row["metric"] == metric:
-            groups.setdefault(_name(row), []).append(row)
-    made = []
-    for name, group in groups.items():
-        frames = [
-            Frame(
-                label=_label(row),
-                steps=row["steps"],
-                pictures=_pictures(evaluate, row)[:NOISES],
-                w=row.get("w"),
-            )
-            for row in sorted(group, key=lambda row: -row["steps"])
-        ]
-        made.append(Series(name=name, frames=frames))
-    return made
+    for row in shown:
+        groups.setdefault(_name(row), []).append(row)
+    return [
+        Series(
+            name=name,
+            frames=[
+                Frame(
+                    label=_label(row),
+                    steps=row.steps,
+                    pictures=_images(bench, row)[:NOISES],
+                    w=row.w,
+                )
+                for row in sorted(group, key=lambda row: -row.steps)
+            ],
+        )
+        for name, group in groups.items()
+    ]
 
 
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["model"], row["sampler"], row["steps"]
+def _key(row: Measurement) -> tuple[str, str, int]:
+    return row.model, row.sampler, row.steps
 
 
-def _label(row: Row) -> str:
-    label = f"{_name(row)}, {_count(row['steps'])}"
-    return label if "w" not in row else f"{label}, {describe(row['w'])}"
+def _label(row: Measurement) -> str:
+    label = f"{_name(row)}, {count(row.steps)}"
+    return label if row.w is None else f"{label}, {describe(row.w)}"
 
 
-def _pictures(evaluate: pathlib.Path, row: Row) -> np.ndarray:
-    return np.load(evaluate / "pictures" / f"{of_row(row)}.npy")
+def _images(bench: Bench, row: Measurement) -> np.ndarray:
+    return np.load(bench.images_of(measured(row)))
 
 
-def _shown(row: Row) -> Row:
-    """What the page tells of a row."""
-    hidden = ("key", "residual", "batch_size", "device")
-    return {name: value for name, value in row.items() if name not in hidden}
-
-
-def _timing(rows: Sequence[Row]) -> list[Row]:
+def _timing(rows: Sequence[Measurement]) -> list[dict[str, Any]]:
     """One row for each candidate."""
-    metric = rows[0]["metric"]
     return [
         {
-            "model": row["model"],
-            "sampler": SAMPLERS[row["sampler"]],
-            "steps": row["steps"],
-            **({"w": row["w"]} if "w" in row else {}),
-            "evaluations": row["evaluations"],
-            "seconds_per_image": row["seconds_per_image"],
-            "images_per_second": 1.0 / row["seconds_per_image"],
-            "batch_size": row["batch_size"],
-            "device": row["device"],
+            "model": row.model,
+            "sampler": SAMPLERS[row.sampler],
+            "steps": row.steps,
+            **({} if row.w is None else {"w": row.w}),
+            "evaluations": row.evaluations,
+            "seconds_per_image": row.seconds_per_image,
+            "images_per_second": 1.0 / row.seconds_per_image,
+            "batch_size": row.batch_size,
+            "device": row.device,
         }
-        for row in rows
-        if row["metric"] == metric
+        for row in of_metric(rows, rows[0].metric)
     ]
 
 
 def _provenance(
-    config: Config, rows: Sequence[Row], references: Sequence[Reference]
+    config: Config, rows: Sequence[Measurement], references: Sequence[Reference]
 ) -> list[tuple[str, Any]]:
     """What was measured against what."""
     facts = references[0].facts
@@ -247,7 +218,7 @@ def _provenance(
         clip = "x_hat clipped to [-1, 1]"
     said = [
         (
-            "real pictures",
+            "real images",
             f"{facts['num_images']:,} of {facts['of']:,} of the {facts['split']} split"
             f" of {facts['data']} (sample hash {facts['sha256_of_sample']})",
         ),
@@ -256,10 +227,10 @@ def _provenance(
             f"{facts['image_size']} x {facts['image_size']}, resized by"
             f" {facts['resize']}, uint8",
         ),
-        ("generated pictures", f"{spec.num:,} of each seed, uint8 by rounding"),
+        ("generated images", f"{spec.num:,} of each seed, uint8 by rounding"),
         ("seeds", f"{spec.seed} to {spec.seed + spec.repeats - 1}, the same noise"),
         ("sampling", clip),
-        ("worst residual of a matrix root", max(r["residual"] or 0.0 for r in rows)),
+        ("worst residual of a matrix root", max(row.residual or 0.0 for row in rows)),
     ]
     for made in references:
         details = ", ".join(
@@ -270,82 +241,80 @@ def _provenance(
     return said
 
 
-def _neighbours(
-    evaluate: pathlib.Path, rows: Sequence[Row], reference: Reference, real: Real
-) -> Neighbours:
-    """The real pictures nearest to samples of the student of the fewest steps."""
-    students = [row for row in rows if row["model"] == "distilled"]
-    least = min(students or rows[:1], key=lambda row: row["steps"])
-    samples = _pictures(evaluate, least)[:SAMPLES]
+def _neighbours(bench: Bench, rows: Sequence[Measurement]) -> Neighbours:
+    """The real images nearest to samples of the student of the fewest steps."""
+    reference = bench.references[0]
+    students = [row for row in rows if row.role.is_student]
+    fewest = min(students or rows[:1], key=lambda row: row.steps)
+    samples = _images(bench, fewest)[:SAMPLES]
     features = reference.features.extract(samples).pooled
     most = min(NEAREST, len(reference.all))
-    found = neighbours.nearest(features, reference.all, most)
-    nearest = [
-        np.stack([real.source[int(index)]["image"] for index in row])
-        for row in found.indices
+    nearest = neighbours.nearest(features, reference.all, most)
+    images = [
+        np.stack([bench.real.source[int(index)]["image"] for index in indices])
+        for indices in nearest.indices
     ]
     return Neighbours(
         distance=f"Euclidean, of {reference.features.name} features",
         samples=samples,
-        nearest=np.stack(nearest),
-        distances=found.distances,
+        nearest=np.stack(images),
+        distances=nearest.distances,
     )
 
 
 class _Drawing:
-    """Draws the pictures that measuring does not need."""
+    """Draws the images that measuring does not need."""
 
-    def __init__(self, config: Config, workdir: pathlib.Path, students: list[int]):
-        self.model = make_model(config)
-        self._config, self._workdir = config, workdir
-        self._seed = config.evaluate.seed
-        self._students = students
+    def __init__(self, config: Config, models: Models, rows: Sequence[Measurement]):
+        """Chooses the students of the method that was measured first."""
+        self._models, self._seed = models, config.evaluate.seed
         self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
-
-    def _load(self, kind: str, steps: int) -> tuple[Sampler, Params]:
-        folder, model = find(self._config, self._workdir, kind, steps)
-        return make_sampler(self._config, model, "ddim"), load_params(model, folder)
-
-    def _start(self, sampler: Sampler, num: int) -> Start:
-        place = parallel.replicated(parallel.make_mesh())
-        index = parallel.put(np.arange(num), place)
-        return sampler.start(index, np.int32(self._seed))
+        roles = dict.fromkeys(row.role for row in rows if row.role.is_student)
+        students = [role for role in roles if role.method == next(iter(roles)).method]
+        self._students = sorted(students, key=lambda role: role.num_steps)
 
     def trajectories(self) -> list[Trajectory]:
-        """Of the base, and of a student of a few steps."""
-        found = [self._trajectory("base", self._base_steps)]
+        """Trajectories of the base, and of a student of a few steps."""
+        drawn = [self._trajectory(BASE, self._base_steps)]
         if self._students:
-            few = min(self._students, key=lambda steps: abs(steps - STUDENT_STEPS))
-            found.append(self._trajectory("distilled", few))
-        return found
+            few = min(self._students, key=lambda s: abs(s.num_steps - STUDENT_STEPS))
+            drawn.append(self._trajectory(few, few.num_steps))
+        return drawn
 
-    def _trajectory(self, kind: str, steps: int) -> Trajectory:
-        sampler, params = self._load(kind, steps)
-        path = sampler.path(params, self._start(sampler, PATHS), steps)
+    def _trajectory(self, role: Role, steps: int) -> Trajectory:
+        sampler = self._models.sampler(role, role.sampler)
+        start = self._start(sampler, PATHS)
+        path = sampler.path(self._models.params(role), start, steps)
         shown = columns_of(steps, most=COLUMNS)
         z_t, x_hat = (parallel.fetch(part)[shown].swapaxes(0, 1) for part in path)
         times = (steps - shown) / steps
         return Trajectory(
-            label=f"{kind}, {_count(steps)}",
+            label=f"{role.name}, {count(steps)}",
             columns=[f"t = {time:.3g}" for time in times],
             x_hat=x_hat,
             z=z_t,
         )
 
     def interpolations(self) -> list[Strip]:
-        """Between noises, by the student of the fewest steps, or by the base."""
-        kind, steps = "base", self._base_steps
+        """Images between noises, by the student of the fewest steps, or by the base."""
+        role, steps = BASE, self._base_steps
         if self._students:
-            kind, steps = "distilled", self._students[0]
-        sampler, params = self._load(kind, steps)
+            role = self._students[0]
+            steps = role.num_steps
+        sampler = self._models.sampler(role, role.sampler)
         rows = interpolation(
             sampler,
-            params,
+            self._models.params(role),
             self._start(sampler, 2 * ROWS),
-            num_steps=steps,
+            request=request(steps),
             frames=FRAMES,
         )
         return [
             Strip(label=f"noise {2 * i} to {2 * i + 1}", pictures=row)
             for i, row in enumerate(rows)
         ]
+
+    def _start(self, sampler: Sampler, num: int) -> Start:
+        place = parallel.replicated(parallel.make_mesh())
+        index = parallel.put(np.arange(num), place)
+        return sampler.start(index, np.int32(self._seed))

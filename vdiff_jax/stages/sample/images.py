@@ -1,4 +1,4 @@
-"""Pictures from a trained model: one PNG each, a grid, and what they came from."""
+"""Images from a trained model: one PNG each, a grid, and what they came from."""
 
 import pathlib
 import sys
@@ -12,121 +12,133 @@ from jaxtyping import Num
 from vdiff_jax import parallel, schedules
 from vdiff_jax.evaluation import figures
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.losses import ladder_of
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
-from vdiff_jax.generation.sampler import Sampler
+from vdiff_jax.generation.sampler import Request, request
 from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
-from vdiff_jax.model import Model
+from vdiff_jax.stages import Stage
 from vdiff_jax.stages.guide import check_can_be_guided
 from vdiff_jax.stages.sample.starts import StartOf, Starts, first_step, from_images
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout as places
-from vdiff_jax.workdir.trained import find, in_file, load_params
+from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import Trained, find, in_file, roles_named
 
 GRID = 64
 ROWS = 8  # of trajectories and interpolations
-COLUMNS = 12  # of the grid over strengths of guidance
+COLUMNS = 12  # of the grid over guidance weights
 
 
-def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def check(project: Project) -> None:
+    """Refuses what `sample` in the config cannot ask of the model."""
+    model, section = make_model(project.config), project.config.sample
+    make_sampler(project.config, model)
+    asked_strengths(project.config, model)
+    first_step(project.config)
+    schedules.check_num_steps(model.schedule, section.steps)
+    for field, least in (("num", 1), ("interpolate", 0)):
+        if section[field] < least:
+            raise ValueError(
+                f"sample.{field} must be at least {least}, got {section[field]}."
+            )
+
+
+def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     return [
         {
             "stage": "sample",
-            "folder": str(workdir / "sample"),
-            "num": config.sample.num,
-            "steps": config.sample.steps,
+            "folder": str(project.workdir / "sample"),
+            "num": project.config.sample.num,
+            "steps": project.config.sample.steps,
         }
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
-    """Writes `sample.num` pictures of the model for `sample.steps` steps."""
-    spec = config.sample
-    _check(config)
-    if spec.from_file:
-        config, (folder, model) = in_file(config, pathlib.Path(spec.from_file))
-        spec = config.sample
-    else:
-        ladder = ladder_of(spec.sampler)
-        folder, model = find(config, workdir, spec.model, spec.steps, ladder)
-    strengths = _strengths(config, folder, model)
+def run(project: Project) -> None:
+    """Writes `sample.num` images of the model for `sample.steps` steps."""
+    config, trained = _trained(project)
+    section, model = config.sample, trained.model
+    weights = _guidance_weights(config, trained)
     starts = Starts(config, model)
     start_of: StartOf = starts
-    if spec.image:
-        start_of = from_images(config, workdir, starts.sampler, starts)
-    if not spec.from_file:
-        places.claim(workdir, config, None)
-    params = load_params(model, folder)
-    print(f"sample: {spec.num} pictures in {spec.steps} steps with {folder}")
+    if section.image:
+        project = Project(config, project.workdir)
+        start_of = from_images(project, starts.sampler, starts)
+    if not section.from_file:
+        layout.claim(project, None)
+    params = trained.params()
+    print(f"sample: {section.num} images in {section.steps} steps: {trained.folder}")
 
-    out, rows = workdir / "sample", []
-    for w in strengths:
-        name = "sample" if w is None else f"sample, {describe(w)}"
-        images = _draw(config, name, starts.sampler, start_of, params, w)
-        _write(out if len(strengths) == 1 else out / f"w_{w:g}", images)
+    out, rows = project.workdir / "sample", []
+    for w in weights:
+        asked = request(section.steps, w=w, first=first_step(config))
+        images = _draw(config, starts, start_of, params, asked)
+        _write(out if len(weights) == 1 else out / f"w_{w:g}", images)
         rows.append(images[:COLUMNS])
-    if len(strengths) > 1:
+    if len(weights) > 1:
         figures.comparison_grid(
             out / "grid.png",
             [to_show(images) for images in rows],
-            [describe(w) for w in strengths if w is not None],
+            [describe(w) for w in weights if w is not None],
         )
-    _write_paths(config, out, starts, params, strengths[0])
+    _write_paths(config, out, starts, params, weights[0])
     print(f"sample: see {out}/grid.png")
 
 
-def _strengths(
-    config: Config, folder: pathlib.Path, model: Model
-) -> list[float | None]:
-    """The strengths of guidance; one None for no guidance."""
-    found = asked_strengths(config, model)
-    if not found:
+def _trained(project: Project) -> tuple[Config, Trained]:
+    """The model that is asked for, and the config with what its file says of it."""
+    config, section = project.config, project.config.sample
+    if section.from_file:
+        return in_file(config, pathlib.Path(section.from_file))
+    roles = roles_named(section.model, section.steps, section.sampler)
+    return config, find(project, *roles)
+
+
+def _guidance_weights(config: Config, trained: Trained) -> list[float | None]:
+    """The guidance weights that are asked for; one None for no guidance."""
+    weights = list(asked_strengths(config, trained.model))
+    if not weights:
         return [None]
-    if model.w_range is None:
-        check_can_be_guided(folder)
-        return list(found)
-    low, high = model.w_range
-    for w in found:
+    if trained.model.w_range is None:
+        check_can_be_guided(trained.folder)
+        return [*weights]
+    low, high = trained.model.w_range
+    for w in weights:
         if not low <= w <= high:
             print(
                 f"sample: {describe(w)} is outside of what this student was trained"
-                f" for, w from {low:g} to {high:g}; the pictures may be poor.",
+                f" for, w from {low:g} to {high:g}; the images may be poor.",
                 file=sys.stderr,
             )
-    return list(found)
+    return [*weights]
 
 
 def _draw(
     config: Config,
-    name: str,
-    sampler: Sampler,
+    starts: Starts,
     start_of: StartOf,
     params: Params,
-    w: float | None,
+    asked: Request,
 ) -> Num[np.ndarray, " n h w c"]:
-    spec = config.sample
+    num, w = config.sample.num, asked.w
     with tqdm.tqdm(
-        desc=name,
-        total=spec.num,
+        desc="sample" if w is None else f"sample, {describe(float(w))}",
+        total=num,
         unit=" images",
         dynamic_ncols=True,
         disable=not parallel.is_main(),
     ) as bar:
         return draw(
-            sampler,
+            starts.sampler,
             params,
-            range(spec.num),
-            num_steps=spec.steps,
-            batch_size=spec.batch_size,
+            range(num),
+            request=asked,
+            batch_size=config.sample.batch_size,
             start_of=start_of,
-            w=w,
-            first=first_step(config),
             advance=bar.update,
         ).images
 
@@ -138,26 +150,20 @@ def _write_paths(
     params: Params,
     w: float | None,
 ) -> None:
-    """What pictures pass through, and what lies between two noises, if asked for."""
-    spec = config.sample
-    if spec.trajectory:
-        start = starts.on_all(np.arange(min(ROWS, spec.num)))
-        options = {} if w is None else {"w": np.float32(w)}
-        path = starts.sampler.path(params, start, spec.steps, **options)
+    """Writes what images pass through, and what lies between two noises, if asked."""
+    section, asked = config.sample, request(config.sample.steps, w=w)
+    if section.trajectory:
+        start = starts.on_all(np.arange(min(ROWS, section.num)))
+        path = starts.sampler.path(params, start, section.steps, asked.w)
         sheet = trajectory_sheet(jax.tree.map(parallel.fetch, path))
         save_image(out / "trajectory.png", enlarge(sheet))
-    if spec.interpolate:
+    if section.interpolate:
         ends = starts.on_all(np.arange(2 * ROWS))
         frames = interpolation(
-            starts.sampler,
-            params,
-            ends,
-            num_steps=spec.steps,
-            frames=spec.interpolate,
-            w=w,
+            starts.sampler, params, ends, request=asked, frames=section.interpolate
         )
         rows = to_show(frames.reshape(-1, *frames.shape[2:]))
-        save_image(out / "interpolation.png", enlarge(tile(rows, spec.interpolate)))
+        save_image(out / "interpolation.png", enlarge(tile(rows, section.interpolate)))
 
 
 def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
@@ -171,14 +177,4 @@ def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
     save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
 
 
-def _check(config: Config) -> None:
-    model, spec = make_model(config), config.sample
-    make_sampler(config, model)
-    asked_strengths(config, model)
-    first_step(config)
-    schedules.check_num_steps(model.schedule, spec.steps)
-    for field, least in (("num", 1), ("interpolate", 0)):
-        if spec[field] < least:
-            raise ValueError(
-                f"sample.{field} must be at least {least}, got {spec[field]}."
-            )
+STAGE = Stage(name="sample", check=check, plan=plan, run=run)

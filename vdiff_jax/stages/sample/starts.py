@@ -11,12 +11,13 @@ from jaxtyping import Float, Int
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
+from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
-from vdiff_jax.workdir import layout as places
-from vdiff_jax.workdir.trained import Found, find, load_params
+from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.trained import find
 
 StartOf = Callable[[np.ndarray], Start]
 
@@ -140,43 +141,42 @@ def first_step(config: Config) -> int | None:
     return None if spec.from_t == 1.0 else round(first)
 
 
-def from_images(
-    config: Config, workdir: pathlib.Path, sampler: Sampler, start_of: StartOf
-) -> StartOf:
+def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartOf:
     """Puts given pictures in place of the noise of `start_of`.
 
     At `sample.from_t` = 1 they are encoded; before that, the noise of picture number i
     is added to the i-th of them (SDEdit; Meng et al., 2022, arXiv:2108.01073).
 
     Args:
-      config: The whole config.
-      workdir: The project's folder.
+      project: The config and its folder.
       sampler: That draws.
       start_of: The start of the pictures with given numbers.
     """
-    images = read(config, sampler.model)
-    first, spec = first_step(config), config.sample
+    images = read(project.config, sampler.model)
+    first, section = first_step(project.config), project.config.sample
     split = parallel.split(parallel.make_mesh())
-    encode = None if first else _encoder(config, workdir)
+    encode = None if first else _encoder(project)
 
     def start(index: np.ndarray) -> Start:
-        made = start_of(index)
-        given = parallel.put(images[index % len(images)], split)
+        noise = start_of(index)
+        image = parallel.put(images[index % len(images)], split)
         if encode is not None:
-            return made._replace(z_1=encode(given, index))
+            return noise._replace(z_1=encode(image, index))
         assert first is not None
-        t = np.float32(first / spec.steps)
-        return made._replace(z_1=sampler.noised(given, made.z_1, t))
+        t = np.float32(first / section.steps)
+        return noise._replace(z_1=sampler.noised(image, noise.z_1, t))
 
     return start
 
 
 def _encoder(
-    config: Config, workdir: pathlib.Path
+    project: Project,
 ) -> Callable[[Any, Int[np.ndarray, " n"]], Any]:
     """Encodes pictures, by a student that was distilled for it, or by the base."""
-    num_steps, labels = config.sample.encode_steps, tuple(config.sample.image_labels)
-    folder, model = _encoding_model(config, workdir, num_steps)
+    section = project.config.sample
+    num_steps, labels = section.encode_steps, tuple(section.image_labels)
+    trained = find(project, student(num_steps, "encode"), BASE)
+    model = trained.model
     if labels and (not model.num_classes or not _are_classes(labels, model)):
         raise ValueError(
             f"sample.image_labels={labels} must be classes from 0 to"
@@ -186,15 +186,15 @@ def _encoder(
         raise ValueError(
             "Encoding needs to know what the pictures show: set sample.image_labels."
         )
-    params, sampler = load_params(model, folder), make_sampler(config, model, "ddim")
+    params, sampler = trained.params(), make_sampler(project.config, model, "ddim")
     split = parallel.split(parallel.make_mesh())
-    print(f"sample: encoding in {num_steps} steps with {folder}")
+    print(f"sample: encoding in {num_steps} steps with {trained.folder}")
 
     def encode(images: Any, index: np.ndarray) -> Any:
         label = None
         if labels:
-            said = np.asarray(labels, np.int32)[index % len(labels)]
-            label = parallel.put(jnp.asarray(said), split)
+            classes = np.asarray(labels, np.int32)[index % len(labels)]
+            label = parallel.put(jnp.asarray(classes), split)
         return sampler.encode(params, images, label, np.int32(num_steps))
 
     return encode
@@ -202,10 +202,3 @@ def _encoder(
 
 def _are_classes(labels: tuple[int, ...], model: Model) -> bool:
     return all(0 <= label < model.num_classes for label in labels)
-
-
-def _encoding_model(config: Config, workdir: pathlib.Path, num_steps: int) -> Found:
-    student = places.student_folder(workdir, num_steps, "encode")
-    if places.result(student) is None:
-        return find(config, workdir, "base", num_steps)
-    return find(config, workdir, "distilled", num_steps, "encode")

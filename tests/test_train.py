@@ -9,28 +9,27 @@ import pytest
 
 import launch
 import tiny
+from vdiff_jax.distillation.role import BASE
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.workdir import layout as places
+from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.trained import load_params
 
 pytestmark = pytest.mark.slow
 
-FINETUNE = {name: value for name, value in tiny.TINY["train"].items()}
-FINETUNE.pop("sample_steps")
 LEARNING_RATE = 1e-4
 
 
-def _config(stage, source="", output="v", computed_from="", **changes):
+def _config(init_from="", output="v", computed_from=""):
+    train = {"init_from": str(init_from), "learning_rate": LEARNING_RATE}
     return tiny.config(
-        stage,
+        "train",
         model={
             **tiny.TINY["model"],
             "num_classes": 10,
             "output": output,
             "computed_from": computed_from,
         },
-        finetune={**FINETUNE, "source": str(source), "learning_rate": LEARNING_RATE},
-        **changes,
+        train={**tiny.TINY["train"], **train},
     )
 
 
@@ -38,14 +37,14 @@ def _config(stage, source="", output="v", computed_from="", **changes):
 def source(tmp_path_factory):
     """The train folder of a model that predicts eps."""
     workdir = tmp_path_factory.mktemp("eps")
-    launch.launch(_config("train", output="eps"), workdir)
-    return places.train_folder(workdir)
+    launch.launch(_config(output="eps"), workdir)
+    return layout.folder_of(workdir, BASE)
 
 
 @pytest.mark.parametrize("target", ["v", "x"])
 def test_converted_it_is_the_same_denoiser(source, target):
-    theirs = make_model(_config("train", output="eps"))
-    ours = make_model(_config("train", output=target, computed_from="eps"))
+    theirs = make_model(_config(output="eps"))
+    ours = make_model(_config(output=target, computed_from="eps"))
     params = load_params(theirs, source)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a.shape, b.shape),
@@ -65,15 +64,15 @@ def test_converted_it_is_the_same_denoiser(source, target):
 
 @pytest.mark.parametrize("computed_from", ["", "eps"])
 def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from):
-    launch.launch(_config("finetune", source, computed_from=computed_from), tmp_path)
-    base = json.loads((places.train_folder(tmp_path) / "result.json").read_text())
+    launch.launch(_config(source, computed_from=computed_from), tmp_path)
+    base = json.loads((layout.folder_of(tmp_path, BASE) / "result.json").read_text())
     theirs = json.loads((source / "result.json").read_text())
     assert base["output"] == ["eps", "v"]
     assert base["teacher_sha256"] == theirs["params_sha256"]
     assert base["params_sha256"] != theirs["params_sha256"]
-    model = make_model(_config("train", output="v"))
+    model = make_model(_config(output="v"))
     for ours, before in zip(
-        jax.tree.leaves(load_params(model, places.train_folder(tmp_path))),
+        jax.tree.leaves(load_params(model, layout.folder_of(tmp_path, BASE))),
         jax.tree.leaves(load_params(model, source)),
         strict=True,
     ):  # Adam moves a weight by its learning rate at most, in each of its 6 updates
@@ -83,12 +82,11 @@ def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": ""}, "needs finetune.source"),
-        ({"source": "nowhere/train"}, "No finished model"),
-        ({"computed_from": "x"}, "says 'eps'"),
+        ({"init_from": "nowhere/train"}, "No finished model"),
+        ({"computed_from": "x"}, "predicts 'eps'"),
         ({"output": "both", "computed_from": "eps"}, "cannot be computed"),
     ],
 )
 def test_what_cannot_be_finetuned_is_refused(source, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        launch.launch(_config("finetune", **{"source": source, **options}), tmp_path)
+        launch.launch(_config(**{"init_from": source, **options}), tmp_path)

@@ -1,0 +1,86 @@
+"""One measurement: the value of a metric for a model and the way it was sampled."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vdiff_jax.distillation.role import Role, count, role_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A row of ladder.json.
+
+    Attributes:
+      model: The name of the model's role: base, guided or distilled.
+      sampler: The sampler that drew the images.
+      steps: Its number of steps.
+      w: The guidance weight; None without guidance.
+      evaluations: Of the network, for one image.
+      metric: The metric's name.
+      value: Its mean over the seeds; NaN if it could not be measured.
+      spread: The standard deviation over the seeds; None for one seed.
+      values: The value of each seed.
+      warning: Why the value means little; None if it is of enough images.
+      residual: The worst of the matrix roots in a Frechet distance; else None.
+      num_images: Images of each seed.
+      seed: The first seed.
+      variance: Of the ancestral sampler; else None.
+      seconds_per_image: Median over batches.
+      batch_size: Images that were drawn at once.
+      device: The devices that drew them.
+      key: A hash of all that changes the value.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    w: float | None = None
+    evaluations: int
+    metric: str
+    value: float
+    spread: float | None = None
+    values: Sequence[float] = ()
+    warning: str | None = None
+    residual: float | None = None
+    num_images: int = 0
+    seed: int = 0
+    variance: float | None = None
+    seconds_per_image: float = 0.0
+    batch_size: int = 0
+    device: str = ""
+    key: str = ""
+
+    @property
+    def role(self) -> Role:
+        """The role of the model."""
+        return role_of(self.model, self.sampler, self.steps)
+
+    @property
+    def candidate(self) -> tuple[str, str, int, float | None]:
+        """What was measured: equal for all metrics of a model and its sampler."""
+        return self.model, self.sampler, self.steps, self.w
+
+    @property
+    def name(self) -> str:
+        """The model and its steps, for people."""
+        name = f"{self.model}, {count(self.steps)}"
+        return name + (", stochastic" if self.sampler == "stochastic" else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The row; without guidance it has no w."""
+        row = dataclasses.asdict(self)
+        if self.w is None:
+            del row["w"]
+        return row
+
+
+def from_json(row: dict[str, Any]) -> Measurement:
+    """The measurement of a row that `to_json` wrote; fields of other versions go."""
+    names = {field.name for field in dataclasses.fields(Measurement)}
+    return Measurement(**{name: row[name] for name in row.keys() & names})
+
+
+def of_metric(measurements: Sequence[Measurement], metric: str) -> list[Measurement]:
+    """The measurements of one metric, in their order."""
+    return [one for one in measurements if one.metric == metric]
