@@ -18,6 +18,9 @@ from vdiff_jax.types import (
     Schedule,
 )
 
+# Shapes of the parameters of the networks that were traced: a large one takes seconds.
+_TRACED: dict[tuple[Any, ...], Params] = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -56,14 +59,22 @@ class Model:
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
-        z_t = jnp.zeros((1, *self.image_shape))
-        conditions = self._conditions(jnp.zeros(1, jnp.int32), jnp.zeros(1))
         # In one program: run by themselves, its hundreds of operations take longer.
-        return jax.jit(self.net.init)(key, z_t, jnp.zeros(1), *conditions)["params"]
+        return jax.jit(self.net.init)(key, *self._example())["params"]
 
     def abstract_params(self) -> Params:
-        """Shapes of the parameters; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        """Shapes of the parameters; nothing is allocated.
+
+        Equal networks are traced once in a process, if they have a hash.
+        """
+        traced = self.net, self.image_shape, self.num_classes > 0, self.w_range is None
+        try:
+            hash(self.net)
+        except TypeError:  # of the user's own
+            return jax.eval_shape(self.init, jax.random.key(0))
+        if traced not in _TRACED:
+            _TRACED[traced] = jax.eval_shape(self.init, jax.random.key(0))
+        return _TRACED[traced]
 
     def forward_flops(self) -> float:
         """Floating-point operations of one pass of the network over one example."""
@@ -143,6 +154,11 @@ class Model:
         )
         assert isinstance(output, jax.Array)
         return output
+
+    def _example(self) -> tuple[Any, ...]:
+        """Inputs of the network, of one example."""
+        z_t, one = jnp.zeros((1, *self.image_shape)), jnp.zeros(1)
+        return z_t, one, *self._conditions(jnp.zeros(1, jnp.int32), one)
 
     def _conditions(self, label: Any, w: Any) -> tuple[Any, ...]:
         """What the network takes of these beside z_t and its log-SNR."""

@@ -14,6 +14,7 @@ from vdiff_jax.evaluation import figures
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
+from vdiff_jax.from_config.starts import StartOf, Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
 from vdiff_jax.generation.sampler import Request, request
@@ -21,7 +22,7 @@ from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
 from vdiff_jax.stages import Stage
 from vdiff_jax.stages.guide import check_can_be_guided
-from vdiff_jax.stages.sample.starts import StartOf, Starts, first_step, from_images
+from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project

@@ -1,4 +1,4 @@
-"""Where images start: at noise by number, noise of a file, or images that are given."""
+"""Images that `sample` starts from, in place of noise."""
 
 import pathlib
 from collections.abc import Callable
@@ -6,88 +6,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.starts import StartOf
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import find
-
-StartOf = Callable[[np.ndarray], Start]
-
-
-class Starts:
-    """The start of picture number i as `sample` in the config says."""
-
-    def __init__(self, config: Config, model: Model):
-        spec = config.sample
-        self.sampler: Sampler = make_sampler(config, model)
-        self._seed = spec.seed
-        self._labels = _labels(spec.labels, model.num_classes)
-        self._noise = _noise(spec.noise, (spec.num, *model.image_shape))
-        self._mesh = parallel.make_mesh()
-
-    def __call__(self, index: np.ndarray) -> Start:
-        """Split over the devices."""
-        return self._start(index, parallel.split(self._mesh))
-
-    def on_all(self, index: np.ndarray) -> Start:
-        """Whole on every device, for any number of pictures."""
-        return self._start(index, parallel.replicated(self._mesh))
-
-    def _start(self, index: np.ndarray, place: NamedSharding) -> Start:
-        start = self.sampler.start(parallel.put(index, place), np.int32(self._seed))
-        # Numbers beyond the last only fill up a batch.
-        if self._labels is not None:
-            label = jnp.asarray(self._labels[index % len(self._labels)])
-            start = start._replace(label=parallel.put(label, place))
-        if self._noise is not None:
-            z_1 = jnp.asarray(self._noise[index % len(self._noise)])
-            start = start._replace(z_1=parallel.put(z_1, place))
-        return start
-
-
-def _labels(labels: tuple[int, ...], num_classes: int) -> np.ndarray | None:
-    if not labels:
-        return None
-    if not num_classes:
-        raise ValueError(
-            f"sample.labels={labels}, but this model knows no classes"
-            " (model.num_classes=0): leave sample.labels out."
-        )
-    if not all(0 <= label < num_classes for label in labels):
-        raise ValueError(
-            f"sample.labels={labels} must be from 0 to {num_classes - 1}, the last of"
-            f" model.num_classes={num_classes}."
-        )
-    return np.asarray(labels, np.int32)
-
-
-def _noise(
-    path: str, shape: tuple[int, ...]
-) -> Float[np.ndarray, " n height width channels"] | None:
-    if not path:
-        return None
-    wanted = f"an .npy of z_1 of shape {shape}, standard normal"
-    try:
-        noise = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"sample.noise={path!r} cannot be read ({error}); it should be {wanted}."
-        ) from error
-    if not isinstance(noise, np.ndarray) or noise.shape != shape:
-        found = getattr(noise, "shape", "several arrays")
-        raise ValueError(
-            f"sample.noise={path!r} holds {found}; it should be {wanted}: sample.num"
-            " pictures of the data's size."
-        )
-    return noise.astype(np.float32)
 
 
 def read(config: Config, model: Model) -> np.ndarray:
