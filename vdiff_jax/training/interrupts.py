@@ -14,7 +14,7 @@ class InterruptedRunError(RuntimeError):
     """A run ended early, as it was asked to, with everything saved."""
 
     def __init__(self, number: int, message: str):
-        """Args: the signal's number, and what to say."""
+        """Keeps the exit status of a signal, 128 + its number, with a message."""
         super().__init__(message)
         self.exit_status = 128 + number
 
