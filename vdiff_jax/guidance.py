@@ -88,7 +88,7 @@ def rescaled(
       conditional: The prediction without guidance.
       z_t: Noisy examples.
       logsnr_t: Their log-SNR, in nats.
-      phi: From 0, which changes nothing, to 1.
+      phi: The share, from 0 (no change) to 1.
     """
     axes = tuple(range(1, z_t.ndim))
     before = conditional.v.std(axis=axes, keepdims=True)

@@ -104,7 +104,7 @@ def reconstruction_bits(
 
     Args:
       image: Pixels.
-      key: For the noise of z_0.
+      key: Draws the noise of z_0.
       logsnr_0: log-SNR of z_0, in nats.
 
     Raises:

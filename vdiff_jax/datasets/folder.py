@@ -113,7 +113,7 @@ def classify(
     """Classes and labels from the first folder of each name.
 
     Raises:
-      ValueError: If only some of the images lie in a folder.
+      ValueError: If some of the images lie in a folder and some do not.
     """
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     classes = tuple(sorted(set(folders)))

@@ -40,7 +40,7 @@ class Frechet(NamedTuple):
 
     Attributes:
       value: Squared distance, at least 0.
-      residual: That of the reference's root: about 1e-14, unless the root has failed.
+      residual: Error of the reference's root: about 1e-14, unless the root has failed.
     """
 
     value: float

@@ -79,7 +79,7 @@ def logsnr_input(
     t; `linear` rises with the log-SNR over `linear_range`; `sigmoid` is alpha^2.
 
     Args:
-      logsnr: In nats.
+      logsnr: The log-SNR of each example, in nats.
       mode: One of the three maps.
       linear_range: log-SNRs at which `linear` is 0 and 1.
 
@@ -105,7 +105,7 @@ def timestep(logsnr: PerExample, table: Table) -> PerExample:
     end.
 
     Args:
-      logsnr: Any shape, in nats.
+      logsnr: The log-SNR of each example, in nats.
       table: The log-SNR of each step, falling.
     """
     rising = np.asarray(table[::-1], logsnr.dtype)

@@ -291,7 +291,7 @@ def check_same_shapes(expected: Params, stored: Any, path: pathlib.Path) -> None
     Args:
       expected: The parameters of this config's network, or their shapes.
       stored: The parameters of the model on disk, or their shapes.
-      path: Where that model is, for the message.
+      path: Folder of that model, for the message.
 
     Raises:
       ValueError: If an array differs in shape; the message names the first.

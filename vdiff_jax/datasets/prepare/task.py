@@ -67,7 +67,7 @@ class Progress:
 
     Attributes:
       inputs: Number of files dealt with, in their order.
-      unreadable: For each of these that cannot be read, the reason.
+      unreadable: Names of those that cannot be read, each with the reason.
       finished: True once the output of the split is whole.
     """
 

@@ -110,7 +110,13 @@ class LmdbWriter:
     def __init__(
         self, folder: pathlib.Path, sizes: Sequence[int], map_size: int = 2**30
     ):
-        """Opens the LMDB in `folder`; its map doubles as often as it is full."""
+        """Opens the LMDB, whose map doubles as often as it is full.
+
+        Args:
+          folder: Folder of the LMDB.
+          sizes: Height and width of each of an image's encodings.
+          map_size: Bytes of the map to begin with.
+        """
         self._folder, self._sizes = folder, sizes
         # Synchronised once, at the end: what a killed process wrote is not lost.
         self._env = lmdb.open(str(folder), map_size=map_size, sync=False)
@@ -165,7 +171,13 @@ class NpzWriter:
     """Writes the layout of npz.py, uncompressed so that it can be mapped."""
 
     def __init__(self, folder: pathlib.Path, sizes: Sequence[int], channels: int):
-        """Opens a file of bare pixels for each size, until their number is known."""
+        """Opens a file of bare pixels for each size, until their number is known.
+
+        Args:
+          folder: Folder of the files.
+          sizes: Height and width of each of an image's encodings.
+          channels: 1 or 3.
+        """
         self._folder, self._sizes = folder, sizes
         self._shapes = [(size, size, channels) for size in sizes]
         self._files = []
