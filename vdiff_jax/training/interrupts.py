@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedRunError(RuntimeError):
-    """A run ended early, as it was asked to, with everything saved."""
+    """The end of a run that was asked to stop early, with everything saved."""
 
     def __init__(self, number: int, message: str):
         """Keeps the exit status of a signal, 128 + its number, with a message."""
