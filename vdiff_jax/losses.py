@@ -54,7 +54,7 @@ def min_snr(gamma: float) -> Weight:
 
 
 class Draws(NamedTuple):
-    """All that is random in one training step: a value per example, and a key.
+    """The random numbers of one training step: values per example, and one key.
 
     Attributes:
       u: Uniform in [0, 1); gives the time.

@@ -26,7 +26,7 @@ LIMIT_BYTES = 2**30
 
 @runtime_checkable
 class Feeder(Protocol):
-    """Feeds the calls of a compiled step; `read` is compiled into it."""
+    """A source of feeds for the calls of a compiled step, which compiles `read` in."""
 
     @property
     def length(self) -> int:

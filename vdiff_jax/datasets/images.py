@@ -71,7 +71,7 @@ def _grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Brings images to one shape.
+    """A function that brings images to one shape.
 
     Attributes:
       size: Height and width of the result.

@@ -202,7 +202,7 @@ def _read_once(
 
 
 class _Watch:
-    """Kills workers that do not bring a batch in time.
+    """A thread that kills workers which do not bring a batch in time.
 
     The loader's own timeout does not see a worker that stops while it hands a batch
     over. The loader does notice dead workers.
@@ -282,7 +282,7 @@ def _processes() -> Any:
 
 
 class _Reader:
-    """Reads batches as tensors, which reach this process through shared memory."""
+    """A reader of batches as tensors, which come through shared memory."""
 
     def __init__(self, source: Source):
         self._source = source

@@ -9,7 +9,7 @@ from vdiff_jax.datasets.source import Example, Source, name_of, read_many
 
 
 class Checked:
-    """Hands on a source's examples after a look at shape, type and label."""
+    """A source's examples, each checked for its shape, type and label."""
 
     def __init__(
         self,

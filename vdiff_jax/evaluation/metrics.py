@@ -78,7 +78,7 @@ class Measured(NamedTuple):
 
 
 class Ruler:
-    """Measures sets of images against one reference."""
+    """The metrics of any set of images against one reference."""
 
     def __init__(self, real: Statistics, feature_set: str):
         """Takes the roots of the reference's covariances, which all distances share."""

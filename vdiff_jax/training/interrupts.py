@@ -20,7 +20,7 @@ class InterruptedRunError(RuntimeError):
 
 
 class Interrupts:
-    """Inside the `with`, notes the first signal; a second ends the process at once.
+    """A context that notes the first signal; a second ends the process at once.
 
     Attributes:
       signal: The number of the signal that came, or 0.

@@ -70,7 +70,7 @@ class _Value:
 
 
 class _Trace:
-    """Runs a program, and notes the operations whose results are not all finite.
+    """A run of a program that notes the operations whose results are not all finite.
 
     An operation is *bad* if its result has numbers that are not finite. Bad operations
     are numbered in the order in which they run; `_parents` has, for each, the numbers

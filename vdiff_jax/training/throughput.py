@@ -94,7 +94,7 @@ class Throughput:
 
 
 class Profile:
-    """Traces some updates for `tensorboard` or Perfetto, once."""
+    """A trace of some updates for `tensorboard` or Perfetto, taken once in a run."""
 
     def __init__(self, updates: int):
         """Waits for the first call that may be traced.

@@ -59,7 +59,7 @@ def _png(array: np.ndarray) -> bytes:
 
 @runtime_checkable
 class Writer(Protocol):
-    """Writes images by number; the same number again replaces an image."""
+    """A writer of images by number; the same number again replaces an image."""
 
     def write(self, first: int, images: Sequence[tuple[bytes, ...]]) -> None:
         """Writes images number `first` and on, each at all sizes."""
@@ -105,7 +105,7 @@ def make_writer(
 
 
 class LmdbWriter:
-    """Writes the layout of lmdb.py."""
+    """A writer of the layout of lmdb.py."""
 
     def __init__(
         self, folder: pathlib.Path, sizes: Sequence[int], map_size: int = 2**30
@@ -168,7 +168,7 @@ class LmdbWriter:
 
 
 class NpzWriter:
-    """Writes the layout of npz.py, uncompressed so that it can be mapped."""
+    """A writer of the layout of npz.py, uncompressed so that it can be mapped."""
 
     def __init__(self, folder: pathlib.Path, sizes: Sequence[int], channels: int):
         """Opens a file of bare pixels for each size, until their number is known.
