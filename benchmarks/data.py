@@ -37,7 +37,7 @@ from configs import paper
 from vdiff_jax import parallel
 from vdiff_jax.datasets import device_feed
 from vdiff_jax.datasets.folder import Folder
-from vdiff_jax.datasets.images import Fit, Pictures
+from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.loader import Order, load
 from vdiff_jax.datasets.npz import Npz
@@ -103,9 +103,9 @@ def _sources(
     photos.prepare(folder, options.size, scratch / "tfds")
     fit = Fit(options.size, 3)
     sources = {
-        "folder": Pictures(Folder(folder), fit),
-        "lmdb": Pictures(Lmdb(scratch / "lmdb", options.size), fit),
-        "tfds": Pictures(TfdsFiles("photos", "train", scratch / "tfds"), fit),
+        "folder": Images(Folder(folder), fit),
+        "lmdb": Images(Lmdb(scratch / "lmdb", options.size), fit),
+        "tfds": Images(TfdsFiles("photos", "train", scratch / "tfds"), fit),
         "npz": Npz(scratch / "npz" / f"{options.size}.npz"),
     }
     return {

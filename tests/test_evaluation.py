@@ -111,7 +111,7 @@ def test_a_metric_of_few_pictures_says_so():
 def test_the_floor_is_between_random_halves():
     # Sorted by class, as a folder is: its halves as they lie are far apart.
     pooled = np.sort(_normal(2000, width=1), axis=0)
-    floor = metrics.floor(Features(pooled, None, None), "pixels")
+    floor = metrics.real_vs_real(Features(pooled, None, None), "pixels")
     assert floor["frechet_pixels"] < 0.02
     assert floor["coverage_pixels"] > 0.9
 

@@ -47,7 +47,9 @@ def test_guidance_is_on_between_the_times_that_a_config_says():
     ):
         config.sample.guidance_interval = interval
         made = make_guidance(config, schedule)
-        np.testing.assert_array_equal(made.strength(jax.numpy.ones(9), schedule(t)), on)
+        np.testing.assert_array_equal(
+            made.weight_at(jax.numpy.ones(9), schedule(t)), on
+        )
 
 
 def test_pictures_are_seen_from_minus_one_to_one():

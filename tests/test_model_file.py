@@ -53,9 +53,9 @@ def test_the_same_model_gives_the_same_bytes_in_another_process(tmp_path):
 import pathlib, sys
 sys.path[:0] = {sys.path!r}
 import test_model_file as here
-from vdiff_jax.interop import own_file
+from vdiff_jax.interop import model_file
 params = dict(reversed(here._params().items()))
-own_file.write(pathlib.Path({str(tmp_path / "b.safetensors")!r}), params, here.ABOUT)
+model_file.write(pathlib.Path({str(tmp_path / "b.safetensors")!r}), params, here.ABOUT)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     a, b = ((tmp_path / f"{name}.safetensors").read_bytes() for name in "ab")

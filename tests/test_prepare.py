@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets.folder import Folder
-from vdiff_jax.datasets.images import Fit, Pictures
+from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.npz import Npz
 from vdiff_jax.datasets.prepare import task as command
@@ -42,7 +42,7 @@ def _task(path, out, **options):
 def _open(task, size=8, split=""):
     if task.format == "npz":
         return Npz(task.out / split / f"{size}.npz")
-    return Pictures(Lmdb(task.out / split, size), Fit(size, task.channels))
+    return Images(Lmdb(task.out / split, size), Fit(size, task.channels))
 
 
 def _everything(source):
@@ -68,7 +68,7 @@ def test_what_is_prepared_is_what_the_folder_gives(tmp_path, format, workers):
     about = prepare(dataclasses.replace(task, workers=workers))
     assert about["splits"][""]["pictures"] == 80
     for size in (8, 12):
-        _same(_open(task, size), Pictures(Folder(photos), Fit(size, 3)))
+        _same(_open(task, size), Images(Folder(photos), Fit(size, 3)))
     # Nothing but what a reader needs is left, and under no other name.
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     expected = ["12.npz", "8.npz"] if format == "npz" else ["data.mdb"]
@@ -82,7 +82,7 @@ def test_pictures_are_resized_as_asked_and_may_be_grey(tmp_path, resize):
     task = _task(photos, tmp_path / "out", resize=resize, channels=1, format="npz")
     prepare(task)
     assert _open(task)[0]["image"].shape == (8, 8, 1)
-    _same(_open(task), Pictures(Folder(photos), Fit(8, 1, resize)))
+    _same(_open(task), Images(Folder(photos), Fit(8, 1, resize)))
 
 
 def _archives(photos, around=""):
@@ -108,7 +108,7 @@ def test_archives_give_what_their_folder_gives(tmp_path, around):
     for i, archive in enumerate(_archives(photos, around)):
         task = _task(archive, tmp_path / f"out{i}", format="npz")
         prepare(task)
-        _same(_open(task), Pictures(Folder(photos), Fit(8, 3)))
+        _same(_open(task), Images(Folder(photos), Fit(8, 3)))
 
 
 def test_splits_are_prepared_side_by_side(tmp_path):
@@ -120,7 +120,7 @@ def test_splits_are_prepared_side_by_side(tmp_path):
         for split, count in (("train", 6), ("test", 4)):
             assert len(_open(task, split=split)) == count
             folder = Folder(tmp_path / "photos" / split)
-            _same(_open(task, split=split), Pictures(folder, Fit(8, 3)))
+            _same(_open(task, split=split), Images(folder, Fit(8, 3)))
 
 
 def test_splits_of_other_classes_are_refused(tmp_path):
@@ -129,7 +129,7 @@ def test_splits_of_other_classes_are_refused(tmp_path):
     splits = ("train", "test")
     with pytest.raises(ValueError, match=r"different classes: .*cow"):
         prepare(_task(tmp_path / "photos", tmp_path / "out", splits=splits))
-    with pytest.raises(ValueError, match="no pictures in a folder 'valid'"):
+    with pytest.raises(ValueError, match="no images in a folder 'valid'"):
         prepare(_task(tmp_path / "photos", tmp_path / "out", splits=("valid",)))
 
 
@@ -142,7 +142,7 @@ def _spoil(photos):
 @pytest.mark.parametrize("format", writers.FORMATS)
 def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, capsys, format):
     photos = _photos(tmp_path / "photos")
-    expected = Pictures(Folder(photos), Fit(8, 3))
+    expected = Images(Folder(photos), Fit(8, 3))
     kept = [0, 2, 3, 4]
     images, labels = (np.asarray(each)[kept] for each in _everything(expected))
     _spoil(photos)
@@ -150,7 +150,7 @@ def test_files_that_cannot_be_read_are_left_out_and_named(tmp_path, capsys, form
     arguments = [str(photos), f"--out={out}", "--size=8", f"--format={format}"]
     assert main([*arguments, "--workers=0"]) == 0
     said = capsys.readouterr().out
-    assert "4 pictures at 8, 2 classes, 2 unreadable files left out" in said
+    assert "4 images at 8, 2 classes, 2 unreadable files left out" in said
     assert "ant/001.jpg cannot be read as JPEG, PNG or WebP (image file is trun" in said
     assert "bee/002.jpg cannot be read as JPEG, PNG or WebP (it is empty)" in said
     there = json.loads((out / "prepared.json").read_text())["splits"][""]
@@ -221,7 +221,7 @@ def test_names_of_an_archive_that_differ_in_case_are_two_pictures(tmp_path):
         archive.write(photos / "ant" / "001.jpg", "a.jpg")
     task = _task(tmp_path / "a.zip", tmp_path / "out", format="npz")
     prepare(task)
-    source, expected = _open(task), Pictures(Folder(photos), Fit(8, 3))
+    source, expected = _open(task), Images(Folder(photos), Fit(8, 3))
     assert [source.name(i) for i in (0, 1)] == ["A.jpg", "a.jpg"]
     np.testing.assert_array_equal(_everything(source)[0], _everything(expected)[0])
 
@@ -354,9 +354,9 @@ def test_a_process_that_is_killed_loses_nothing_that_was_written(tmp_path):
     assert 0 < done < 600
     assert not out.exists()
     again = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert "600 pictures at 64, 2 classes, 0 unreadable" in again.stdout
+    assert "600 images at 64, 2 classes, 0 unreadable" in again.stdout
     task = _task(photos, out, sizes=(64,))
-    _same(_open(task, 64), Pictures(Folder(photos), Fit(64, 3)))
+    _same(_open(task, 64), Images(Folder(photos), Fit(64, 3)))
 
 
 @pytest.mark.parametrize("format", writers.FORMATS)
@@ -382,7 +382,7 @@ def test_a_full_disk_is_said_and_what_was_written_is_kept(tmp_path, format):
     assert not (tmp_path / "out").exists()
     subprocess.run(line, check=True, capture_output=True)
     task = _task(photos, tmp_path / "out", sizes=(64,), format=format)
-    _same(_open(task, 64), Pictures(Folder(photos), Fit(64, 3)))
+    _same(_open(task, 64), Images(Folder(photos), Fit(64, 3)))
 
 
 def test_nothing_of_another_task_is_overwritten_or_continued(tmp_path, monkeypatch):
@@ -411,7 +411,7 @@ def test_nothing_of_another_task_is_overwritten_or_continued(tmp_path, monkeypat
     ("arguments", "message"),
     [
         (["nowhere", "--out=out", "--size=8"], "nowhere is not a folder"),
-        ([".", "--out=out", "--size=8"], "no pictures"),
+        ([".", "--out=out", "--size=8"], "no images"),
         ([".", "--out=out", "--size=0"], "must be at least 1, got 0"),
     ],
 )

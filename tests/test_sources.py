@@ -17,7 +17,7 @@ from vdiff_jax.datasets import catalog
 from vdiff_jax.datasets.cifar10 import cifar10
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.folder import Folder
-from vdiff_jax.datasets.images import Fit, Pictures
+from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.npz import Npz
 from vdiff_jax.datasets.source import Arrays, Source, held_out_part, name_of
@@ -46,7 +46,7 @@ def _classes(root, counts):
 
 
 def _pictures(root, size=8, channels=3):
-    return Pictures(Folder(root), Fit(size, channels))
+    return Images(Folder(root), Fit(size, channels))
 
 
 def _checked(source, shape=(8, 8, 3), num_classes=0, latents=False):
@@ -82,7 +82,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 
 
 def test_an_empty_folder_is_refused_with_what_is_in_it(tmp_path):
-    with pytest.raises(ValueError, match=r"no pictures .* in .*; it is empty"):
+    with pytest.raises(ValueError, match=r"no images .* in .*; it is empty"):
         Folder(tmp_path)
     (tmp_path / "scan.tif").touch()
     with pytest.raises(ValueError, match=r"it has 1 files \(.tif\)"):
@@ -281,7 +281,7 @@ def test_an_lmdb_of_another_tool_is_read(tmp_path):
     pixels = _noise(2, 8, 8, 3)
     pngs = {f"8_{i:05d}": _png(picture) for i, picture in enumerate(pixels)}
     _lmdb(tmp_path / "a", length=b"2", **pngs)
-    source = Pictures(Lmdb(tmp_path / "a", 8), Fit(8, 3))
+    source = Images(Lmdb(tmp_path / "a", 8), Fit(8, 3))
     assert len(source) == 2
     assert source.classes is source.labels is None
     copy = pickle.loads(pickle.dumps(source))
@@ -303,7 +303,7 @@ def test_an_lmdb_of_another_layout_or_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"of sizes \[64\], and data.image_size is 8"):
         Lmdb(tmp_path / "b", 8)
     _lmdb(tmp_path / "c", length=b"1", **{"8_00000": b""}, labels=b"12345678")
-    with pytest.raises(ValueError, match="1 pictures and 2 labels"):
+    with pytest.raises(ValueError, match="1 images and 2 labels"):
         Lmdb(tmp_path / "c", 8)
 
 
@@ -317,7 +317,7 @@ def test_an_lmdb_that_is_cut_off_is_refused_before_it_kills_the_process(tmp_path
 
 def test_a_picture_that_an_lmdb_lacks_is_named(tmp_path):
     _lmdb(tmp_path / "a", length=b"2", **{"8_00000": _png(_noise(8, 8, 3))})
-    source = Pictures(Lmdb(tmp_path / "a", 8), Fit(8, 3))
+    source = Images(Lmdb(tmp_path / "a", 8), Fit(8, 3))
     with pytest.raises(ValueError, match=r"example 1: .*a has no key '8-00001'"):
         source[1]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.datasets.images import Fit, Pictures
+from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.tfds import TfdsFiles
 
 
@@ -31,7 +31,7 @@ def prepared(tmp_path_factory):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_prepared_data_set_is_the_data_set(prepared, split):
-    source = Pictures(TfdsFiles("tiny_digits", split, prepared), Fit(8, 1))
+    source = Images(TfdsFiles("tiny_digits", split, prepared), Fit(8, 1))
     expected = digits(split)
     assert len(source) == len(expected)
     # TFDS shuffles as it writes.

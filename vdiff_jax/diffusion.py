@@ -75,13 +75,25 @@ def expand_like(per_example: Array, examples: Array) -> Array:
 
 
 def diffuse(x: Examples, eps: Examples, logsnr_t: PerExample) -> Examples:
-    """The noisy example z_t at a log-SNR, by (1)."""
+    """The noisy example z_t at a log-SNR, by (1).
+
+    Args:
+      x: Clean examples, in [-1, 1].
+      eps: Standard normal noise, of the shape of `x`.
+      logsnr_t: The log-SNR of each example, in nats.
+    """
     alpha_t, sigma_t = alpha_sigma(expand_like(logsnr_t, x))
     return alpha_t * x + sigma_t * eps
 
 
 def velocity(x: Examples, eps: Examples, logsnr_t: PerExample) -> Examples:
-    """V of a clean example and its noise, by (3)."""
+    """The v of a clean example and its noise, by (3).
+
+    Args:
+      x: Clean examples, in [-1, 1].
+      eps: Standard normal noise, of the shape of `x`.
+      logsnr_t: The log-SNR of each example, in nats.
+    """
     alpha_t, sigma_t = alpha_sigma(expand_like(logsnr_t, x))
     return alpha_t * eps - sigma_t * x
 
@@ -99,7 +111,7 @@ def predict(
       output: The network's output; the shape of `z_t`, or twice its last axis.
       z_t: The noisy examples the network saw.
       logsnr_t: Their log-SNR; finite.
-      kind: What the network predicts.
+      kind: The quantity that the network predicts.
 
     Raises:
       ValueError: If `kind` is unknown.
@@ -126,6 +138,12 @@ def clip(
     """Clips x_hat to [-limit, limit] and makes eps_hat and v_hat agree with it.
 
     The noisy example itself is never clipped.
+
+    Args:
+      prediction: The network's prediction.
+      z_t: Noisy examples.
+      logsnr_t: Their log-SNR; finite.
+      limit: Largest magnitude of x_hat, above 0.
     """
     x = jnp.clip(prediction.x, -limit, limit)
     return predict(x, z_t, logsnr_t, "x")
@@ -138,10 +156,10 @@ def threshold(
 
     Dynamic thresholding (Saharia et al., 2022, arXiv:2205.11487, Sec. 2.3): clips to
     [-s, s] and divides by s, where s is the quantile of |x_hat| over each example, and
-    at least 1. Strong guidance saturates less by it than by clipping.
+    at least 1. Guidance with a large w saturates less by it than by clipping.
 
     Args:
-      prediction: Of the network.
+      prediction: The network's prediction.
       z_t: Noisy examples.
       logsnr_t: Their log-SNR; finite.
       share: The quantile, above 0 and at most 1.
@@ -157,8 +175,14 @@ def clip_eps(
 ) -> Prediction:
     """Clips eps_hat to [-limit, limit] and leaves x_hat, which then disagree with z_t.
 
-    After `clip` with the same limit this makes DDIM the "clipped sampler" that is found
-    in some implementations of progressive distillation.
+    After `clip` with the same limit this makes DDIM the "clipped sampler" of some
+    implementations of progressive distillation.
+
+    Args:
+      prediction: The network's prediction, clipped or not.
+      z_t: Not used; here so that all limits take the same arguments.
+      logsnr_t: The log-SNR of each example, in nats.
+      limit: Largest magnitude of eps_hat, above 0.
     """
     del z_t
     eps = jnp.clip(prediction.eps, -limit, limit)
@@ -170,13 +194,13 @@ def denoiser(net: Network, kind: Output) -> Denoiser:
 
     Args:
       net: Maps (z_t, logsnr_t) to the network's raw output.
-      kind: What that output is.
+      kind: The quantity that the network predicts.
     """
     return lambda z_t, logsnr_t: predict(net(z_t, logsnr_t), z_t, logsnr_t, kind)
 
 
 def limited(denoise: Denoiser, limits: Sequence[Limit]) -> Denoiser:
-    """The denoiser with limits to what it predicts, one after the other.
+    """The denoiser with limits on its predictions, applied one after the other.
 
     In training, teachers and students have none.
     """

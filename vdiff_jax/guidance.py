@@ -1,13 +1,13 @@
 """Classifier-free guidance: two predictions of one network, combined into one.
 
-The strength is w, with w = 0 for none (Ho & Salimans, 2022, arXiv:2207.12598; Meng et
-al., 2023, arXiv:2210.03142):
+The guidance weight is w, with w = 0 for none (Ho & Salimans, 2022, arXiv:2207.12598;
+Meng et al., 2023, arXiv:2210.03142):
 
     x_w = (1 + w) x_c - w x_u
 
-where x_c is told the class and x_u is not. Others write u + s (c - u) with a guidance
-scale s = 1 + w, which is 1 for none. As the factors add up to 1, and x, eps and v are
-affine in one another at a fixed z_t, guiding one of them guides all three.
+where x_c is conditioned on the class and x_u is not. Others write u + s (c - u) with a
+guidance scale s = 1 + w, which is 1 for none. As the factors add up to 1, and x, eps
+and v are affine in one another at a fixed z_t, guiding one of them guides all three.
 """
 
 import dataclasses
@@ -25,26 +25,29 @@ NO_CLASS = -1
 
 
 def describe(w: float) -> str:
-    """The strength in both conventions, for people."""
+    """The guidance weight in both conventions, for people."""
     return f"w = {w:g}, guidance scale {1.0 + w:g}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How far guidance goes, beside its strength.
+    """Options of guidance, beside its weight w.
+
+    Guidance in a limited range of log-SNRs is that of Kynkäänniemi et al. (2024),
+    arXiv:2404.07724.
 
     Attributes:
-      rescale: phi in [0, 1]; see `rescaled`.
-      logsnr_min: Guidance is on from this log-SNR ...
-      logsnr_max: ... to this one (Kynkäänniemi et al., 2024, arXiv:2404.07724).
+      rescale: The phi of `rescaled`, in [0, 1]; 0 for none.
+      logsnr_min: Lowest log-SNR at which guidance is on, in nats.
+      logsnr_max: Highest log-SNR at which guidance is on, in nats.
     """
 
     rescale: float = 0.0
     logsnr_min: float = -math.inf
     logsnr_max: float = math.inf
 
-    def strength(self, w: PerExample, logsnr_t: PerExample) -> PerExample:
-        """W where guidance is on, and 0 elsewhere."""
+    def weight_at(self, w: PerExample, logsnr_t: PerExample) -> PerExample:
+        """The guidance weight at a log-SNR: w where guidance is on, 0 elsewhere."""
         on = (logsnr_t >= self.logsnr_min) & (logsnr_t <= self.logsnr_max)
         return jnp.where(on, w, 0.0)
 
@@ -55,7 +58,13 @@ PLAIN = Guidance()
 def guided(
     conditional: Prediction, unconditional: Prediction, w: PerExample
 ) -> Prediction:
-    """The guided prediction, not clipped: for w > 0 x_hat may leave [-1, 1]."""
+    """The guided prediction, not clipped: for w > 0 x_hat may leave [-1, 1].
+
+    Args:
+      conditional: The prediction conditioned on the class.
+      unconditional: The prediction without the class.
+      w: The guidance weight of each example, from 0 up.
+    """
     w_ = expand_like(w, conditional.v)
     pairs = zip(conditional, unconditional, strict=True)
     return Prediction(*((1.0 + w_) * c - w_ * u for c, u in pairs))
@@ -73,6 +82,13 @@ def rescaled(
     v_hat is scaled to the standard deviation that it had without guidance, and mixed
     with itself: Lin et al. (2023), arXiv:2305.08891, Sec. 3.4, who do this to the v of
     their network. On x or eps it would be another operation.
+
+    Args:
+      prediction: The guided prediction.
+      conditional: The prediction without guidance.
+      z_t: Noisy examples.
+      logsnr_t: Their log-SNR, in nats.
+      phi: The share, from 0 (no change) to 1.
     """
     axes = tuple(range(1, z_t.ndim))
     before = conditional.v.std(axis=axes, keepdims=True)
@@ -88,13 +104,13 @@ def classifier_free(
     w: PerExample,
     guidance: Guidance,
 ) -> Denoiser:
-    """Asks for both predictions in one call of twice the batch, and combines them.
+    """The guided denoiser: both predictions in one call of twice the batch, combined.
 
     Args:
       denoiser_of: The denoiser for given labels, which may be `NO_CLASS`.
       label: The class of each example.
-      w: The strength for each example.
-      guidance: What else there is to it.
+      w: The guidance weight of each example.
+      guidance: The options beside w.
     """
     # The two of an example are neighbours, so that both are on its device.
     labels = jnp.stack([label, jnp.full_like(label, NO_CLASS)], axis=1).reshape(-1)
@@ -104,11 +120,11 @@ def classifier_free(
         return values.reshape(-1, 2, *values.shape[1:])[:, which]
 
     def denoise(z_t: Examples, logsnr_t: PerExample) -> Prediction:
-        found = both(jnp.repeat(z_t, 2, axis=0), jnp.repeat(logsnr_t, 2))
-        conditional = Prediction(*(half(form, 0) for form in found))
-        unconditional = Prediction(*(half(form, 1) for form in found))
-        strength = guidance.strength(w, logsnr_t)
-        prediction = guided(conditional, unconditional, strength)
+        pair = both(jnp.repeat(z_t, 2, axis=0), jnp.repeat(logsnr_t, 2))
+        conditional = Prediction(*(half(form, 0) for form in pair))
+        unconditional = Prediction(*(half(form, 1) for form in pair))
+        weight = guidance.weight_at(w, logsnr_t)
+        prediction = guided(conditional, unconditional, weight)
         if guidance.rescale == 0.0:
             return prediction
         return rescaled(prediction, conditional, z_t, logsnr_t, guidance.rescale)

@@ -27,7 +27,7 @@ By default logsnr_max is 13.3, and not the 20 of training: there the noise alrea
 sixth of a grey value, while (3) and (4) magnify an error of x_hat by 1 / sigma. A
 denoiser that does not know that pixels are whole greys pays for greys it need not have
 told apart: where its density is smooth, the bound lies above it by 0.56 bits at 13.3,
-0.14 at 12.5 and 0.03 at 12. Denoisers are unclipped, and asked only for log-SNRs
+0.14 at 12.5 and 0.03 at 12. Denoisers are unclipped, and evaluated only at log-SNRs
 between the two ends: keep these within the range that the network was trained for.
 """
 
@@ -63,8 +63,8 @@ def variational_bits(
       denoise: The model, unclipped.
       image: Pixels.
       key: Average over keys, or raise `num_times`, to come closer to the bound.
-      logsnr_min: At the noise end, in nats.
-      logsnr_max: At the data end, where the greys are read off z_0.
+      logsnr_min: log-SNR at the noise end, in nats.
+      logsnr_max: log-SNR at the data end, where the greys are read off z_0.
       num_steps: Steps of the discrete bound, even in log-SNR. None is the continuous
         bound.
       num_times: Evaluations of the network for each image.
@@ -88,7 +88,7 @@ def variational_bits(
 
 
 def prior_bits(x: Examples, logsnr_1: float) -> PerExample:
-    """What z_1 still tells of x: (1), in bits per dimension."""
+    """The prior's term (1): information on x left in z_1, in bits per dimension."""
     minus_log_variance = jax.nn.softplus(logsnr_1)
     signal = jax.nn.sigmoid(logsnr_1) * (jnp.square(x) - 1.0)
     return _bits(0.5 * (signal + minus_log_variance))
@@ -97,10 +97,15 @@ def prior_bits(x: Examples, logsnr_1: float) -> PerExample:
 def reconstruction_bits(
     image: UInt8[Array, " batch *event"], key: Key[Array, ""], logsnr_0: float
 ) -> PerExample:
-    """What a z_0 drawn from the image leaves open: (2), in bits per dimension.
+    """The term of reconstruction (2): the image from z_0, in bits per dimension.
 
     With w = (x - g) exp(logsnr_0 / 2), the odds of a grey g against the true one are
     exp(-w (eps + w / 2)), whose sum over g cannot overflow.
+
+    Args:
+      image: Pixels.
+      key: Draws the noise of z_0.
+      logsnr_0: log-SNR of z_0, in nats.
 
     Raises:
       ValueError: If the image is not uint8.
@@ -127,9 +132,17 @@ def diffusion_bits(
     num_steps: int | None = None,
     num_times: int = 16,
 ) -> PerExample:
-    """What the steps from z_1 to z_0 cost: (3), estimated, in bits per dimension.
+    """The term of diffusion (3), from z_1 to z_0: estimated, in bits per dimension.
 
-    The arguments are those of `variational_bits`, but for x in model units.
+    Args:
+      denoise: The model, unclipped.
+      x: Examples in model units.
+      key: Average over keys, or raise `num_times`, to come closer to the term.
+      logsnr_min: log-SNR at the noise end, in nats.
+      logsnr_max: log-SNR at the data end, in nats.
+      num_steps: Steps of the discrete bound, even in log-SNR. None is the continuous
+        bound.
+      num_times: Evaluations of the network for each image.
 
     Raises:
       ValueError: If `logsnr_min` is not below `logsnr_max`, or a number of steps or
@@ -172,11 +185,11 @@ def flow_bits(
     Args:
       denoise: The model, unclipped.
       image: Pixels.
-      key: For the point in the cell and the probe.
-      logsnr_min: At the noise end, in nats.
-      logsnr_max: At the data end.
-      num_steps: Runge-Kutta steps; each asks the network, and for its derivative,
-        four times.
+      key: Draws the point in the cell and the probe.
+      logsnr_min: log-SNR at the noise end, in nats.
+      logsnr_max: log-SNR at the data end, in nats.
+      num_steps: Runge-Kutta steps; each evaluates the network and its derivative four
+        times.
 
     Raises:
       ValueError: If the image is not uint8, `logsnr_min` is not below `logsnr_max`, or
@@ -224,9 +237,9 @@ def density_bits(
       x: Real values in model units.
       probe: e in the estimate e^T (dv_hat / dz) e of the trace; its components have
         variance 1 and no correlation.
-      logsnr_min: At the noise end, in nats.
-      logsnr_max: At the data end.
-      num_steps: At least 1.
+      logsnr_min: log-SNR at the noise end, in nats.
+      logsnr_max: log-SNR at the data end, in nats.
+      num_steps: Runge-Kutta steps, at least 1.
 
     Raises:
       ValueError: If `logsnr_min` is not below `logsnr_max`, or `num_steps` is below 1.

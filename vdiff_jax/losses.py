@@ -54,14 +54,14 @@ def min_snr(gamma: float) -> Weight:
 
 
 class Draws(NamedTuple):
-    """All that is random in one training step: a value per example, and a key.
+    """The random numbers of one training step: values per example, and one key.
 
     Attributes:
       u: Uniform in [0, 1); gives the time.
       eps: Standard normal noise.
-      flip: Which images are mirrored.
-      u_label: Uniform in [0, 1); says whose class is left out.
-      u_w: Uniform in [0, 1); gives the strength of guidance.
+      flip: True for the images that are mirrored.
+      u_label: Uniform in [0, 1); decides whose class is left out.
+      u_w: Uniform in [0, 1); gives the guidance weight w.
       dropout: The one key; all else has a row for each example.
     """
 
@@ -73,7 +73,7 @@ class Draws(NamedTuple):
     dropout: Key[Array, ""]
 
     def map_rows(self, function: Callable[[Array], Any], dropout: Any) -> "Draws":
-        """The function of all but the key, for which `dropout` is taken."""
+        """Applies a function to all but the key, which `dropout` replaces."""
         rows: dict[str, Any] = self._asdict()
         rows = {k: function(v) for k, v in rows.items() if k != "dropout"}
         return Draws(**rows, dropout=dropout)
@@ -87,19 +87,19 @@ def draw(
     flip: bool = False,
     noise_offset: float = 0.0,
 ) -> Draws:
-    """Draws for a global batch, whatever devices it is spread over.
+    """Random numbers for a global batch, whatever devices it is spread over.
 
     Args:
       key: The step's key.
       shape: [batch, *event] of the global batch.
       stratified: Spread u evenly, one value in each interval of 1 / batch, as Kingma et
         al. (2021), arXiv:2107.00630, do; each u is still uniform by itself.
-      flip: Whether to mirror half of the images.
+      flip: Mirror half of the images.
       noise_offset: Standard deviation of noise that is added to all pixels of a channel
-        alike, so that very dark and very bright pictures are learnt. It makes the noise
+        alike, so that very dark and very bright images are learnt. It makes the noise
         another than the sampler starts from: keep it small.
     """
-    time, noise, mirror, dropout, label, strength = jax.random.split(key, 6)
+    time, noise, mirror, dropout, label, weight = jax.random.split(key, 6)
     batch = shape[0]
     eps = jax.random.normal(noise, shape)
     if noise_offset:
@@ -115,7 +115,7 @@ def draw(
         eps=eps,
         flip=jax.random.bernoulli(mirror, 0.5 if flip else 0.0, (batch,)),
         u_label=jax.random.uniform(label, (batch,)),
-        u_w=jax.random.uniform(strength, (batch,)),
+        u_w=jax.random.uniform(weight, (batch,)),
         dropout=dropout,
     )
 
@@ -134,7 +134,14 @@ def step_index(u: PerExample, num_steps: int | Int[Array, ""]) -> PerExample:
 def weighted_v_error(
     v_hat: Examples, v: Examples, logsnr_t: PerExample, weight: Weight
 ) -> PerExample:
-    """The loss of each example: weight times the mean squared error of v."""
+    """The loss of each example: weight times the mean squared error of v.
+
+    Args:
+      v_hat: The prediction of v.
+      v: The target, of the same shape.
+      logsnr_t: The log-SNR of each example, in nats.
+      weight: One of this module's weights.
+    """
     error = jnp.square(v_hat - v).mean(axis=tuple(range(1, v.ndim)))
     return weight(logsnr_t) * error
 

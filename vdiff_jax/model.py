@@ -121,7 +121,7 @@ class Model:
             w = jnp.zeros(label.shape) if w is None else w
 
             def guided_net(z_t: Array, logsnr_t: PerExample) -> Array:
-                strength = guidance.strength(w, logsnr_t)
+                strength = guidance.weight_at(w, logsnr_t)
                 return self._apply(params, dropout, z_t, logsnr_t, label, strength)
 
             return diffusion.denoiser(guided_net, self.output)

@@ -34,13 +34,13 @@ def start(
     """Joins the hosts of a run; call it before anything else of JAX.
 
     Args:
-      coordinator: host:port of process 0. Without it, what the cluster says (SLURM,
-        Open MPI, Kubernetes, a TPU pod).
-      num_processes: Of the whole run.
-      process_id: Of this one, from 0.
+      coordinator: host:port of process 0. Without it, all three are taken from the
+        cluster (SLURM, Open MPI, Kubernetes, a TPU pod).
+      num_processes: Number of processes of the whole run.
+      process_id: Number of this process, from 0.
 
     Raises:
-      ValueError: If the cluster says nothing, or the other hosts do not come.
+      ValueError: If this is no known cluster, or the other hosts do not come.
     """
     try:
         jax.distributed.initialize(
@@ -62,19 +62,20 @@ def use_cores(batch_sizes: Sequence[int]) -> None:
 
     Most of what XLA does on a CPU, convolutions among it, takes one core: a batch that
     is split over devices keeps all of them busy. Nothing changes where the user has
-    said how many there are, nor for accelerators.
+    set the number of devices, nor for accelerators.
 
     Args:
-      batch_sizes: Every one of them divides by the number of devices.
+      batch_sizes: The number of devices divides every one of them.
     """
-    said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if said or jax.config.values["jax_num_cpu_devices"] > 0:
+    flags = os.environ.get("XLA_FLAGS", "")
+    in_flags = "xla_force_host_platform_device_count" in flags
+    if in_flags or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     jax.config.update("jax_num_cpu_devices", devices_of_cpu(batch_sizes))
 
 
 def devices_of_cpu(batch_sizes: Sequence[int]) -> int:
-    """As how many devices its cores serve best, where all batches divide over them."""
+    """Best number of devices to make of a CPU's cores, one that divides all batches."""
     cores = min(_cores(), MOST_CPU_DEVICES)
     return max(n for n in range(1, cores + 1) if not any(b % n for b in batch_sizes))
 
@@ -87,7 +88,7 @@ def _cores() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes logs, pictures and results."""
+    """True in the one process that writes logs, images and results."""
     return jax.process_index() == 0
 
 
@@ -111,8 +112,13 @@ def make_mesh(fsdp: int = 1) -> Mesh:
 def check_batch_size(batch_size: int, mesh: Mesh, grad_accum_steps: int = 1) -> None:
     """Refuses a batch that does not divide over the devices.
 
+    Args:
+      batch_size: Examples of the global batch.
+      mesh: All devices.
+      grad_accum_steps: Parts of the batch that are gone through one after the other.
+
     Raises:
-      ValueError: Naming the numbers.
+      ValueError: If `grad_accum_steps` is below 1, or the batch does not divide.
     """
     if grad_accum_steps < 1:
         raise ValueError(
@@ -140,7 +146,7 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def state_shardings(abstract_tree: Tree, mesh: Mesh) -> Tree:
-    """Where each array of a state lies: split along `fsdp`, or copied if small.
+    """Shardings for the arrays of a state: split along `fsdp`, or copied if small.
 
     An array is split along the largest of its axes that `fsdp` divides.
     """
@@ -157,14 +163,14 @@ def state_shardings(abstract_tree: Tree, mesh: Mesh) -> Tree:
 
 
 def whole(tree: Tree, mesh: Mesh) -> Tree:
-    """In a compiled function: a split state's arrays, brought together to be used."""
+    """A split state's arrays, whole on every device; for use in a compiled function."""
     if mesh.shape["fsdp"] == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
 def gather(tree: Tree, mesh: Mesh) -> Tree:
-    """A split state's arrays, whole on every device."""
+    """A split state's arrays, whole on every device; for use outside of `jit`."""
     if mesh.shape["fsdp"] == 1:
         return tree
     return _placing(replicated(mesh))(tree)
@@ -179,8 +185,8 @@ def put(tree: Tree, shardings: Any) -> Tree:
     """Places every array of a tree, which every host has whole; does not wait.
 
     Args:
-      tree: Arrays.
-      shardings: One for all, or a tree of them.
+      tree: Arrays, the same on every host.
+      shardings: One for all arrays, or a tree of them.
     """
     if isinstance(shardings, NamedSharding):
         one = shardings
@@ -217,7 +223,7 @@ def put_rows(tree: Tree, sharding: NamedSharding, batch_size: int) -> Tree:
 
     Args:
       tree: Arrays of this host's rows.
-      sharding: From `split`; its axis is the axis of the rows.
+      sharding: A sharding that `split` gave; its axis is the axis of the rows.
       batch_size: Number of rows over all hosts.
     """
     axis = len(sharding.spec) - 1
@@ -230,34 +236,35 @@ def put_rows(tree: Tree, sharding: NamedSharding, batch_size: int) -> Tree:
 
 
 def on_all_hosts(condition: bool) -> bool:
-    """Whether something holds on every host; all of them must ask, and wait."""
+    """True if a condition holds on every host; all of them must call, and wait."""
     return not int(highest(int(not condition), make_mesh()))
 
 
 def highest(number: int, mesh: Mesh) -> Any:
-    """The largest number that any host says; of many hosts, read it later.
+    """The largest of the numbers that the hosts pass.
 
-    All hosts must ask in the same order. The answer comes behind the work that is
-    under way on the devices, and asking does not wait for it.
+    With many hosts the result is an array, computed after the work that is under way on
+    the devices: the call does not wait for it, reading it does. All hosts must call in
+    the same order.
     """
     if jax.process_count() == 1:
         return number
-    said = np.full(len(mesh.local_devices), number, np.int32)
-    everywhere = put_rows(said, split(mesh), mesh.size)
+    own = np.full(len(mesh.local_devices), number, np.int32)
+    everywhere = put_rows(own, split(mesh), mesh.size)
     return _highest(mesh)(everywhere)
 
 
 def preempted() -> bool:
-    """Whether the platform wants the machines back.
+    """True if the platform wants the machines back.
 
-    All hosts must ask equally often; they hear it at the same one of their questions.
+    All hosts must call equally often; they get True at the same one of their calls.
     """
     if jax.process_count() == 1:
         return False
-    return multihost_utils.reached_preemption_sync_point(next(_questions))
+    return multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
-_questions = itertools.count()
+_calls = itertools.count()
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Samplers: one step from z_t to z_s, and the loop that takes N of them.
 
-A step has two parts. A *predictor* asks the network for x_hat, once or twice; a
-*stepper* moves along it. What makes a method second-order here is a better x_hat for
-the same DDIM step:
+A step has two parts. A *predictor* evaluates the network once or twice for x_hat; a
+*stepper* moves along it. A method is second-order here by a better x_hat for the same
+DDIM step:
 
     name       predictor         stepper         evaluations in N steps
     ddim       at_start          ddim_step       N
@@ -36,15 +36,15 @@ from vdiff_jax.types import (
 
 
 class Step(NamedTuple):
-    """Where a step starts and ends, and the noise and the memory it may use.
+    """Start and end of a step, and the noise and the memory that it may use.
 
     Attributes:
-      logsnr_t: At its start.
-      logsnr_s: At its end; `inf` in the last step.
+      logsnr_t: log-SNR at its start, in nats.
+      logsnr_s: log-SNR at its end; `inf` in the last step.
       noise: Standard normal, of the shape of the examples.
-      logsnr_u: At the start of the step before; `-inf` in the first step.
-      x_hat_u: What the network predicted there; not used in the first step.
-      logsnr_r: At the end of the step after; `inf` if there is none.
+      logsnr_u: log-SNR at the start of the step before; `-inf` in the first step.
+      x_hat_u: The network's x_hat at that start; not used in the first step.
+      logsnr_r: log-SNR at the end of the step after; `inf` if there is none.
     """
 
     logsnr_t: PerExample
@@ -56,12 +56,17 @@ class Step(NamedTuple):
 
 
 Stepper: TypeAlias = Callable[[Prediction, Step], Examples]
-# Gives what to step with, and what the network predicted at t.
+# Gives the prediction to step with, and the network's x_hat at t.
 Predictor: TypeAlias = Callable[[Denoiser, Examples, Step], tuple[Prediction, Examples]]
 
 
 class Trajectory(NamedTuple):
-    """What a sampler passed through; the leading axis counts the steps."""
+    """Every point that a sampler passed through; the leading axis counts the steps.
+
+    Attributes:
+      z_s: Examples at the end of each step.
+      x_hat: The network's x_hat at the start of each step.
+    """
 
     z_s: Float[Array, " steps batch *event"]
     x_hat: Float[Array, " steps batch *event"]
@@ -81,7 +86,7 @@ def ddim_step(prediction: Prediction, step: Step, eta: float = 0.0) -> Examples:
       prediction: The denoiser's estimate at t.
       step: log-SNRs of t and s; `logsnr_s = inf` is s = 0, and x_hat is returned.
         Its noise is used when `eta` is not zero.
-      eta: From 0 to 1.
+      eta: Share of fresh noise, from 0 to 1.
     """
     alpha_s, sigma_s = alpha_sigma(expand_like(step.logsnr_s, prediction.x))
     if eta == 0.0:
@@ -125,6 +130,9 @@ def stochastic_step(prediction: Prediction, step: Step) -> Examples:
 
     Meng et al. (2023), arXiv:2210.03142: only networks that were distilled for this
     jump can make it in few steps. The last step is one of DDIM.
+
+    Raises:
+      ValueError: If `step.logsnr_r` is None.
     """
     if step.logsnr_r is None:
         raise ValueError("`stochastic_step` looks one step ahead: call it by `sample`.")
@@ -140,7 +148,16 @@ def stochastic_step(prediction: Prediction, step: Step) -> Examples:
 def at_start(
     denoise: Denoiser, z_t: Examples, step: Step
 ) -> tuple[Prediction, Examples]:
-    """The prediction at t: one evaluation, first order."""
+    """The prediction at t: one evaluation, first order.
+
+    Args:
+      denoise: The denoiser.
+      z_t: Noisy examples at the start of the step.
+      step: The step to take.
+
+    Returns:
+      The prediction to step with, and the network's x_hat at t.
+    """
     prediction = denoise(z_t, step.logsnr_t)
     return prediction, prediction.x
 
@@ -155,6 +172,17 @@ def extrapolated(
     with l the log-SNR (Lu et al., 2022, arXiv:2211.01095, Algorithm 2, whose lambda is
     l / 2). The first step has nothing before it. The last, to l_s = inf, returns
     x_hat_t itself, for an extrapolation so far would explode.
+
+    Args:
+      denoise: The denoiser.
+      z_t: Noisy examples at the start of the step.
+      step: The step to take, with the memory of the one before.
+
+    Returns:
+      The prediction to step with, and the network's x_hat at t.
+
+    Raises:
+      ValueError: If the step has no memory of the one before.
     """
     x = denoise(z_t, step.logsnr_t).x
     if step.logsnr_u is None or step.x_hat_u is None:
@@ -174,7 +202,15 @@ def at_both_ends(
     rest: DPM-Solver++(2S) of Lu et al. (2022), arXiv:2211.01095, with its inner point
     at the end of the step (r = 1). Unlike Heun's rule for eps (Karras et al., 2022,
     arXiv:2206.00364) it divides by no small alpha, so it may start at pure noise. The
-    last step asks the network once.
+    last step evaluates the network once.
+
+    Args:
+      denoise: The denoiser.
+      z_t: Noisy examples at the start of the step.
+      step: The step to take.
+
+    Returns:
+      The prediction to step with, and the network's x_hat at t.
     """
     first = denoise(z_t, step.logsnr_t)
 
@@ -189,7 +225,7 @@ def at_both_ends(
 
 
 def evaluations(predictor: Predictor, num_steps: int) -> int:
-    """How often the network is asked for one sample in `num_steps` steps."""
+    """Number of times the network is evaluated for one sample in `num_steps` steps."""
     return 2 * num_steps - 1 if predictor is at_both_ends else num_steps
 
 
@@ -257,6 +293,15 @@ def sample_trajectory(
     """Like `sample`, but returns every z_s and the network's x_hat at its t.
 
     The samples are `trajectory.z_s[-1]`, which equals `trajectory.x_hat[-1]`.
+
+    Args:
+      denoise: The denoiser, clipped if it should be.
+      z_1: Standard normal noise.
+      schedule: log-SNR of time.
+      num_steps: At least 1.
+      stepper: `ddim_step`, `ancestral_step`, or one of them with its option bound.
+      predictor: `at_start`, `extrapolated` or `at_both_ends`.
+      keys: One key per example, for steppers that draw noise.
     """
     advance = _advance(
         denoise, schedule, num_steps, num_steps, stepper, predictor, keys
@@ -277,19 +322,19 @@ def encode(
     schedule: Schedule,
     num_steps: int | Int[Array, ""],
 ) -> Examples:
-    """The noise that DDIM would make these examples of: its steps, taken backwards.
+    """The noise from which DDIM would sample these examples: its steps, backwards.
 
     Song et al. (2021), arXiv:2010.02502, Sec. 4.3. With the exact denoiser, sampling
     from it returns x but for an error of order 1 / num_steps.
 
     Args:
       denoise: The denoiser, unclipped; or one distilled for this way.
-      x: In model units.
+      x: Examples in model units.
       schedule: log-SNR of time; finite at t = 0.
       num_steps: At least 1.
 
     Returns:
-      z_1.
+      z_1, of the shape of `x`.
     """
 
     def advance(i: Int[Array, ""], z_t: Examples) -> Examples:
@@ -304,7 +349,7 @@ def encode(
 
 
 class _State(NamedTuple):
-    """Where a sampler is, and what the network predicted one step before."""
+    """The point that a sampler is at, and the network's x_hat one step before."""
 
     z: Examples
     x_hat: Examples

@@ -55,14 +55,32 @@ def cosine(logsnr_min: float = -20.0, logsnr_max: float = 20.0) -> Schedule:
 def linear_betas(
     beta_first: float = 1e-4, beta_last: float = 0.02, num_train_steps: int = 1000
 ) -> np.ndarray:
-    """The chain of Ho et al. (2020), arXiv:2006.11239: betas linear in the step."""
+    """The chain of Ho et al. (2020), arXiv:2006.11239: betas linear in the step.
+
+    Args:
+      beta_first: Variance that the first step adds, in (0, 1).
+      beta_last: Variance that the last step adds, in (0, 1).
+      num_train_steps: T, the number of steps.
+
+    Returns:
+      Shape [T], float64.
+    """
     return np.linspace(beta_first, beta_last, num_train_steps)
 
 
 def scaled_linear_betas(
     beta_first: float = 0.00085, beta_last: float = 0.012, num_train_steps: int = 1000
 ) -> np.ndarray:
-    """Betas whose square roots are linear in the step, as latent diffusion has them."""
+    """Betas whose square roots are linear in the step, as in latent diffusion.
+
+    Args:
+      beta_first: Variance that the first step adds, in (0, 1).
+      beta_last: Variance that the last step adds, in (0, 1).
+      num_train_steps: T, the number of steps.
+
+    Returns:
+      Shape [T], float64.
+    """
     return np.linspace(beta_first**0.5, beta_last**0.5, num_train_steps) ** 2
 
 
@@ -81,14 +99,17 @@ def betas_of(
     num_train_steps: int,
     betas: Sequence[float] = (),
 ) -> np.ndarray:
-    """The discrete chain of a name.
+    """The betas of a discrete chain, by its name.
 
     Args:
       schedule: linear_beta, scaled_linear_beta, squared_cosine_beta, or betas.
-      beta_first: Of the linear ones.
-      beta_last: Of the linear ones.
-      num_train_steps: T.
-      betas: Each of them, where that is the name.
+      beta_first: Variance of the first step, for the two linear chains.
+      beta_last: Variance of the last step, for the two linear chains.
+      num_train_steps: T, the number of steps; `betas` has its own.
+      betas: Variance of every step, for the chain `betas`.
+
+    Returns:
+      Shape [T], float64.
 
     Raises:
       ValueError: If there is no chain of that name.
@@ -112,8 +133,11 @@ def logsnr_of_betas(betas: np.ndarray) -> np.ndarray:
     Args:
       betas: Shape [T], each in [0, 1): the variance that the step adds.
 
+    Returns:
+      Shape [T], falling, in nats.
+
     Raises:
-      ValueError: If they are not, or the first step adds nothing.
+      ValueError: If a beta is outside [0, 1), or the first is 0.
     """
     betas = np.asarray(betas, np.float64)
     inside = np.all((betas >= 0) & (betas < 1))
@@ -129,14 +153,26 @@ def logsnr_of_betas(betas: np.ndarray) -> np.ndarray:
 def linear_beta(
     beta_first: float = 1e-4, beta_last: float = 0.02, num_train_steps: int = 1000
 ) -> Schedule:
-    """The schedule of `linear_betas`."""
+    """The schedule of `linear_betas`, whose arguments it takes.
+
+    Args:
+      beta_first: Variance that the first step adds, in (0, 1).
+      beta_last: Variance that the last step adds, in (0, 1).
+      num_train_steps: T, the number of steps.
+    """
     return from_betas(linear_betas(beta_first, beta_last, num_train_steps))
 
 
 def scaled_linear_beta(
     beta_first: float = 0.00085, beta_last: float = 0.012, num_train_steps: int = 1000
 ) -> Schedule:
-    """The schedule of `scaled_linear_betas`."""
+    """The schedule of `scaled_linear_betas`, whose arguments it takes.
+
+    Args:
+      beta_first: Variance that the first step adds, in (0, 1).
+      beta_last: Variance that the last step adds, in (0, 1).
+      num_train_steps: T, the number of steps.
+    """
     return from_betas(scaled_linear_betas(beta_first, beta_last, num_train_steps))
 
 
@@ -147,10 +183,10 @@ def from_betas(betas: np.ndarray) -> Schedule:
     stays at that of step 0, so a sampler can take at most T steps.
 
     Args:
-      betas: See `logsnr_of_betas`.
+      betas: Shape [T], each in [0, 1): the variance that the step adds.
 
     Raises:
-      ValueError: See there.
+      ValueError: If a beta is outside [0, 1), or the first is 0.
     """
     table = logsnr_of_betas(betas)
     steps = np.arange(1, len(table) + 1) / len(table)
@@ -170,8 +206,11 @@ def ending_in_noise(betas: np.ndarray, logsnr_min: float = -20.0) -> np.ndarray:
     that it falls to 0 and begins as before. Here it ends at a finite log-SNR.
 
     Args:
-      betas: See `logsnr_of_betas`.
-      logsnr_min: Of the last step.
+      betas: Shape [T], each in [0, 1): the variance that the step adds.
+      logsnr_min: log-SNR after the last step, in nats.
+
+    Returns:
+      The new betas, shape [T], float64.
     """
     alpha = np.sqrt(np.cumprod(1.0 - np.asarray(betas, np.float64)))
     alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
@@ -190,7 +229,7 @@ def ending_in_data(schedule: Schedule) -> Schedule:
 
 
 def check_num_steps(schedule: Schedule, num_steps: int) -> None:
-    """Refuses step counts whose grid the schedule cannot tell apart.
+    """Refuses a number of steps for which two neighbouring times share a log-SNR.
 
     Raises:
       ValueError: If `num_steps` is below 1, or two neighbouring times i / num_steps

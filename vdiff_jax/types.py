@@ -46,11 +46,11 @@ class Batch(NamedTuple):
 
 
 class Feed(NamedTuple):
-    """What one call of `many_updates` takes its batches from.
+    """The batches of one call of `many_updates`.
 
     Attributes:
-      items: One for each update, along the first axis: batches, or where they are.
-      data: What all updates share: nothing, or the whole data set.
+      items: One for each update, along the first axis: batches, or indices into `data`.
+      data: Arrays that all updates share: the whole data set, or None.
     """
 
     items: PyTree

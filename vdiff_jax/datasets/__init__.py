@@ -1,1 +1,1 @@
-"""Data: sources of pictures, and the loader that turns one into batches."""
+"""Data: sources of images, and the loader that turns one into batches."""

@@ -1,9 +1,9 @@
-"""The sources by name, and where each looks for a split."""
+"""The sources by name, each with its place for a split."""
 
 import pathlib
 from typing import Any, Literal
 
-from vdiff_jax.datasets.images import Files, Fit, Pictures
+from vdiff_jax.datasets.images import Files, Fit, Images
 from vdiff_jax.datasets.source import Source
 
 Split = Literal["train", "test"]
@@ -20,35 +20,35 @@ def open_source(
     image_shape: tuple[int, int, int],
     resize: Any,
 ) -> Source:
-    """One of `NAMES`.
+    """Opens the source of one kind for one split.
 
     Args:
-      kind: Which.
-      path: Where the data lie.
-      name: Of the data set, for tfds.
-      split_name: What the split is called there: a sub-folder, a file, a TFDS split. An
+      kind: One of `NAMES`.
+      path: Folder or file with the data.
+      name: Name of the data set, for tfds.
+      split_name: Name of the split in `path`: a sub-folder, a file, a TFDS split. An
         empty name is the path itself.
-      split: Which split it is, where the source has its own names for them.
-      image_shape: Pictures that are decoded are brought to it.
-      resize: How; see `Fit`.
+      split: The split, for cifar10 and digits, which have their own names for it.
+      image_shape: [height, width, channels] that decoded images are brought to.
+      resize: How they are resized: a `Resize` for `Fit`.
 
     Raises:
-      ValueError: If the data are not there or not of that kind.
+      ValueError: If there are no data in `path`, or not of that kind.
     """
 
-    def pictures(files: Files) -> Source:
-        return Pictures(files, Fit(image_shape[0], image_shape[2], resize))
+    def decoded(files: Files) -> Source:
+        return Images(files, Fit(image_shape[0], image_shape[2], resize))
 
     # Imported where they are used: TFDS and scikit-learn take seconds.
     match kind:
         case "folder":
             from vdiff_jax.datasets.folder import Folder
 
-            return pictures(Folder(path / split_name))
+            return decoded(Folder(path / split_name))
         case "lmdb":
             from vdiff_jax.datasets.lmdb import Lmdb
 
-            return pictures(Lmdb(path / split_name, image_shape[0]))
+            return decoded(Lmdb(path / split_name, image_shape[0]))
         case "npz":
             from vdiff_jax.datasets.npz import Npz
 
@@ -56,7 +56,7 @@ def open_source(
         case "tfds":
             from vdiff_jax.datasets.tfds import TfdsFiles
 
-            return pictures(TfdsFiles(name, split_name, path))
+            return decoded(TfdsFiles(name, split_name, path))
         case "cifar10":
             from vdiff_jax.datasets.cifar10 import cifar10
 

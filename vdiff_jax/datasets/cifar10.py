@@ -1,4 +1,4 @@
-"""CIFAR-10 from its original archive, for who does not use TensorFlow Datasets.
+"""CIFAR-10 from its original archive, without TensorFlow Datasets.
 
 Krizhevsky (2009), "Learning Multiple Layers of Features from Tiny Images". The archive,
 cifar-10-python.tar.gz, holds Python pickles. A pickle can run any code, so these are
@@ -31,16 +31,16 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 
 
 def cifar10(path: pathlib.Path, split: Literal["train", "test"]) -> Arrays:
-    """The 50,000 pictures to train on, or the 10,000 of the test.
+    """The 50,000 images to train on, or the 10,000 of the test.
 
     Args:
       path: cifar-10-python.tar.gz, or a folder that holds it or its
         cifar-10-batches-py.
-      split: Which.
+      split: "train" for the 50,000, "test" for the 10,000.
 
     Raises:
-      ValueError: If the archive is not there, is incomplete, or holds anything but what
-        it should.
+      ValueError: If the archive is missing, incomplete, or holds anything but arrays of
+        images and labels.
     """
     images, labels = [], []
     for name, data in _read(path, split):
@@ -88,7 +88,7 @@ def _unpickle(name: str, data: bytes) -> Any:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """Finds what is admitted, and nothing else.
+        """The class or function of an admitted name.
 
         Raises:
           pickle.UnpicklingError: For any other name.

@@ -1,4 +1,4 @@
-"""What the training step is fed with: batches from the host, or a whole data set.
+"""Feeds of the training step: batches from the host, or a whole data set.
 
 Both feeds give the same batches in the same order.
 """
@@ -19,14 +19,14 @@ from vdiff_jax.datasets.shuffle import Cursor, cursor, example_index
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.types import Batch, Feed
 
-# "auto" keeps up to 1 GiB on every device. CIFAR-10 has 0.15, 16,185 pictures of
+# "auto" keeps up to 1 GiB on every device. CIFAR-10 has 0.15, 16,185 images of
 # 64x64 have 0.19.
 LIMIT_BYTES = 2**30
 
 
 @runtime_checkable
 class Feeder(Protocol):
-    """Feeds the calls of a compiled step; `read` is compiled into it."""
+    """A source of feeds for the calls of a compiled step, which compiles `read` in."""
 
     @property
     def length(self) -> int:
@@ -36,7 +36,7 @@ class Feeder(Protocol):
     def feeds(
         self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
     ) -> Generator[Feed, None, None]:
-        """Yields what each call, (first step, number of steps), is fed with."""
+        """Yields the feed of each call, (first step, number of steps)."""
         ...
 
     def read(self, data: Any, item: Any) -> Batch:
@@ -50,10 +50,11 @@ class Streamed:
 
     Attributes:
       source: The examples.
-      batch_size: Over all hosts; each reads the rows of its own devices.
+      batch_size: Examples of a batch over all hosts; each host reads the rows of its
+        own devices.
       mesh: The devices.
       num_workers: Processes that read and decode.
-      timeout: See `loader.load`.
+      timeout: Seconds without a batch after which the workers are taken for hung.
     """
 
     source: Source
@@ -83,7 +84,7 @@ class Streamed:
         yield from prefetch(stacks, self._place)
 
     def read(self, data: None, item: Batch) -> Batch:
-        """The item is the batch."""
+        """The batch of one step, which is the item itself."""
         del data
         return item
 
@@ -95,11 +96,11 @@ class Streamed:
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """A data set on every device; the host only says where a call begins.
+    """A data set on every device; the host only sends where each batch begins.
 
     Attributes:
       data: All examples.
-      batch_size: Over all devices.
+      batch_size: Examples of a batch over all devices.
       mesh: The devices.
     """
 
@@ -142,13 +143,25 @@ def resident(
     num_workers: int,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Resident:
-    """Reads a source whole, and copies it to every device."""
+    """Reads a source whole, and copies it to every device.
+
+    Args:
+      source: The examples; all of them must fit on each device.
+      batch_size: Examples of a batch over all devices.
+      mesh: The devices.
+      num_workers: Processes that read and decode.
+      timeout: Seconds without a batch after which the workers are taken for hung.
+
+    Raises:
+      ValueError: If an example cannot be read, in the words of the source.
+      LoaderError: If workers die or hang at one batch again and again.
+    """
     everything = read_all(source, num_workers, timeout)
     data = Batch(everything["image"], everything["label"])
     return Resident(parallel.put(data, parallel.replicated(mesh)), batch_size, mesh)
 
 
 def size_in_bytes(source: Source) -> int:
-    """Of all images together."""
+    """Bytes of all images of a source together."""
     image = np.asarray(source[0]["image"])
     return len(source) * image.nbytes

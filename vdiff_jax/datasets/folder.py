@@ -1,4 +1,4 @@
-"""A folder of pictures, flat or with one sub-folder for each class."""
+"""A folder of images, flat or with one sub-folder for each class."""
 
 import os
 import pathlib
@@ -10,26 +10,26 @@ from vdiff_jax.datasets.images import SUFFIXES
 
 
 class Folder:
-    """The pictures under a folder, in the order of their names.
+    """The images under a folder, in the order of their names.
 
     Attributes:
       classes: Names of the sub-folders, sorted; empty for a flat folder.
-      labels: int32, the number of each picture's class; None for a flat folder.
+      labels: int32, the number of each image's class; None for a flat folder.
     """
 
     def __init__(self, root: pathlib.Path):
         """Lists the folder; nothing is opened.
 
         Raises:
-          ValueError: If there is no such folder, if there are no pictures in it, or if
+          ValueError: If there is no such folder, if there are no images in it, or if
             some lie in sub-folders and some do not.
         """
         if not root.is_dir():
             raise ValueError(
                 f"There is no folder {root}: data.path and the names of the splits say"
-                " where the pictures are; data.held_out_fraction splits one folder."
+                " where the images are; data.held_out_fraction splits one folder."
             )
-        names = list_pictures(root)
+        names = list_images(root)
         self._root = str(root)
         # Bytes of one width: a list of a million strings would be copied page by page
         # into every worker.
@@ -37,7 +37,7 @@ class Folder:
         self.classes, self.labels = classify(names, str(root))
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self._names)
 
     def read(self, index: int) -> tuple[bytes, int | None]:
@@ -54,17 +54,17 @@ class Folder:
         return os.fsdecode(bytes(self._names[index]))
 
 
-def list_pictures(root: pathlib.Path) -> list[str]:
-    """Paths of the pictures below a folder, by code point, with forward slashes.
+def list_images(root: pathlib.Path) -> list[str]:
+    """Paths of the images below a folder, by code point, with forward slashes.
 
     Hidden files and folders are left out. Links are followed, but not to a folder that
     they lie in.
 
     Raises:
-      ValueError: If there are none, with the suffixes that are there.
+      ValueError: If there are none; the message lists the suffixes in the folder.
     """
     files = [path.relative_to(root).as_posix() for path in _walk(root, ())]
-    return pictures_of(files, str(root))
+    return images_among(files, str(root))
 
 
 def _walk(
@@ -82,29 +82,29 @@ def _walk(
 
 
 def is_shown(name: str) -> bool:
-    """Whether a file or folder is neither hidden nor what macOS adds to archives."""
+    """True for a name that is neither hidden nor one that macOS adds to archives."""
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def pictures_of(files: Sequence[str], where: str) -> list[str]:
-    """The names that are pictures, by their suffixes, sorted by code point.
+def images_among(files: Sequence[str], where: str) -> list[str]:
+    """The names that are images, by their suffixes, sorted by code point.
 
     Raises:
       ValueError: If there are none.
     """
     shown = [name for name in files if all(is_shown(part) for part in name.split("/"))]
-    pictures = [name for name in shown if name.lower().endswith(SUFFIXES)]
-    if not pictures:
-        found = sorted({pathlib.PurePosixPath(name).suffix for name in shown})
+    images = [name for name in shown if name.lower().endswith(SUFFIXES)]
+    if not images:
+        suffixes = sorted({pathlib.PurePosixPath(name).suffix for name in shown})
         raise ValueError(
-            f"There are no pictures ({', '.join(SUFFIXES)}) in {where}; "
+            f"There are no images ({', '.join(SUFFIXES)}) in {where}; "
             + (
-                f"it has {len(shown)} files ({', '.join(found)})."
+                f"it has {len(shown)} files ({', '.join(suffixes)})."
                 if shown
                 else "it is empty."
             )
         )
-    return sorted(pictures)
+    return sorted(images)
 
 
 def classify(
@@ -113,7 +113,7 @@ def classify(
     """Classes and labels from the first folder of each name.
 
     Raises:
-      ValueError: If only some of the pictures lie in a folder.
+      ValueError: If some of the images lie in a folder and some do not.
     """
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
     classes = tuple(sorted(set(folders)))
@@ -122,7 +122,7 @@ def classify(
     if "" in classes:
         loose = names[folders.index("")]
         raise ValueError(
-            f"{where} has pictures in folders, which are classes, and others that lie"
+            f"{where} has images in folders, which are classes, and others that lie"
             f" beside these folders, such as {loose}: sort them into classes too."
         )
     number = {name: i for i, name in enumerate(classes)}

@@ -1,7 +1,7 @@
-"""Encoded pictures -> uint8 arrays of one size: the only place that decodes.
+"""Encoded images -> uint8 arrays of one size: the only place that decodes.
 
-Whatever a file holds becomes grey or RGB, 8 bits: see `decode`. `Fit` then brings it
-to the size of the model.
+`decode` turns every file into a grey or RGB image of 8 bits. `Fit` then brings it to
+the size of the model.
 """
 
 import contextlib
@@ -34,21 +34,21 @@ _FILTERS = {
 
 
 def decode(data: bytes) -> PIL.Image.Image:
-    """The picture in a JPEG, PNG or WebP file, in mode L or RGB.
+    """The image in a JPEG, PNG or WebP file, in mode L or RGB.
 
-    It is turned as its EXIF says. 1-bit pictures become grey, palettes and CMYK become
-    RGB, 16-bit grey is rounded to 8 bits, transparency is laid over white, and of an
-    animation the first frame is taken.
+    It is turned by its EXIF orientation. 1-bit images become grey, palettes and CMYK
+    become RGB, 16-bit grey is rounded to 8 bits, transparency is laid over white, and
+    an animation gives its first frame.
 
     Raises:
       ValueError: If it cannot be read: damaged, cut off, another format, or more than
-        179 million pixels, which is what Pillow takes for a decompression bomb.
+        179 million pixels, which Pillow takes for a decompression bomb.
     """
     try:
-        picture = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-        picture.load()
-        PIL.ImageOps.exif_transpose(picture, in_place=True)
-        return _grey_or_rgb(picture)
+        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        image.load()
+        PIL.ImageOps.exif_transpose(image, in_place=True)
+        return _grey_or_rgb(image)
     except Exception as error:  # decoders of foreign bytes fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, PIL.UnidentifiedImageError):
@@ -56,32 +56,32 @@ def decode(data: bytes) -> PIL.Image.Image:
         raise ValueError(f"cannot be read as JPEG, PNG or WebP ({reason})") from error
 
 
-def _grey_or_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    if picture.mode.startswith("I"):  # 16 bits; `convert` would clip them to 255
-        levels = np.asarray(picture).astype(np.float64) / 257.0
+def _grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.mode.startswith("I"):  # 16 bits; `convert` would clip them to 255
+        levels = np.asarray(image).astype(np.float64) / 257.0
         return PIL.Image.fromarray(np.rint(levels).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        return PIL.Image.alpha_composite(white, picture).convert("RGB")
-    if picture.mode in ("L", "RGB"):
-        return picture
-    return picture.convert("L" if picture.mode == "1" else "RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        return PIL.Image.alpha_composite(white, image).convert("RGB")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Brings pictures to one shape.
+    """A function that brings images to one shape.
 
     Attributes:
       size: Height and width of the result.
       channels: 1 or 3. Grey becomes RGB, and RGB becomes grey by its luma.
       resize: `area`, `bilinear` or `lanczos` resize the largest square in the centre,
-        antialiased; `pad` puts the picture in the middle of black. A picture that has
+        antialiased; `pad` puts the image in the middle of black. An image that has
         the size already is never changed.
 
     Raises:
-      ValueError: If a value is none of these.
+      ValueError: If a value is out of range.
     """
 
     size: int
@@ -93,38 +93,38 @@ class Fit:
         if self.size < 1:
             raise ValueError(f"The image size must be at least 1, got {self.size}.")
         if self.channels not in (1, 3):
-            raise ValueError(f"Pictures have 1 or 3 channels, not {self.channels}.")
+            raise ValueError(f"Images have 1 or 3 channels, not {self.channels}.")
         if self.resize not in get_args(Resize):
             raise ValueError(
                 f"Unknown resize {self.resize!r}; choose from {get_args(Resize)}."
             )
 
-    def __call__(self, picture: PIL.Image.Image) -> np.ndarray:
-        """The picture as uint8, [size, size, channels].
+    def __call__(self, image: PIL.Image.Image) -> np.ndarray:
+        """The image as uint8, [size, size, channels].
 
         Raises:
-          ValueError: If it is larger than the size it shall be padded to.
+          ValueError: If it is larger than the size to pad it to.
         """
-        picture = self._resized(picture)
+        image = self._resized(image)
         mode = "L" if self.channels == 1 else "RGB"
-        array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+        array = np.asarray(image if image.mode == mode else image.convert(mode))
         return array.reshape(self.size, self.size, self.channels)
 
-    def _resized(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        width, height = picture.size
+    def _resized(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        width, height = image.size
         if (width, height) == (self.size, self.size):
-            return picture
+            return image
         if self.resize == "pad":
             if max(width, height) > self.size:
                 raise ValueError(
                     f"is {width}x{height} and cannot be padded to {self.size}"
                 )
-            sheet = PIL.Image.new(picture.mode, (self.size, self.size))
-            sheet.paste(picture, ((self.size - width) // 2, (self.size - height) // 2))
+            sheet = PIL.Image.new(image.mode, (self.size, self.size))
+            sheet.paste(image, ((self.size - width) // 2, (self.size - height) // 2))
             return sheet
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        return picture.resize(
+        return image.resize(
             (self.size, self.size),
             _FILTERS[self.resize],
             box=(left, top, left + side, top + side),
@@ -133,14 +133,14 @@ class Fit:
 
 @runtime_checkable
 class Files(Protocol):
-    """Random access to encoded pictures.
+    """Random access to encoded images.
 
     It may also have `labels` and `classes`, as a source; and `read_many(indices)`, if
     it reads many at once faster than one by one.
     """
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         ...
 
     def read(self, index: int) -> tuple[bytes, int | None]:
@@ -148,25 +148,30 @@ class Files(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What the file is called."""
+        """The name of a file, for messages."""
         ...
 
 
-class Pictures:
-    """A source that reads, decodes and fits."""
+class Images:
+    """A source of images that are read from files, decoded and brought to one shape."""
 
     def __init__(self, files: Files, fit: Fit):
-        """Args: where the bytes come from, and the shape they are brought to."""
+        """Keeps its parts; nothing is read.
+
+        Args:
+          files: The encoded images.
+          fit: The shape that they are brought to.
+        """
         self._files, self._fit = files, fit
         self.labels: np.ndarray | None = getattr(files, "labels", None)
         self.classes: tuple[str, ...] | None = getattr(files, "classes", None)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        """One picture.
+        """One image.
 
         Raises:
           ValueError: Naming the file, if it cannot be read.
@@ -174,7 +179,7 @@ class Pictures:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """Many pictures: first read, then decoded, which is faster than in turn."""
+        """Many images: first read, then decoded, which is faster than in turn."""
         read_many = getattr(self._files, "read_many", self._read_many)
         examples = []
         for index, file in zip(indices, read_many(indices), strict=True):

@@ -1,11 +1,11 @@
-"""Pictures in an LMDB, with a layout that other tools read too.
+"""Images in an LMDB, with a layout that other tools read too.
 
-    length           the number of pictures, in decimal
-    {size}-{i:05d}   picture i at that size: a PNG, JPEG or WebP file
-    labels           int32, little-endian: the class of each picture; may be absent
+    length           the number of images, in decimal
+    {size}-{i:05d}   image i at that size: a PNG, JPEG or WebP file
+    labels           int32, little-endian: the class of each image; may be absent
     meta             JSON: "sizes", "classes", "names"; may be absent
 
-`length` and the pictures are the layout of many PyTorch projects, whose files are read
+`length` and the images are the layout of many PyTorch projects, whose files are read
 as they are. `python -m vdiff_jax.datasets.prepare` writes all four.
 """
 
@@ -20,15 +20,15 @@ import numpy as np
 
 
 class Lmdb:
-    """The pictures of one size.
+    """The images of one size in an LMDB.
 
     Attributes:
       labels: int32, or None.
-      classes: Names of the classes, or None if it does not say.
+      classes: Names of the classes, or None if the LMDB has none.
     """
 
     def __init__(self, path: pathlib.Path, size: int):
-        """Reads the index; pictures are read as they are asked for.
+        """Opens the index; images are read one by one, by `read`.
 
         Raises:
           ValueError: If there is no LMDB at `path`, or none of this layout and size.
@@ -44,39 +44,39 @@ class Lmdb:
         meta = json.loads(self._get("meta") or b"{}")
         if not self._length or self._get(self._key(0)) is None:
             raise ValueError(
-                f"{path} has no picture {self._key(0)!r}: it holds {self._length}"
-                f" pictures of sizes {meta.get('sizes', 'it does not list')}, and"
+                f"{path} has no image {self._key(0)!r}: it holds {self._length}"
+                f" images of sizes {meta.get('sizes', 'it does not list')}, and"
                 f" data.image_size is {size}."
             )
         labels = self._get("labels")
         self.labels = None if labels is None else np.frombuffer(labels, "<i4")
         if self.labels is not None and len(self.labels) != self._length:
             raise ValueError(
-                f"{path} has {self._length} pictures and {len(self.labels)} labels."
+                f"{path} has {self._length} images and {len(self.labels)} labels."
             )
         self.classes = tuple(meta["classes"]) if "classes" in meta else None
         names = meta.get("names")
         self._names = names and np.array([os.fsencode(name) for name in names])
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return self._length
 
     def read(self, index: int) -> tuple[bytes, int | None]:
-        """A picture and its label."""
+        """An image and its label."""
         data = self._get(self._key(index))
         if data is None:
             raise ValueError(f"{self._path} has no key {self._key(index)!r}")
         return data, None if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
-        """The name it was prepared from, or its number."""
+        """The name of the file that an image was prepared from, or its number."""
         if self._names is None:
             return f"example {index}"
         return os.fsdecode(bytes(self._names[index]))
 
     def _key(self, index: int) -> str:
-        return picture_key(self._size, index)
+        return image_key(self._size, index)
 
     def _get(self, key: str) -> bytes | None:
         try:
@@ -86,8 +86,8 @@ class Lmdb:
             raise ValueError(f"{self._path} is damaged ({error})") from error
 
 
-def picture_key(size: int, index: int) -> str:
-    """The key of a picture."""
+def image_key(size: int, index: int) -> str:
+    """The key of an image."""
     return f"{size}-{index:05d}"
 
 

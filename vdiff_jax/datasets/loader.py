@@ -21,17 +21,17 @@ from vdiff_jax.datasets.source import Source, read_many
 
 T = TypeVar("T")
 
-# How often a batch is tried again with new worker processes.
+# Number of times that a batch is tried, each time with new worker processes.
 ATTEMPTS = 3
 TIMEOUT_SECONDS = 300.0
 
 
 class LoaderError(RuntimeError):
-    """Worker processes die or hang again and again."""
+    """An error of worker processes that die or hang again and again."""
 
 
 class Order:
-    """The indices of each step's batch, or of some of its rows. See `order`."""
+    """The indices of each step's batch, or of some of its rows."""
 
     def __init__(
         self,
@@ -42,7 +42,15 @@ class Order:
         steps: Sequence[int],
         rows: np.ndarray,
     ):
-        """Args: the source's length, the steps, and which rows of their batches."""
+        """Keeps its arguments; the order is computed as it is read.
+
+        Args:
+          length: Number of examples of the source.
+          batch_size: Examples of a batch, over all hosts.
+          seed: Non-negative integers; the order depends on them all.
+          steps: The steps, from 0 up.
+          rows: Rows of each batch to give.
+        """
         self._length, self._batch_size, self._seed = length, batch_size, seed
         self._steps, self._rows = steps, rows.astype(np.uint32)
 
@@ -107,7 +115,17 @@ def load(
 def read_all(
     source: Source, num_workers: int = 0, timeout: float = TIMEOUT_SECONDS
 ) -> dict[str, np.ndarray]:
-    """Every example in its order, as {"image", "label"}; shows its progress."""
+    """Every example in its order, as {"image", "label"}; shows its progress.
+
+    Args:
+      source: The examples.
+      num_workers: Processes that read and decode; 0 reads in this one.
+      timeout: Seconds without a batch after which the workers are taken for hung.
+
+    Raises:
+      ValueError: If an example cannot be read, in the words of the source.
+      LoaderError: If workers die or hang at one batch again and again.
+    """
     everything: dict[str, np.ndarray] = {}
     parts = [
         list(range(first, min(first + 256, len(source))))
@@ -128,7 +146,7 @@ def read_all(
 
 
 class _LostWorkersError(Exception):
-    """A worker process is dead, or has not answered in time."""
+    """An error of a worker process that is dead, or has not answered in time."""
 
 
 def _read(
@@ -175,7 +193,7 @@ def _read_once(
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                if not num_workers or not _says_that_a_worker_is_lost(error):
+                if not num_workers or not _is_of_a_lost_worker(error):
                     raise
                 raise _LostWorkersError(watch.reason or _one_line(error)) from error
             if isinstance(batch, ValueError):
@@ -184,13 +202,13 @@ def _read_once(
 
 
 class _Watch:
-    """Kills workers that do not bring a batch in time.
+    """A thread that kills workers which do not bring a batch in time.
 
     The loader's own timeout does not see a worker that stops while it hands a batch
-    over. Of dead workers the loader does notice.
+    over. The loader does notice dead workers.
 
     Attributes:
-      reason: Why they were killed, or "".
+      reason: The reason for which they were killed, or "".
     """
 
     def __init__(self, workers: Sequence[Any], timeout: float):
@@ -202,7 +220,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what must not take longer than the timeout."""
+        """Watches the time inside the `with`, which must not exceed the timeout."""
         self._since = time.monotonic()
         try:
             yield
@@ -233,10 +251,10 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _says_that_a_worker_is_lost(error: Exception) -> bool:
-    """Whether the loader found it, or a batch could not be fetched from the dead."""
+def _is_of_a_lost_worker(error: Exception) -> bool:
+    """True if the loader noticed a dead worker, or could not fetch a batch from one."""
     text = str(error)
-    if "Caught " in text:  # what a worker raised itself is passed on
+    if "Caught " in text:  # an error that a worker raised itself is passed on
         return False
     if isinstance(error, RuntimeError):
         return "exited unexpectedly" in text or "killed by signal" in text
@@ -244,16 +262,17 @@ def _says_that_a_worker_is_lost(error: Exception) -> bool:
 
 
 def _leave_interrupts_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the run decides when to end."""
+    """Ignores Ctrl-C in a worker: it reaches every process, and the run decides."""
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _processes() -> Any:
-    """Workers are forks of a small server, which imports what they need only once.
+    """The context of the workers: forks of a small server, which imports only once.
 
     A fork of this process would copy the locks of JAX's threads, and could hang. Every
-    worker runs the main script up to its guard, hence what that imports.
+    worker runs the main script up to its guard, so the server imports the main script's
+    modules too.
     """
     main = vars(sys.modules["__main__"]).values()
     imported = [value.__name__ for value in main if isinstance(value, ModuleType)]
@@ -263,7 +282,7 @@ def _processes() -> Any:
 
 
 class _Reader:
-    """Reads batches as tensors, which reach this process through shared memory."""
+    """A reader of batches as tensors, which come through shared memory."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -284,7 +303,7 @@ def _stacked(examples: Any) -> dict[str, np.ndarray]:
     if isinstance(examples, list):
         names = examples[0].keys()
         examples = {name: [example[name] for example in examples] for name in names}
-    # Of a mapped file too, tensors want arrays that they could write to.
+    # Tensors want arrays that they could write to, and a mapped file's are not.
     batch = {
         name: np.require(value, requirements=["C", "W"])
         for name, value in examples.items()
@@ -302,12 +321,12 @@ def prefetch(
     """Prepares items in a thread, up to `size` ahead of their use.
 
     Args:
-      items: Drawn one at a time, in that thread.
-      prepare: Applied to each there, such as to begin its copy to a device.
-      size: How many may wait.
+      items: The items, which that thread takes one at a time.
+      prepare: Applied to each in that thread, such as to begin its copy to a device.
+      size: Number of prepared items that may wait.
 
     Raises:
-      Exception: What `items` or `prepare` raise, at their place in the order.
+      Exception: Any error of `items` or `prepare`, at its place in the order.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(size)
     stopped = threading.Event()

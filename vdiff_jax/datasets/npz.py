@@ -1,4 +1,4 @@
-"""Arrays of pictures or latents in .npz and .npy files, mapped into memory.
+"""Arrays of images or latents in .npz and .npy files, mapped into memory.
 
     images, latents or arr_0   uint8 or floats, [examples, height, width, channels]
     labels or arr_1            integers, [examples]; may be absent
@@ -22,11 +22,11 @@ _IMAGES, _LABELS = ("images", "latents", "arr_0"), ("labels", "arr_1")
 
 
 class Npz:
-    """The examples of a file.
+    """The examples of an .npz or .npy file.
 
     Attributes:
       labels: int32, or None.
-      classes: Names of the classes, or None if the file does not say.
+      classes: Names of the classes, or None if the file has none.
       needs_workers: False: reading is copying.
     """
 
@@ -36,7 +36,7 @@ class Npz:
         """Maps the file; nothing but its labels is read, unless it is compressed.
 
         Raises:
-          ValueError: If it is not such a file, with what it holds.
+          ValueError: If it is not such a file; the message lists its arrays.
         """
         try:
             arrays = _map_npy(path) if path.suffix == ".npy" else _map_npz(path)
@@ -46,10 +46,10 @@ class Npz:
             raise ValueError(f"{path} cannot be read as arrays ({error}).") from error
         images, labels = _first(arrays, _IMAGES), _first(arrays, _LABELS)
         if images is None or images.ndim != 4 or not len(images):
-            found = {name: array.shape for name, array in arrays.items()}
+            shapes = {name: array.shape for name, array in arrays.items()}
             raise ValueError(
                 f"{path} needs an array {' or '.join(_IMAGES)} of shape [examples,"
-                f" height, width, channels]; it has {found}."
+                f" height, width, channels]; it has {shapes}."
             )
         if labels is not None and (
             labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"
@@ -78,13 +78,13 @@ class Npz:
         return self._arrays.__getitems__(indices)
 
     def name(self, index: int) -> str:
-        """The name it was prepared from, or its number."""
+        """The name of the file that an example was prepared from, or its number."""
         if self._names is None:
             return f"example {index}"
         return _text(self._names[index])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process maps the file anew, and is not sent its contents."""
+        """Pickles the path only: another process maps the file anew."""
         return Npz, (self._path,)
 
 

@@ -22,11 +22,11 @@ MAX_LENGTH = 2**31
 
 
 class Cursor(NamedTuple):
-    """Where a batch begins: in an epoch, `offset` examples from its start.
+    """The start of a batch: in an epoch, `offset` examples from its beginning.
 
     Attributes:
-      key: uint32, from the seed; see `key_of`.
-      epoch: uint32.
+      key: uint32, `key_of` the seed.
+      epoch: uint32, from 0.
       offset: uint32, below the length of the data.
     """
 
@@ -42,7 +42,13 @@ def key_of(seed: Sequence[int]) -> int:
 
 
 def cursor(step: int, *, batch_size: int, length: int, seed: Sequence[int]) -> Cursor:
-    """Where the batch of a step begins. Steps count from 0.
+    """The start of the batch of a step.
+
+    Args:
+      step: Number of the step, from 0.
+      batch_size: Examples of a batch, over all hosts.
+      length: Number of examples.
+      seed: Non-negative integers; the order depends on them all.
 
     Raises:
       ValueError: If there are no examples, or too many for 31 bits.
@@ -57,7 +63,17 @@ def cursor(step: int, *, batch_size: int, length: int, seed: Sequence[int]) -> C
 def batch_indices(
     step: int, *, batch_size: int, length: int, seed: Sequence[int]
 ) -> list[int]:
-    """The examples of the batch of a step, row by row. Steps count from 0."""
+    """The examples of the batch of a step, row by row.
+
+    Args:
+      step: Number of the step, from 0.
+      batch_size: Examples of a batch, over all hosts.
+      length: Number of examples.
+      seed: Non-negative integers; the order depends on them all.
+
+    Raises:
+      ValueError: If there are no examples, or too many for 31 bits.
+    """
     start = cursor(step, batch_size=batch_size, length=length, seed=seed)
     rows = np.arange(batch_size, dtype=np.uint32)
     return example_index(start, rows, length).tolist()

@@ -1,4 +1,4 @@
-"""What a source of examples is, the simplest one, and parts of one."""
+"""The protocol of a source of examples, the simplest source, and parts of one."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ class Source(Protocol):
     - `classes`: names of the classes, in the order of the labels.
     - `needs_workers`: False if reading is only copying, which other processes would not
       speed up.
-    - `name(index)`: what an example is called in messages, such as its file name. A
+    - `name(index)`: the name of an example in messages, such as its file name. A
       held-out fraction is chosen by it.
     """
 
@@ -40,7 +40,7 @@ class Source(Protocol):
 
 
 def name_of(source: Source, index: int) -> str:
-    """What an example is called."""
+    """The name of an example: the source's name for it, or its number."""
     name = getattr(source, "name", None)
     return name(index) if name else f"example {index}"
 
@@ -87,7 +87,12 @@ class Part:
     """Some of a source's examples."""
 
     def __init__(self, source: Source, indices: np.ndarray):
-        """Args: the source, and the indices of the examples that are kept."""
+        """Keeps some of a source's examples.
+
+        Args:
+          source: The source.
+          indices: Indices of the examples to keep, in the order of the part.
+        """
         self._source, self._indices = source, indices
         labels = getattr(source, "labels", None)
         self.labels = None if labels is None else labels[indices]
@@ -107,19 +112,19 @@ class Part:
         return read_many(self._source, self._indices[indices].tolist())
 
     def name(self, index: int) -> str:
-        """What the whole source calls it."""
+        """The name of an example in the whole source."""
         return name_of(self._source, int(self._indices[index]))
 
 
 def held_out_part(
     source: Source, fraction: float, split: Literal["train", "test"]
 ) -> Part:
-    """Splits by a hash of each example's name, so that adding files moves none.
+    """One side of a split by a hash of each example's name; adding files moves none.
 
     Args:
       source: All examples.
-      fraction: Of the examples that make up "test", in (0, 1), on average.
-      split: Which side is returned.
+      fraction: Share of the examples that make up "test", in (0, 1), on average.
+      split: The side to return.
 
     Raises:
       ValueError: If the fraction is out of range, or leaves a side empty.

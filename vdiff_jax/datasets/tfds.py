@@ -6,10 +6,15 @@ from typing import Any
 
 
 class TfdsFiles:
-    """The encoded pictures of a prepared data set, and their labels if it has some."""
+    """The encoded images of a prepared data set, and their labels if it has some."""
 
     def __init__(self, name: str, split: str, folder: pathlib.Path):
         """Opens `split` of the data set `name` prepared under `folder`.
+
+        Args:
+          name: Name of the data set, with its version if it matters.
+          split: A split of TFDS, which may be a slice.
+          folder: TFDS's `data_dir`.
 
         Raises:
           ValueError: If it was not prepared as ArrayRecord, with the command to do so;
@@ -26,7 +31,7 @@ class TfdsFiles:
         features = self._features(self._records[0])
         if "image" not in features or not features["image"].bytes_list.value:
             raise ValueError(
-                f"{name!r} has no pictures: its features are {sorted(features)}."
+                f"{name!r} has no images: its features are {sorted(features)}."
             )
         self._has_labels = (
             "label" in features and len(features["label"].int64_list.value) == 1
@@ -37,27 +42,27 @@ class TfdsFiles:
         return len(self._records)
 
     def read(self, index: int) -> tuple[bytes, int | None]:
-        """The bytes of a picture, and its label."""
+        """The bytes of an image, and its label or None."""
         return self.read_many([index])[0]
 
     def read_many(self, indices: Sequence[int]) -> list[tuple[bytes, int | None]]:
-        """Many at once, which ArrayRecord does faster than one by one."""
+        """Bytes and labels of many images: faster than one by one."""
         records = self._records.__getitems__(indices)
-        return [self._picture(self._features(record)) for record in records]
+        return [self._image(self._features(record)) for record in records]
 
     def _features(self, record: bytes) -> Any:
         return self._parse(record).features.feature
 
-    def _picture(self, features: Any) -> tuple[bytes, int | None]:
+    def _image(self, features: Any) -> tuple[bytes, int | None]:
         label = features["label"].int64_list.value[0] if self._has_labels else None
         return features["image"].bytes_list.value[0], label
 
     def name(self, index: int) -> str:
-        """The data set and the number."""
+        """The name of an example: data set, split and number."""
         return f"{self._name}, {self._split}, example {index}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the data set anew: a builder is too much to send."""
+        """Pickles the arguments only: another process opens the data set anew."""
         return TfdsFiles, (self._name, self._split, self._folder)
 
 

@@ -9,7 +9,7 @@ from vdiff_jax.datasets.source import Example, Source, name_of, read_many
 
 
 class Checked:
-    """Hands on a source's examples after a look at shape, type and label."""
+    """A source's examples, each checked for its shape, type and label."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Checked:
           source: Any source.
           image_shape: [height, width, channels] of every example.
           num_classes: Labels must be below it; 0 leaves labels alone.
-          latents: Whether the examples are floats, else uint8.
+          latents: True for examples of floats, false for uint8.
 
         Raises:
           ValueError: If there are no examples, or for the reasons of `__getitems__`.
@@ -78,7 +78,7 @@ class Checked:
         return {"image": images, "label": self._checked_labels(labels, indices)}
 
     def name(self, index: int) -> str:
-        """What the source calls it."""
+        """The name of an example in the source."""
         return name_of(self._source, index)
 
     def _check_image(self, image: Any, index: int) -> None:
@@ -86,7 +86,7 @@ class Checked:
         fits = image.dtype.kind == "f" if self._latents else image.dtype == np.uint8
         if not fits:
             raise ValueError(
-                f"{self.name(index)} has an image of type {image.dtype}. Pictures are"
+                f"{self.name(index)} has an image of type {image.dtype}. Images are"
                 " uint8, 0 to 255, with data.latent_scale=0; latents are floats, with"
                 " their data.latent_scale (1 if they are scaled already)."
             )

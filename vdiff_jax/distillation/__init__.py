@@ -1,1 +1,1 @@
-"""How a student learns: a module for each method."""
+"""Methods of distillation, by which a student learns: a module for each."""

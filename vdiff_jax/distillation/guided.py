@@ -1,4 +1,4 @@
-"""Distilling guided models: what guidance says in one evaluation, and other ladders.
+"""Distillation of guided models: guidance in one evaluation, and other ladders.
 
 Meng et al. (2023), arXiv:2210.03142.
 """
@@ -15,9 +15,9 @@ from vdiff_jax.types import Denoiser, Examples, PerExample, Schedule
 def decoding_stochastically(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
     """Steps of 2 / N towards the data, as `samplers.stochastic_step` takes them.
 
-    The teacher makes two jumps of 1 / N, which is what it was taught as a sampler of
-    2 N steps. From t = 1 / N only one is left. Meng et al. (2023), arXiv:2210.03142;
-    their Algorithm 3 was not at hand: this is what their sampler asks for.
+    The teacher makes two jumps of 1 / N, for which it was trained as a sampler of 2 N
+    steps. From t = 1 / N only one is left. Meng et al. (2023), arXiv:2210.03142; their
+    Algorithm 3 was not at hand: these are the jumps that their sampler makes.
     """
     i = step_index(u, num_steps)
     mid, s = jnp.where(i > 1.0, i - 1.0, i), jnp.maximum(i - 2.0, 0.0)
@@ -39,14 +39,14 @@ def imitation_loss(
     schedule: Schedule,
     weight: Weight,
 ) -> PerExample:
-    """The loss of a student that learns what its teacher predicts, at every t.
+    """The loss of a student that imitates its teacher's prediction at every t.
 
-    With a guided teacher and a student that is told w, it is the first stage of Meng et
-    al. (2023), arXiv:2210.03142: guidance in one evaluation.
+    With a guided teacher and a student conditioned on w, it is the first stage of Meng
+    et al. (2023), arXiv:2210.03142: guidance in one evaluation.
 
     Args:
       student: The network being trained, unclipped.
-      teacher: Unclipped.
+      teacher: The teacher, unclipped.
       x: Clean examples in [-1, 1].
       draws: The random numbers of this step.
       schedule: log-SNR of time, shared by student and teacher.

@@ -1,7 +1,7 @@
 """Progressive distillation: one student step learns two teacher steps.
 
-Salimans & Ho (2022), arXiv:2202.00512, Algorithm 2. A *plan* says where the three times
-are. For a student of N steps that starts at t = i / N, the middle is t - 0.5 / N and
+Salimans & Ho (2022), arXiv:2202.00512, Algorithm 2. A *plan* gives the three times of a
+step. For a student of N steps that starts at t = i / N, the middle is t - 0.5 / N and
 s = t - 1 / N. The teacher makes two DDIM steps, z_t -> z_mid -> z_s; the target is the
 x for which one DDIM step from z_t lands on that z_s. In the rotated frame of
 `diffusion` (6) a DDIM step by the angle delta is
@@ -38,7 +38,13 @@ from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
 
 
 class Times(NamedTuple):
-    """Where the student's step begins, where the teacher turns, and where both end."""
+    """The three times of a student's step, in [0, 1].
+
+    Attributes:
+      t: Start of the student's step and of the teacher's first.
+      mid: End of the teacher's first step and start of its second.
+      s: End of the student's step and of the teacher's second.
+    """
 
     t: PerExample
     mid: PerExample
@@ -63,14 +69,14 @@ def two_step_target(
     logsnr_mid: PerExample,
     logsnr_s: PerExample,
 ) -> Prediction:
-    """What a student must predict at z_t to land where two teacher steps land.
+    """The prediction at z_t with which one step lands where two teacher steps land.
 
     Args:
       teacher: The teacher, unclipped and without dropout.
       z_t: Noisy examples.
       logsnr_t: log-SNR where both begin; finite.
-      logsnr_mid: log-SNR between the teacher's two steps; finite. That of t makes it
-        one.
+      logsnr_mid: log-SNR between the teacher's two steps; finite. If it is that of t,
+        the teacher makes only one.
       logsnr_s: log-SNR where both end; `inf` for s = 0.
 
     Returns:
@@ -111,7 +117,7 @@ def distillation_loss(
       schedule: log-SNR of time, shared by student and teacher.
       weight: One of the weights in `losses`.
       num_steps: The student's N. May be traced: the whole ladder compiles once.
-      plan: Where its steps go.
+      plan: The times of the student's steps.
     """
     times = plan(draws.u, num_steps)
     logsnr_t, logsnr_mid = schedule(times.t), schedule(times.mid)

@@ -51,10 +51,11 @@ class Classifier(nn.Module):
 
 
 class Judge(nn.Module):
-    """Another classifier, to say whether a picture is of the class that was asked for.
+    """A second classifier, which checks that an image is of the class it was drawn for.
 
-    It shares nothing with the features, so that what pleases these need not please it:
-    strided convolutions of 5 x 5, no pooling, and other activations.
+    It shares nothing with the one that gives features, so that a model which is good by
+    these is not good by the judge for that alone: strided convolutions of 5 x 5, no
+    pooling, and other activations.
     """
 
     num_classes: int
@@ -86,9 +87,9 @@ class Trained(NamedTuple):
     """A classifier after training.
 
     Attributes:
-      params: Of the network.
-      accuracy: On the held-out data.
-      sha256: Of the parameters.
+      params: Parameters of the network.
+      accuracy: Share of the held-out data that it classifies rightly, in [0, 1].
+      sha256: Fingerprint of the parameters.
     """
 
     params: Params
@@ -97,7 +98,7 @@ class Trained(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """Accuracy and fingerprint, for a report."""
         return {
             "held_out_accuracy": round(self.accuracy, 4),
             "params_sha256": self.sha256[:16],
@@ -129,7 +130,7 @@ def train(
       labels: Their classes.
       held_out: Images and labels on which the accuracy is measured.
       kind: The network that gives features, or the judge.
-      seed: Of the initialisation and the order.
+      seed: Seed of the initialisation and the order.
 
     Raises:
       ValueError: If the images are all of one class.
@@ -139,11 +140,11 @@ def train(
             "Classifier features need labelled data of at least two classes; these have"
             " one. Leave the evaluate stage out."
         )
-    made, logits_of = {
+    network, logits_of = {
         "classifier": (Classifier, lambda *given: apply(*given)[2]),
         "judge": (Judge, judge),
     }[kind]
-    net = made(num_classes=int(labels.max()) + 1)
+    net = network(num_classes=int(labels.max()) + 1)
     # On one device: the sums of a small network are not worth their communication.
     params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, NUM_UPDATES))

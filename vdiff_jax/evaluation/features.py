@@ -1,8 +1,8 @@
-"""What pictures are compared by: sets of features, each with a name of its own.
+"""Sets of features by which images are compared, each with a name of its own.
 
     inception    the network of FID; needs its weights, see `evaluation.inception`
     classifier   a small network trained on the labelled data themselves
-    pixels       the pictures, averaged to at most 16 x 16 pixels
+    pixels       the images, averaged to at most 16 x 16 pixels
 
 Distances on different sets do not compare. Only those on Inception features have the
 names of the literature: FID, sFID, KID, Inception score.
@@ -30,11 +30,13 @@ BATCH_SIZE = 128
 
 
 class Features(NamedTuple):
-    """What the metrics are computed from; on the host, or in a compiled function.
+    """Features of n images, from which the metrics are computed.
+
+    They are on the host, or inside a compiled function.
 
     Attributes:
       pooled: [n, features], for all metrics but the next two.
-      spatial: [n, features] with the place in the picture, for the spatial Frechet
+      spatial: [n, features] with the place in the image, for the spatial Frechet
         distance; None if the set has none.
       logits: [n, classes], for the Inception score; None if the set has none.
     """
@@ -46,13 +48,13 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """A set of features.
+    """A way to compute features, with a name.
 
     Attributes:
-      name: One of those above.
-      params: Of its network.
+      name: inception, classifier, pixels or judge.
+      params: Parameters of its network.
       apply: (params, uint8 images) -> Features; pure.
-      facts: Where it is from, as JSON; equal facts mean equal features.
+      facts: Origin of the network, as JSON; equal facts mean equal features.
     """
 
     name: str
@@ -63,7 +65,7 @@ class FeatureSet:
     def extract(
         self, images: UInt8[np.ndarray, " n height width channels"]
     ) -> Features:
-        """Features of pictures in float32, computed on all devices."""
+        """Features of images in float32, computed on all devices."""
         mesh = parallel.make_mesh()
         params = parallel.put(self.params, parallel.replicated(mesh))
         batch_size = -(-min(BATCH_SIZE, len(images)) // mesh.size) * mesh.size
@@ -98,20 +100,24 @@ def of_inception(path: pathlib.Path) -> FeatureSet:
     """The network of FID, with weights from a file.
 
     Raises:
-      ValueError: If the file is not that network's.
+      ValueError: If the file has not the weights of that network.
     """
-    found = weights.load(path)
-    facts = {"weights": path.name, "of_fid": found.known, "sha256": found.sha256}
-    return FeatureSet("inception", found.params, _inception, facts)
+    inception = weights.load(path)
+    facts = {
+        "weights": path.name,
+        "of_fid": inception.known,
+        "sha256": inception.sha256,
+    }
+    return FeatureSet("inception", inception.params, _inception, facts)
 
 
 def _inception(params: Params, images: Array) -> Features:
-    found = weights.apply(params, images)
-    return Features(found.pool3, found.spatial, found.logits)
+    features = weights.apply(params, images)
+    return Features(features.pool3, features.spatial, features.logits)
 
 
 def of_classifier(trained: classifier.Trained) -> FeatureSet:
-    """A classifier of the data."""
+    """Features of a classifier that was trained on the data."""
     return FeatureSet("classifier", trained.params, _classifier, trained.facts)
 
 
@@ -120,7 +126,7 @@ def _classifier(params: Params, images: Array) -> Features:
 
 
 def of_judge(trained: classifier.Trained) -> FeatureSet:
-    """The logits of the judge, which are no features to measure distances by."""
+    """Logits of the judge, which are no features to measure distances by."""
     return FeatureSet("judge", trained.params, _judge, trained.facts)
 
 
@@ -129,7 +135,7 @@ def _judge(params: Params, images: Array) -> Features:
 
 
 def of_pixels() -> FeatureSet:
-    """The pictures themselves, in [-1, 1]."""
+    """Pixels of the images, in [-1, 1], averaged to at most 16 x 16."""
     facts = {"largest": LARGEST_PIXELS}
     return FeatureSet("pixels", {}, _pixels, facts)
 

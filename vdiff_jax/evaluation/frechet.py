@@ -23,8 +23,8 @@ class Rooted(NamedTuple):
     """Moments made ready for many distances, with the root that all of them need.
 
     Attributes:
-      mean: Of the features.
-      variance: The total, tr(C).
+      mean: Mean of the features.
+      variance: Total variance, tr(C).
       root: R, symmetric.
       residual: |R R - C| / |C| in the Frobenius norm; 0 if C = 0, whose root is exact.
     """
@@ -36,11 +36,11 @@ class Rooted(NamedTuple):
 
 
 class Frechet(NamedTuple):
-    """A distance, and how exact the root in it is.
+    """A distance, and the error of the root in it.
 
     Attributes:
       value: Squared distance, at least 0.
-      residual: Of the reference's root: about 1e-14, unless the root has failed.
+      residual: Error of the reference's root: about 1e-14, unless the root has failed.
     """
 
     value: float
@@ -67,7 +67,7 @@ def with_root(moments: Moments) -> Rooted:
 
 
 def frechet_distance(generated: Moments, reference: Rooted) -> Frechet:
-    """The distance above; which of the two is rooted makes no difference to it.
+    """The Frechet distance of two sets; it is the same whichever of them is rooted.
 
     The value of two equal sets is rounding of either sign: up to about 1e-8 of the
     total variance for each direction in which they do not vary. Below 0 it is returned
@@ -75,7 +75,7 @@ def frechet_distance(generated: Moments, reference: Rooted) -> Frechet:
 
     Args:
       generated: Moments of one set.
-      reference: Of the other: `with_root(moments)`.
+      reference: Moments of the other set, as `with_root` gives them.
 
     Raises:
       ValueError: If the moments are of fewer than two examples, or of other features.

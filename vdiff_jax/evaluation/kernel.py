@@ -29,8 +29,8 @@ def kernel_distance(
 
         mean of k(x_i, x_j) + mean of k(y_i, y_j) - 2 mean of k(x_i, y_j)
 
-    where i != j in the first two means. Of two equal distributions it is as often below
-    0 as above.
+    where i != j in the first two means. For two equal distributions its mean is 0, so
+    that it is often below 0.
 
     Args:
       generated: Features of one set.

@@ -1,4 +1,4 @@
-"""All metrics of one set of pictures against a reference, by their names."""
+"""All metrics of one set of images against a reference, by their names."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from vdiff_jax.evaluation.moments import Moments, moments
 from vdiff_jax.evaluation.neighbours import overlap
 from vdiff_jax.evaluation.scores import inception_score
 
-# Pairs of pictures are compared among so many: as published for precision and recall
-# with ImageNet models, and what takes seconds.
+# Pairs of images are compared among so many: as published for precision and recall
+# with ImageNet models, and still a matter of seconds.
 MOST_PAIRED = 10_000
 # On Inception features metrics have the names of the literature, elsewhere others.
 OF_INCEPTION = {
@@ -28,7 +28,7 @@ OVERLAP = ("precision", "recall", "density", "coverage")
 
 
 def name(metric: str, feature_set: str) -> str:
-    """What a metric is called: `fid` is `frechet` on Inception features only."""
+    """The name of a metric on a set of features: `fid` only on Inception features."""
     if feature_set == "inception":
         return OF_INCEPTION.get(metric, metric)
     return f"{metric}_{feature_set}"
@@ -36,12 +36,12 @@ def name(metric: str, feature_set: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What is kept of the real pictures.
+    """Statistics of the reference, the real images, that the metrics need.
 
     Attributes:
       pooled: Moments of the features.
       spatial: Moments of the spatial features; None if the set has none.
-      features: Those of every picture, in their order.
+      features: Features of every image, in their order.
     """
 
     pooled: Moments
@@ -50,7 +50,7 @@ class Statistics:
 
 
 def statistics(features: Features) -> Statistics:
-    """Keeps of real pictures what the metrics need."""
+    """The statistics of real images, from their features."""
     return Statistics(
         pooled=moments(features.pooled),
         spatial=None if features.spatial is None else moments(features.spatial),
@@ -59,7 +59,7 @@ def statistics(features: Features) -> Statistics:
 
 
 def evenly(length: int, most: int) -> np.ndarray:
-    """At most so many indices, evenly spaced over 0 .. length - 1."""
+    """At most `most` indices, evenly spaced over 0 .. length - 1."""
     return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 
@@ -68,8 +68,8 @@ class Measured(NamedTuple):
 
     Attributes:
       value: The distance, share or score.
-      warning: Why it means little; None if it is of enough pictures.
-      residual: Of the matrix root in a Frechet distance; else None.
+      warning: The reason why it means little; None if it is of enough images.
+      residual: Error of the matrix root in a Frechet distance; else None.
     """
 
     value: float
@@ -78,10 +78,10 @@ class Measured(NamedTuple):
 
 
 class Ruler:
-    """Measures sets of pictures against one reference."""
+    """The metrics of any set of images against one reference."""
 
     def __init__(self, real: Statistics, feature_set: str):
-        """Takes the roots, which all distances share."""
+        """Takes the roots of the reference's covariances, which all distances share."""
         self._count, self._set = real.pooled.count, feature_set
         self._some = real.features[evenly(len(real.features), MOST_PAIRED)]
         self._root = with_root(real.pooled)
@@ -93,26 +93,26 @@ class Ruler:
 
     def measure(self, features: Features) -> dict[str, Measured]:
         """Every metric that the features allow, by name."""
-        found = {"frechet": self._frechet(features.pooled, self._root)}
+        measured = {"frechet": self._frechet(features.pooled, self._root)}
         if self._spatial_root is not None:
-            found["spatial_frechet"] = self._frechet(
+            measured["spatial_frechet"] = self._frechet(
                 features.spatial, self._spatial_root
             )
         some = features.pooled[:MOST_PAIRED]
         count = min(len(some), len(self._some))
-        found["kernel_distance"] = Measured(
+        measured["kernel_distance"] = Measured(
             kernel_distance(some, self._some),
             sample_size.warning("kernel_distance", count, some.shape[1]),
         )
         shares = overlap(some, self._some)
         warning = sample_size.warning("overlap", count, some.shape[1])
-        found |= {kind: Measured(getattr(shares, kind), warning) for kind in OVERLAP}
+        measured |= {kind: Measured(getattr(shares, kind), warning) for kind in OVERLAP}
         if features.logits is not None:
-            found["score"] = Measured(
+            measured["score"] = Measured(
                 inception_score(features.logits).mean,
                 sample_size.warning("inception_score", *features.logits.shape),
             )
-        return {name(kind, self._set): value for kind, value in found.items()}
+        return {name(kind, self._set): value for kind, value in measured.items()}
 
     def _frechet(self, features: Any, root: Rooted) -> Measured:
         distance = frechet_distance(moments(features), root)
@@ -121,8 +121,8 @@ class Ruler:
         return Measured(distance.value, warning, distance.residual)
 
 
-def floor(features: Features, feature_set: str) -> dict[str, float]:
-    """Every metric of one half of the real pictures against the other.
+def real_vs_real(features: Features, feature_set: str) -> dict[str, float]:
+    """Every metric of one half of the real images against the other.
 
     The halves are random: a source may be sorted by class.
     """
@@ -132,4 +132,4 @@ def floor(features: Features, feature_set: str) -> dict[str, float]:
         for half in np.array_split(order, 2)
     )
     ruler = Ruler(statistics(one), feature_set)
-    return {kind: found.value for kind, found in ruler.measure(other).items()}
+    return {kind: metric.value for kind, metric in ruler.measure(other).items()}

@@ -11,11 +11,11 @@ CHUNK = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What is kept of a set of features, wherever its examples are.
+    """Count, mean and scatter of a set of features; sets in parts are merged.
 
     Attributes:
       count: Number of examples.
-      mean: Their mean; zeros of none.
+      mean: Their mean; zeros if there are none.
       scatter: Sum over them of (x - mean)(x - mean)^T.
     """
 
@@ -38,7 +38,7 @@ class Moments:
 
 
 def moments(features: Float[np.ndarray, " examples features"]) -> Moments:
-    """Moments of any number of examples, also of none.
+    """Moments of any number of examples, none included.
 
     Only `CHUNK` examples at a time are copied to float64.
 
@@ -79,7 +79,7 @@ def _moments(part: Float[np.ndarray, " examples features"]) -> Moments:
 
 
 def check_finite(features: Float[np.ndarray, " examples features"]) -> None:
-    """Refuses features that no distance can be taken of.
+    """Refuses features of which no distance can be taken.
 
     Raises:
       ValueError: If a feature is not finite.
@@ -88,5 +88,5 @@ def check_finite(features: Float[np.ndarray, " examples features"]) -> None:
     if bad:
         raise ValueError(
             f"{bad} of {len(features)} examples have features that are not finite."
-            " Look at their pictures: the sampler or the extractor made a NaN."
+            " Look at their images: the sampler or the extractor made a NaN."
         )

@@ -1,4 +1,4 @@
-"""What nearest neighbours say of two sets of features.
+"""Metrics of two sets of features by nearest neighbours.
 
 Around each example x of a set lies the ball B_k(x) that reaches to its k-th nearest
 neighbour in that set, itself not counted. The balls of a set cover its manifold.
@@ -32,7 +32,7 @@ CHUNK = 1024
 
 
 class Overlap(NamedTuple):
-    """The four shares above."""
+    """Precision, recall, density and coverage, as the module defines them."""
 
     precision: float
     recall: float
@@ -44,8 +44,8 @@ class Nearest(NamedTuple):
     """The nearest references of each query, nearest first.
 
     Attributes:
-      indices: Of the references; the lower index first where distances are equal.
-      distances: Euclidean.
+      indices: Indices of the references; the lower first where distances are equal.
+      distances: Euclidean distances.
     """
 
     indices: Int[np.ndarray, " queries k"]
@@ -110,16 +110,16 @@ def nearest(
     *,
     chunk: int = CHUNK,
 ) -> Nearest:
-    """Finds the training examples that samples may be copies of.
+    """The training examples that are nearest to samples, which may be copies of them.
 
-    A query that is among the references finds itself, at distance 0. The distances are
-    taken from the differences, so they are exact also for near copies.
+    A query that is among the references has itself as nearest, at distance 0. The
+    distances are taken from the differences, so they are exact also for near copies.
 
     Args:
       queries: Features, or pixels as floats, of the samples.
       references: The same of the training examples.
-      k: How many for each query.
-      chunk: Rows at a time.
+      k: Number of references for each query.
+      chunk: Rows at a time; changes no value.
 
     Raises:
       ValueError: If there are fewer than k references, k is below 1, or a feature is
@@ -134,14 +134,14 @@ def nearest(
     indices = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k))
     for rows, squares in _squared_distances(queries, references, chunk):
-        found = np.sort(np.argpartition(squares, k - 1, axis=1)[:, :k], axis=1)
+        closest = np.sort(np.argpartition(squares, k - 1, axis=1)[:, :k], axis=1)
         query = queries[rows].astype(np.float64)
         exact = np.stack(
-            [np.linalg.norm(query - references[index], axis=1) for index in found.T],
+            [np.linalg.norm(query - references[index], axis=1) for index in closest.T],
             axis=1,
         )
         order = np.argsort(exact, axis=1, kind="stable")
-        indices[rows] = np.take_along_axis(found, order, axis=1)
+        indices[rows] = np.take_along_axis(closest, order, axis=1)
         distances[rows] = np.take_along_axis(exact, order, axis=1)
     return Nearest(indices, distances)
 
@@ -167,14 +167,14 @@ def _squared_distances(
     *,
     rounding: bool = False,
 ) -> Iterator[tuple[slice, Float[np.ndarray, " rows references"]]]:
-    """Some rows after another, of all references.
+    """Yields the matrix of squared distances, some rows of it at a time.
 
     Args:
-      queries: Rows of the matrix.
-      references: Columns.
-      chunk: How many rows at a time, and how many of either are float64 at a time.
-      rounding: Whether to take off the most that rounding may have added. (x - y)^2 is
-        at most about d eps (|x|^2 + |y|^2) wrong, each of two that are compared.
+      queries: Examples of the rows.
+      references: Examples of the columns.
+      chunk: Rows at a time, and examples of either that are float64 at a time.
+      rounding: Take off the most that rounding may have added. (x - y)^2 is wrong by at
+        most about d eps (|x|^2 + |y|^2), and two of them are compared.
     """
     keep = 1.0 - 8 * queries.shape[1] * np.finfo(np.float64).eps * rounding
     centre = references.mean(axis=0, dtype=np.float64)

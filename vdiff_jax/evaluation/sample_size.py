@@ -1,4 +1,4 @@
-"""How many images a metric needs before its value means much.
+"""Numbers of images that metrics need before their values mean much.
 
 With n images (the smaller of two sets), d features and c classes:
 
@@ -25,12 +25,12 @@ Metric = Literal["frechet_distance", "kernel_distance", "overlap", "inception_sc
 
 
 def warning(metric: Metric, num_images: int, num_features: int) -> str | None:
-    """Says what is wrong with so few images.
+    """A warning for a metric of too few images.
 
     Args:
       metric: The function that measures.
-      num_images: Of the smaller set.
-      num_features: Of each; the number of classes for the Inception score.
+      num_images: Images in the smaller set.
+      num_features: Features of an image; for the Inception score, classes.
 
     Returns:
       A sentence for people, or None if there are enough.

@@ -11,7 +11,7 @@ SPLITS = 10
 
 
 class InceptionScore(NamedTuple):
-    """Mean and standard deviation over the parts."""
+    """An Inception score: mean and standard deviation over the parts."""
 
     mean: float
     std: float
@@ -26,15 +26,15 @@ def inception_score(
     """exp(mean over x of KL(p(y | x) || p(y))), for each of some parts.
 
     Salimans et al. (2016), arXiv:1606.03498. It is in [1, classes]: 1 where the
-    classifier says the same of every example, the number of classes where it is sure of
-    each and all are equally frequent. Scores of one classifier compare with no other's;
-    only the Inception network gives the published ones.
+    classifier predicts the same for every example, the number of classes where it is
+    sure of each and all are equally frequent. Scores of one classifier compare with no
+    other's; only the Inception network gives the published ones.
 
     Args:
-      logits: Of any classifier.
+      logits: Class logits of any classifier.
       splits: Parts, of equal sizes up to one example. They are drawn at random, since
         examples may come in the order of their classes.
-      seed: Of the parts.
+      seed: Seed of the draw of the parts.
 
     Raises:
       ValueError: If there are fewer examples than parts, no parts, or a logit is not

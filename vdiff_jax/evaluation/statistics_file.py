@@ -1,4 +1,4 @@
-"""Statistics of the real pictures on disk, refused where they are of other pictures."""
+"""Statistics of the reference on disk, refused where they are of other images."""
 
 import json
 import pathlib
@@ -16,43 +16,49 @@ from vdiff_jax.files.fingerprints import DamagedError
 def save(
     path: pathlib.Path,
     statistics: Statistics,
-    floor: dict[str, float],
+    real_vs_real: dict[str, float],
     fingerprint: dict[str, Any],
 ) -> None:
-    """Writes an npz at once.
+    """Writes an .npz file, whole or not at all.
 
     Args:
-      path: Of the file.
-      statistics: Of the real pictures.
-      floor: Every metric between the two halves of them.
-      fingerprint: What they were computed from.
+      path: The file to write.
+      statistics: Statistics of the real images.
+      real_vs_real: Every metric between the two halves of them.
+      fingerprint: Facts on the images and the features, as JSON; equal facts mean equal
+        statistics.
     """
     arrays: dict[str, Any] = {"features": statistics.features}
     for name in ("pooled", "spatial"):
-        found = getattr(statistics, name)
-        if found is not None:
+        moments = getattr(statistics, name)
+        if moments is not None:
             arrays |= {
-                f"{name}_count": np.int64(found.count),
-                f"{name}_mean": found.mean,
-                f"{name}_scatter": found.scatter,
+                f"{name}_count": np.int64(moments.count),
+                f"{name}_mean": moments.mean,
+                f"{name}_scatter": moments.scatter,
             }
-    said = json.dumps({"floor": floor, "fingerprint": fingerprint})
+    # The names "said" and "floor" stay, for the files that have them.
+    text = json.dumps({"floor": real_vs_real, "fingerprint": fingerprint})
     with replacing(path) as half, half.open("wb") as file:
-        np.savez(file, said=np.array(said), **arrays)
+        np.savez(file, said=np.array(text), **arrays)
 
 
 def load(
     path: pathlib.Path, fingerprint: dict[str, Any]
 ) -> tuple[Statistics, dict[str, float]]:
-    """Reads what `save` wrote: the statistics and the floor.
+    """Reads a file that `save` wrote: the statistics and the real-vs-real distances.
+
+    Args:
+      path: The file.
+      fingerprint: The facts that it must have been written with.
 
     Raises:
-      ValueError: If they were computed from anything else.
+      ValueError: If the statistics were computed from anything else.
       DamagedError: If the file cannot be read.
     """
     try:
         arrays = _read(path)
-        said = json.loads(str(arrays.pop("said")))
+        texts = json.loads(str(arrays.pop("said")))
         statistics = Statistics(
             pooled=_moments(arrays, "pooled"),
             spatial=_moments(arrays, "spatial") if "spatial_mean" in arrays else None,
@@ -62,8 +68,8 @@ def load(
         raise DamagedError(
             f"{path} cannot be read ({error}): remove it, and it is made again."
         ) from error
-    check(path, said["fingerprint"], fingerprint)
-    return statistics, said["floor"]
+    check(path, texts["fingerprint"], fingerprint)
+    return statistics, texts["floor"]
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -79,16 +85,23 @@ def _moments(arrays: dict[str, np.ndarray], name: str) -> Moments:
     return Moments(int(count), mean, scatter)
 
 
-def check(path: pathlib.Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuses statistics of other pictures.
+def check(
+    path: pathlib.Path, written: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Refuses statistics of other images.
+
+    Args:
+      path: Their file, for the message.
+      written: The fingerprint in the file.
+      expected: The fingerprint of the images at hand.
 
     Raises:
-      ValueError: Naming what differs.
+      ValueError: If the two differ; the message lists the fields that do.
     """
     differences = [
-        f"{field}: {theirs.get(field)!r} there, {ours.get(field)!r} now"
-        for field in sorted(theirs.keys() | ours.keys())
-        if theirs.get(field) != ours.get(field)
+        f"{field}: {written.get(field)!r} there, {expected.get(field)!r} now"
+        for field in sorted(written.keys() | expected.keys())
+        if written.get(field) != expected.get(field)
     ]
     if differences:
         raise ValueError(
@@ -104,7 +117,7 @@ def published(path: pathlib.Path) -> Moments:
       path: An npz with `mu` and `sigma`, as pytorch-fid and its kin write it.
 
     Raises:
-      ValueError: If the file is not such a one.
+      ValueError: If the file has not these two arrays.
     """
     wanted = "an .npz with mu [2048] and sigma [2048, 2048]"
     try:
@@ -120,5 +133,5 @@ def published(path: pathlib.Path) -> Moments:
             f"evaluate.reference_stats={str(path)!r} has mu {mu.shape} and sigma"
             f" {sigma.shape}; it should be {wanted}."
         )
-    # How many pictures they are of is not said: the covariance is taken as it is.
+    # The file has no number of images: the covariance is taken as it is.
     return Moments(2, mu, sigma)

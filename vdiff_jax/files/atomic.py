@@ -11,10 +11,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a place beside `path` to write to, which takes its place when all is well.
+    """Yields a path to write to, which replaces `path` when all is well.
 
-    A reader sees the old file or the new one, never half. What the writer leaves may
-    be a file or a folder; after an error it is removed, and `path` is what it was.
+    A reader sees the old file or the new one, never half. The writer may leave a file
+    or a folder there; after an error it is removed, and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.half")

@@ -1,4 +1,4 @@
-"""What tells that something read is what was written."""
+"""Fingerprints of arrays, by which a reader sees that nothing has changed."""
 
 import hashlib
 from typing import Any
@@ -14,7 +14,7 @@ from vdiff_jax.types import Params
 
 
 class DamagedError(RuntimeError):
-    """A checkpoint cannot be read, or is not what was written."""
+    """A file or checkpoint that cannot be read, or has changed since it was written."""
 
 
 def params_sha256(params: Params) -> str:
@@ -31,8 +31,9 @@ def fingerprint(tree: Any) -> dict[str, int]:
     It does not depend on the devices that hold the arrays: sums of integers have no
     order.
     """
-    made = [(name, _fingerprint(leaf)) for name, leaf in named_leaves(tree)]
-    return {name: int(value) for name, value in made}
+    # All are under way on the devices before the first is waited for.
+    numbers = [(name, _fingerprint(leaf)) for name, leaf in named_leaves(tree)]
+    return {name: int(number) for name, number in numbers}
 
 
 @jax.jit

@@ -53,15 +53,15 @@ def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> Non
     several, safetensors would choose the order anew in each process.
 
     Args:
-      path: Of the file; its folder is made.
-      tensors: By name.
-      metadata: Texts.
+      path: The file; its folder is made.
+      tensors: Arrays by name.
+      metadata: Texts by name.
 
     Raises:
-      OSError: If it cannot be written; what was there stays.
+      OSError: If it cannot be written; an older file then stays.
     """
-    # safetensors 0.8.0 writes other arrays than C-contiguous ones wrongly, and says
-    # nothing.
+    # safetensors 0.8.0 writes other arrays than C-contiguous ones wrongly, without an
+    # error.
     contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     try:
         # `save_file` would let nobody but the owner read it.
@@ -99,25 +99,25 @@ def _read_torch(path: pathlib.Path) -> Tensors:
     import torch  # here, because it takes seconds
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, PermissionError):
         raise
     except Exception as error:  # of pickle, zipfile and torch, whose words mislead
         raise _unreadable(path) from error
-    if isinstance(found, dict):
-        found = found.get("state_dict", found)
-    if not isinstance(found, dict):
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if not isinstance(content, dict):
         raise ValueError(
-            f"{path} holds a {type(found).__name__}, not a state dict. Save"
+            f"{path} holds a {type(content).__name__}, not a state dict. Save"
             " `module.state_dict()`."
         )
-    for name, value in found.items():
+    for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(
                 f"{name!r} in {path} is a {type(value).__name__}, not a tensor. Save"
                 " `module.state_dict()` alone, or under 'state_dict'."
             )
-    tensors = {str(name): tensor.detach() for name, tensor in found.items()}
+    tensors = {str(name): tensor.detach() for name, tensor in content.items()}
     return {
         name: (x.float() if x.dtype is torch.bfloat16 else x).numpy()
         for name, x in tensors.items()
@@ -126,13 +126,13 @@ def _read_torch(path: pathlib.Path) -> Tensors:
 
 def _read_safetensors(path: pathlib.Path) -> Tensors:
     try:
-        found = safetensors.numpy.load_file(path)
+        tensors = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise _unreadable(path) from error
     return {
         # JAX's name: importing it teaches numpy the one that safetensors asks for.
         name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x
-        for name, x in found.items()
+        for name, x in tensors.items()
     }
 
 

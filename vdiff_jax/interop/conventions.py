@@ -3,7 +3,7 @@
 Functions of all of them are changes of variables of one. With log-SNR lambda, alpha and
 sigma of it, and z_t = alpha x + sigma eps:
 
-    convention     takes                says       noise level
+    convention     takes                predicts   noise level
     edm            x + s eps            x          s = exp(-lambda / 2)
     v_diffusion    z_t                  v          t, with tan(pi t / 2) = s
     flow           (1 - q) x + q eps    eps - x    q = sigma / (alpha + sigma)
@@ -27,12 +27,12 @@ from vdiff_jax.schedules import ending_in_data
 from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
 
 Convention: TypeAlias = Literal["edm", "v_diffusion", "flow", "ddpm"]
-# (examples, noise level of each) -> what the convention says.
+# (examples, noise level of each) -> the quantity that the convention predicts.
 Function: TypeAlias = Callable[[Examples, PerExample], Examples]
 
 
 def as_edm(denoise: Denoiser) -> Function:
-    """Ours as a function of (x + s eps, s) that says x."""
+    """Our denoiser as a function of (x + s eps, s) that predicts x."""
 
     def function(noisy: Examples, s: PerExample) -> Examples:
         z_t = noisy / expand_like(jnp.sqrt(1.0 + s**2), noisy)
@@ -42,12 +42,12 @@ def as_edm(denoise: Denoiser) -> Function:
 
 
 def as_v_diffusion(denoise: Denoiser) -> Function:
-    """Ours as a function of (z_t, t) that says v."""
+    """Our denoiser as a function of (z_t, t) that predicts v."""
     return lambda z_t, t: denoise(z_t, -2.0 * jnp.log(jnp.tan(0.5 * jnp.pi * t))).v
 
 
 def as_flow(denoise: Denoiser) -> Function:
-    """Ours as a function of ((1 - q) x + q eps, q) that says eps - x."""
+    """Our denoiser as a function of ((1 - q) x + q eps, q) that predicts eps - x."""
 
     def function(noisy: Examples, q: PerExample) -> Examples:
         scale = expand_like(jnp.sqrt((1.0 - q) ** 2 + q**2), noisy)
@@ -58,10 +58,10 @@ def as_flow(denoise: Denoiser) -> Function:
 
 
 def as_ddpm(denoise: Denoiser, table: Table) -> Function:
-    """Ours as a function of (z_t, number of a step) that says eps.
+    """Our denoiser as a function of (z_t, number of a step) that predicts eps.
 
     Args:
-      denoise: Ours.
+      denoise: Our denoiser.
       table: The log-SNR of each step; see `schedules.logsnr_of_betas`.
     """
     numbers = jnp.arange(len(table))
@@ -70,7 +70,7 @@ def as_ddpm(denoise: Denoiser, table: Table) -> Function:
 
 
 def from_edm(function: Function) -> Denoiser:
-    """A function of (x + s eps, s) that says x, as ours."""
+    """A denoiser of ours from a function of (x + s eps, s) that predicts x."""
 
     def denoise(z_t: Examples, logsnr_t: PerExample) -> Prediction:
         alpha_t, _ = alpha_sigma(expand_like(logsnr_t, z_t))
@@ -81,7 +81,7 @@ def from_edm(function: Function) -> Denoiser:
 
 
 def from_v_diffusion(function: Function) -> Denoiser:
-    """A function of (z_t, t) that says v, as ours."""
+    """A denoiser of ours from a function of (z_t, t) that predicts v."""
 
     def denoise(z_t: Examples, logsnr_t: PerExample) -> Prediction:
         t = jnp.arctan(jnp.exp(-0.5 * logsnr_t)) / (0.5 * jnp.pi)
@@ -91,16 +91,16 @@ def from_v_diffusion(function: Function) -> Denoiser:
 
 
 def from_flow(function: Function) -> Denoiser:
-    """A function of ((1 - q) x + q eps, q) that says eps - x, as ours."""
+    """A denoiser of ours from a function of ((1 - q) x + q eps, q) for eps - x."""
 
     def denoise(z_t: Examples, logsnr_t: PerExample) -> Prediction:
         alpha_t, sigma_t = alpha_sigma(logsnr_t)
         q, scale = sigma_t / (alpha_t + sigma_t), expand_like(alpha_t + sigma_t, z_t)
         noisy = z_t / scale
-        # (1 - q) x + q eps = noisy and eps - x = said
-        said = function(noisy, q)
-        x = noisy - expand_like(q, z_t) * said
-        eps = noisy + expand_like(1.0 - q, z_t) * said
+        # (1 - q) x + q eps = noisy and eps - x = difference
+        difference = function(noisy, q)
+        x = noisy - expand_like(q, z_t) * difference
+        eps = noisy + expand_like(1.0 - q, z_t) * difference
         alpha_t, sigma_t = expand_like(alpha_t, z_t), expand_like(sigma_t, z_t)
         return Prediction(x, eps, alpha_t * eps - sigma_t * x)
 
@@ -108,12 +108,12 @@ def from_flow(function: Function) -> Denoiser:
 
 
 def from_ddpm(function: Function, table: Table) -> Denoiser:
-    """A function of (z_t, number of a step) that says eps, as ours.
+    """A denoiser of ours from a function of (z_t, number of a step) for eps.
 
-    Between two steps it is asked at the fraction of a number.
+    Between two steps it is evaluated at the fraction of a number.
 
     Args:
-      function: Theirs.
+      function: The function to adapt.
       table: The log-SNR of each step; see `schedules.logsnr_of_betas`.
     """
 
@@ -127,18 +127,18 @@ def from_ddpm(function: Function, table: Table) -> Denoiser:
 def noise_levels(
     schedule: Schedule, num_steps: int, convention: Convention
 ) -> Float[Array, " steps"]:
-    """Where samplers of others are to stop, so that they take our N steps.
+    """Noise levels at which another project's sampler takes our N steps.
 
     Args:
-      schedule: Ours.
+      schedule: Our schedule.
       num_steps: N.
-      convention: Theirs; ddpm has its own grid.
+      convention: The sampler's convention, but not ddpm, which has its own grid.
 
     Returns:
       [N + 1] noise levels, falling to that of data.
 
     Raises:
-      ValueError: For ddpm.
+      ValueError: If the convention is ddpm.
     """
     if convention == "ddpm":
         raise ValueError("A DDPM's steps are those of its chain; see `as_ddpm`.")
@@ -150,9 +150,9 @@ def noise_levels(
 
 
 def in_nchw(function: Function) -> Callable[[Any, Any], Array]:
-    """The function for images [batch, channels, height, width], as torch has them.
+    """A function for images [batch, channels, height, width], as torch has them.
 
-    It takes and gives anything that speaks DLPack, so that no bytes are copied on the
+    It takes and gives anything that supports DLPack, so that no bytes are copied on the
     way from and to torch: `torch.from_dlpack(in_nchw(f)(images, levels))`.
     """
 

@@ -1,4 +1,4 @@
-"""What an importer finds: a model, in the words of a config, and its parameters."""
+"""An imported model: fields of a config that describe it, and its parameters."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ class Imported(NamedTuple):
     """A model of another project.
 
     Attributes:
-      fields: What a config says of it, by section: "model", "diffusion" and "data".
-      params: Of the network that these fields describe; None for those that a network
-        of the user's own begins with.
-      num_steps: Of the sampler that it was distilled for; 0 for a base model.
+      fields: Its fields of a config, by section: "model", "diffusion" and "data".
+      params: Parameters of the network that these fields describe; None for a network
+        of the user's own, which brings them.
+      num_steps: Steps of the sampler that it was distilled for; 0 for a base model.
     """
 
     fields: dict[str, dict[str, Any]]

@@ -22,13 +22,13 @@ ENTRY = "vdiff_jax"
 
 
 class About(NamedTuple):
-    """What a file says of its model.
+    """The description of a model in its file.
 
     Attributes:
-      fields: What a config says of it, by section.
+      fields: Its fields of a config, by section.
       kind: base, guided or distilled.
-      num_steps: Of the sampler that it was distilled for; 0 for any other.
-      facts: Where it came from, and what was measured.
+      num_steps: Steps of the sampler that it was distilled for; 0 for any other model.
+      facts: Its origin, and the values of metrics.
     """
 
     fields: dict[str, dict[str, Any]]
@@ -40,38 +40,43 @@ class About(NamedTuple):
 def write(path: pathlib.Path, params: Params, about: About) -> None:
     """Writes a model.
 
+    Args:
+      path: The `.safetensors` file to write.
+      params: The model's parameters.
+      about: Its description; everything in it must be JSON.
+
     Raises:
       OSError: If it cannot be written.
     """
-    said = {"version": VERSION, **about._asdict()}
-    text = json.dumps(said, sort_keys=True)
+    entry = {"version": VERSION, **about._asdict()}
+    text = json.dumps(entry, sort_keys=True)
     weights.write(path, tensors_of(params), {ENTRY: text})
 
 
 def read(path: pathlib.Path) -> Params:
-    """Reads the parameters.
+    """Reads the parameters of a model.
 
     Raises:
-      ValueError: If it is no such file, or one of a later version.
+      ValueError: If `write` did not write the file, or a later version did.
     """
     read_about(path)
     return params_of(weights.read(path))
 
 
 def read_about(path: pathlib.Path) -> About:
-    """Reads what a file says of its model, and no more.
+    """Reads the description of a model, and not its parameters.
 
     Raises:
-      ValueError: If it is no such file, or one of a later version.
+      ValueError: If `write` did not write the file, or a later version did.
     """
     try:
-        said = json.loads(weights.metadata(path)[ENTRY])
-        version = said.pop("version")
-        about = About(**said)
+        entry = json.loads(weights.metadata(path)[ENTRY])
+        version = entry.pop("version")
+        about = About(**entry)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"{path} was not written by vdiff_jax: it does not say what network its"
-            " tensors are of. Files of diffusers are imported with their folder."
+            f"{path} was not written by vdiff_jax: it does not describe the network of"
+            " its tensors. Files of diffusers are imported with their folder."
         ) from error
     if version > VERSION:
         raise ValueError(
@@ -82,11 +87,11 @@ def read_about(path: pathlib.Path) -> About:
 
 
 def tensors_of(params: Params) -> dict[str, np.ndarray]:
-    """Parameters by name."""
+    """The parameters as arrays by name."""
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     return {name: np.asarray(leaf) for name, leaf in flat.items()}
 
 
 def params_of(tensors: Mapping[str, Any]) -> Params:
-    """The inverse of `tensors_of`."""
+    """The tree of parameters from arrays by name: the inverse of `tensors_of`."""
     return traverse_util.unflatten_dict(tensors, sep="/")

@@ -1,7 +1,7 @@
 """The checkpoints that came with the paper: flax's msgpack of a training state.
 
-Of a file only what samples is kept: the averaged parameters and the number of steps
-that they were distilled for. The optimizer's part, three quarters of it, is skipped
+Only what a sampler needs is kept: the averaged parameters and the number of steps that
+they were distilled for. The optimizer's part, three quarters of a file, is skipped
 while reading. Nothing in a file is executed, and nothing but plain numbers is accepted.
 """
 
@@ -28,10 +28,10 @@ def read(path: pathlib.Path, output: str, image_size: int) -> Imported:
     """Reads a checkpoint; the network's shape is that of its parameters.
 
     Args:
-      path: Of the file.
-      output: What the network says, if that is as many channels as it takes; else it
-        says both.
-      image_size: Of the pictures; the parameters do not tell.
+      path: The checkpoint's file.
+      output: The quantity that the network predicts, if it has as many channels at the
+        output as at the input; with twice as many it predicts both.
+      image_size: Height and width of the images, which the parameters do not determine.
 
     Raises:
       ValueError: If the file is damaged, or holds anything but such a checkpoint.
@@ -62,7 +62,7 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
     """The entries of the file's dictionary, but the optimizer."""
     if not path.is_file():
         raise ValueError(f"There is no file {path}. Fetch it, or give its place.")
-    found = {}
+    kept = {}
     try:
         with path.open("rb") as file:
             unpacker = msgpack.Unpacker(
@@ -74,7 +74,7 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
             for _ in range(unpacker.read_map_header()):
                 name = unpacker.unpack()
                 if name in ("ema_params", "num_sample_steps"):
-                    found[name] = unpacker.unpack()
+                    kept[name] = unpacker.unpack()
                 else:
                     unpacker.skip()
             if unpacker.tell() != path.stat().st_size:
@@ -85,7 +85,7 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged, or no checkpoint of flax ({error}): fetch it again."
         ) from error
-    return found
+    return kept
 
 
 def _from_extension(code: int, data: bytes) -> Any:
@@ -141,11 +141,11 @@ def network(params: Params, path: pathlib.Path) -> UNet:
     """The U-Net that has such parameters.
 
     Args:
-      params: Or their shapes.
-      path: Of the file, for messages.
+      params: The parameters, or their shapes.
+      path: Their file, for messages.
 
     Raises:
-      ValueError: If there is none.
+      ValueError: If no such U-Net has these parameters.
     """
     try:
         depth = 1 + max(int(name[5]) for name in params if name.startswith("down_"))

@@ -32,7 +32,7 @@ LIFETIME = (
     "jax reads code that is up to 6 months old: this is a file to deploy, not to keep."
     " Keep the safetensors file, and export again."
 )
-EXAMPLE = """# Draws 16 pictures; needs jax, flatbuffers and safetensors.
+EXAMPLE = """# Draws 16 images; needs jax, flatbuffers and safetensors.
 import jax
 import numpy as np
 from jax import export
@@ -53,16 +53,16 @@ SAVE_LATENTS = 'np.save("latents.npy", x)'
 def write(
     folder: pathlib.Path, sampler: Sampler, params: Params, *, num_steps: int
 ) -> None:
-    """Writes the code, the weights, what they are, and a script that runs them.
+    """Writes the code, the weights, their description, and a script that runs them.
 
-    The code maps (weights, z, and of label and w what the model takes) to x in [-1, 1];
-    weights are by name, z is standard normal noise [batch, height, width, channels],
-    label int32 [batch], w float32 [batch].
+    The code maps (weights, z, label, w) to x in [-1, 1], without label or w if the
+    model does not take them. Weights are by name, z is standard normal noise [batch,
+    height, width, channels], label int32 [batch], w float32 [batch].
 
     Args:
-      folder: Made if it is not there.
-      sampler: Deterministic.
-      params: Of its model.
+      folder: The folder to write; made if it is not there.
+      sampler: A deterministic sampler.
+      params: Parameters of its model.
       num_steps: N.
 
     Raises:
@@ -98,7 +98,13 @@ def write(
 
 
 def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> bytes:
-    """The serialized sampler."""
+    """The sampler as serialized StableHLO.
+
+    Args:
+      sampler: A deterministic sampler.
+      tensors: Parameters of its model by name; only their shapes and types are used.
+      num_steps: N.
+    """
     model = sampler.model
     (batch,) = export.symbolic_shape("batch")
 
@@ -128,7 +134,7 @@ def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> by
 
 
 def script(model: Model) -> str:
-    """About ten lines that draw pictures from the folder that they are in."""
+    """About ten lines of Python that draw images from the folder they are in."""
     conditions = ""
     if model.num_classes:
         conditions += f", (np.arange(16) % {model.num_classes}).astype(np.int32)"
@@ -139,10 +145,10 @@ def script(model: Model) -> str:
     return EXAMPLE.format(shape=shape, conditions=conditions, save=save)
 
 
-def _conditions(model: Model, found: tuple[Array, ...]) -> tuple[Any, Any]:
+def _conditions(model: Model, conditions: tuple[Array, ...]) -> tuple[Any, Any]:
     """Label and w, of which a model may take either, both or none."""
-    label = found[0] if model.num_classes else None
-    return label, found[-1] if model.w_range else None
+    label = conditions[0] if model.num_classes else None
+    return label, conditions[-1] if model.w_range else None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Attention over all pixels, in the words that each platform is fast at."""
+"""Attention over all pixels, written as each platform is fast at it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,28 @@ Heads = Float[Array, " batch pixels heads channels"]
 
 
 def attend(q: Heads, k: Heads, v: Heads) -> Heads:
-    """Softmax of q k / sqrt(channels) over all pixels, times v."""
+    """Softmax of q k / sqrt(channels) over all pixels, times v.
+
+    Args:
+      q: Queries, [batch, pixels, heads, channels].
+      k: Keys, of the same shape.
+      v: Values, of the same shape.
+    """
     return lax.platform_dependent(
         q, k, v, cpu=attend_on_cpu, default=jax.nn.dot_product_attention
     )
 
 
 def attend_on_cpu(q: Heads, k: Heads, v: Heads) -> Heads:
-    """The same, normalised at the end.
+    """The same as `attend`, normalised at the end.
 
     The sums of the softmax are one more channel of v. So neither they nor their
     gradient, which XLA is slow at on a CPU, go through the pixels x pixels weights.
+
+    Args:
+      q: Queries, [batch, pixels, heads, channels].
+      k: Keys, of the same shape.
+      v: Values, of the same shape.
     """
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * q.shape[-1] ** -0.5, k)
     logits = at_least_float32(logits)

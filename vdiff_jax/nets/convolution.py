@@ -21,8 +21,14 @@ def conv3x3(
 ) -> nn.Conv:
     """A flax convolution over 3x3 pixels, zero-padded to the size of its input.
 
-    With strides of 2 an image of even size is padded at the right and the bottom only,
-    unless at both sides: the same size, other numbers.
+    Args:
+      features: Output channels.
+      name: Name of the module.
+      strides: 1, or 2 to halve the image.
+      pad_both_sides: Pad an image of even size at all four sides when halving it; else
+        only at the right and the bottom: the same size, other numbers.
+      zero_init: Start with a kernel of zeros.
+      dtype: Type that it computes in.
     """
     init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
     return nn.Conv(
@@ -38,7 +44,7 @@ def conv3x3(
 
 
 def _by_platform(lhs: Array, rhs: Array, strides, padding, **options) -> Array:
-    """`lax.conv_general_dilated`, restricted to what `conv3x3` asks of it."""
+    """`lax.conv_general_dilated`, restricted to the arguments that `conv3x3` passes."""
     del strides, padding, options
     return lax.platform_dependent(lhs, rhs, cpu=convolve_on_cpu, default=_convolve)
 

@@ -27,23 +27,23 @@ Table: TypeAlias = Sequence[float] | np.ndarray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """What families of U-Nets do differently, beside their sizes.
+    """Differences between families of U-Nets, beside their sizes.
 
     The defaults are those of Salimans & Ho (2022), arXiv:2202.00512.
 
     Attributes:
-      film: Whether the embedding scales and shifts what the second norm of a block
-        gives; else it is added before that norm (Ho et al., 2020, arXiv:2006.11239).
-      epsilon: Of every group norm.
-      pad_both_sides: Whether a convolution that halves an image pads it at all four
+      film: If true, the embedding scales and shifts the output of the second norm of a
+        block; else it is added before that norm (Ho et al., 2020, arXiv:2006.11239).
+      epsilon: Added to the variance in every group norm.
+      pad_both_sides: If true, a convolution that halves an image pads it at all four
         sides, as torch's does; else at the right and the bottom, as TensorFlow's.
-      cosine_first: See `sinusoid`.
-      frequency_shift: See `sinusoid`.
-      class_bias: Whether the embedding of the class adds a bias.
-      mid: Whether there are blocks in the middle.
-      mid_norm: Whether the attention in the middle has a norm.
-      mid_scale: What divides the sums of the residual connections in the middle.
-      center_input: Whether the network takes images in [0, 1].
+      cosine_first: Argument of `sinusoid`.
+      frequency_shift: Argument `shift` of `sinusoid`.
+      class_bias: If true, the embedding of the class adds a bias.
+      mid: If true, there are blocks in the middle.
+      mid_norm: If true, the attention in the middle has a norm.
+      mid_scale: Divisor of the sums of the residual connections in the middle.
+      center_input: If true, the network takes images in [0, 1].
     """
 
     film: bool = True
@@ -73,10 +73,15 @@ def logsnr_input(
     mode: LogsnrInput,
     linear_range: tuple[float, float] = (-20.0, 20.0),
 ) -> PerExample:
-    """Maps a log-SNR to the number in about [0, 1] that the network is told.
+    """Maps a log-SNR to the number in about [0, 1] that the network is conditioned on.
 
     `inv_cos` is arctan(exp(-logsnr / 2)) / (pi / 2), which for the cosine schedule is
     t; `linear` rises with the log-SNR over `linear_range`; `sigmoid` is alpha^2.
+
+    Args:
+      logsnr: The log-SNR of each example, in nats.
+      mode: One of the three maps.
+      linear_range: log-SNRs at which `linear` is 0 and 1.
 
     Raises:
       ValueError: If `mode` is unknown.
@@ -100,7 +105,7 @@ def timestep(logsnr: PerExample, table: Table) -> PerExample:
     end.
 
     Args:
-      logsnr: In nats.
+      logsnr: The log-SNR of each example, in nats.
       table: The log-SNR of each step, falling.
     """
     rising = np.asarray(table[::-1], logsnr.dtype)
@@ -117,9 +122,9 @@ def sinusoid(
 
     Args:
       time: Angles at the highest frequency.
-      features: How many numbers.
-      cosine_first: Whether cosines come before the sines.
-      shift: With 0, the frequencies stop one short of 1e-4, as in diffusers.
+      features: Number of sines and cosines together.
+      cosine_first: Put the cosines before the sines.
+      shift: 1; or 0, so that the frequencies stop one short of 1e-4, as in diffusers.
 
     Raises:
       ValueError: If `features` is odd or below 4.
@@ -173,10 +178,10 @@ class ResnetBlock(nn.Module):
       features: Output channels.
       dropout: Rate before the second convolution.
       groups: Groups of each group norm.
-      style: Of the network.
-      scale: What divides the sum with the shortcut.
+      style: Style of the network.
+      scale: Divisor of the sum with the shortcut.
       how: Resamples the image between the first norm and the first convolution.
-      dtype: What convolutions compute in.
+      dtype: Type that convolutions compute in.
     """
 
     features: int
@@ -222,9 +227,9 @@ class AttnBlock(nn.Module):
     Attributes:
       num_heads: Heads; they divide the channels.
       groups: Groups of the group norm; 0 for no norm.
-      epsilon: Of the group norm.
-      scale: What divides the sum with the input.
-      dtype: What projections and attention compute in.
+      epsilon: Added to the variance in the group norm.
+      scale: Divisor of the sum with the input.
+      dtype: Type that projections and attention compute in.
     """
 
     num_heads: int

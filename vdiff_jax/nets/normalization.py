@@ -20,28 +20,28 @@ PerChannel = Float[Array, " batch channels"]
 
 
 def at_least_float32(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
-    """The same numbers in float32; in float64 where they are."""
+    """Numbers in float32; those in float64 stay so."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Affine(NamedTuple):
-    """What is done to each channel of each image: x * factor + offset."""
+    """An affine map of each channel of each image: x * factor + offset."""
 
     factor: PerChannel
     offset: PerChannel
 
     def then(self, scale: PerChannel, shift: PerChannel) -> "Affine":
-        """This, and then * (1 + scale) + shift."""
+        """This map, followed by * (1 + scale) + shift."""
         scale, shift = at_least_float32(scale), at_least_float32(shift)
         return Affine(self.factor * (1.0 + scale), self.offset * (1.0 + scale) + shift)
 
     def __call__(self, x: Images) -> Images:
-        """The image, in float32 or finer."""
+        """The mapped image, in float32 or finer."""
         return x * self.factor[:, None, None] + self.offset[:, None, None]
 
 
 class GroupNorm(nn.Module):
-    """What gives each group of channels mean 0 and variance 1, then scale and bias.
+    """Group normalisation: mean 0 and variance 1 per group, then a scale and a bias.
 
     Wu & He (2018), arXiv:1803.08494.
 
@@ -55,7 +55,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Affine:
-        """Returns what to do to `x`."""
+        """Returns the map to apply to `x`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -76,14 +76,14 @@ class GroupNorm(nn.Module):
 
 
 def mean_by_reshape(values: PerChannel, groups: int) -> PerChannel:
-    """For each channel the mean over its group."""
+    """The mean over its group, for each channel."""
     batch, channels = values.shape
     means = values.reshape(batch, groups, -1).mean(axis=-1)
     return jnp.repeat(means, channels // groups, axis=1)
 
 
 def mean_by_product(values: PerChannel, groups: int) -> PerChannel:
-    """The same, by the matrix that says which channel is in which group.
+    """The same, by the matrix of ones where a channel belongs to a group.
 
     On a CPU, XLA would do what follows a reshape pixel by pixel, which is slow; what
     follows a product of matrices it does once for each channel.

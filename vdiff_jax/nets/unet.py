@@ -37,10 +37,12 @@ class Level:
       features: Channels.
       num_blocks: Residual blocks on the way down; one more on the way up.
       num_heads: Attention heads after each block on the way down; 0 for no attention.
-      num_heads_up: And on the way up; None for as many.
-      resample_in_block: Whether a residual block halves the image for the next level
-        (BigGAN), or a convolution does (DDPM).
-      resample_in_block_up: The same of doubling it for the one before; None for alike.
+      num_heads_up: Attention heads after each block on the way up; None for as many as
+        on the way down.
+      resample_in_block: If true, a residual block halves the image for the next level
+        (BigGAN); else a convolution does (DDPM).
+      resample_in_block_up: The same choice for doubling the image on the way up; None
+        for the choice made on the way down.
     """
 
     features: int
@@ -51,43 +53,46 @@ class Level:
     resample_in_block_up: bool | None = None
 
     def heads(self, how: Resample) -> int:
-        """Attention heads on the way down or up."""
+        """Number of attention heads on the way down or up."""
         if how == "up" and self.num_heads_up is not None:
             return self.num_heads_up
         return self.num_heads
 
     def in_block(self, how: Resample) -> bool:
-        """Whether a residual block resamples on the way down or up."""
+        """True if a residual block resamples the image on the way down or up."""
         if how == "up" and self.resample_in_block_up is not None:
             return self.resample_in_block_up
         return self.resample_in_block
 
 
 class UNet(nn.Module):
-    """A U-Net conditioned on the log-SNR and, optionally, a class and a strength w.
+    """A U-Net conditioned on the log-SNR and, optionally, a class and a weight w.
 
     At initialisation the output is zero: the last convolution starts at zero.
 
     Attributes:
-      levels: From the image's resolution to the lowest, each half of the one before.
+      levels: The image's resolution first, then each half of the one before.
       out_channels: Channels of the output: those of the image, or twice as many.
       emb_features: Width of the embedding of log-SNR and class.
       mid_heads: Attention heads in the middle; 0 for no attention.
       num_classes: 0 for an unconditional network.
-      w_features: Width of the sinusoid of w; 0 for a network that does not take w.
-      w_scale: What w is multiplied by in the sinusoid, whose angles go up to it.
+      w_features: Width of the sinusoid of the guidance weight w; 0 for a network that
+        is not conditioned on w.
+      w_scale: Factor of w in the sinusoid: its angle at the highest frequency is
+        w_scale * w.
       dropout: Rate in each residual block when training.
       groups: Groups of each group norm; divides every level's channels.
       patch: Folds squares of patch x patch pixels into channels at the input, and back
         at the output.
-      style: What families of networks do differently.
-      logsnr_input: How the log-SNR is fed to the sinusoid; see `layers.logsnr_input`.
+      style: Differences between families of networks.
+      logsnr_input: The map from log-SNR to the sinusoid's time: a mode of
+        `layers.logsnr_input`.
       timesteps: The log-SNR of each step of a discrete chain, for a network that is
-        told the number of the step instead.
-      time_table: Whether a learned vector for each of those steps takes the place of
-        the sinusoid; the nearest one is taken.
-      dtype: What the network computes in; parameters and output are float32.
-      remat: Whether the gradient computes the inside of each block again instead of
+        conditioned on the number of the step; empty for one of ours.
+      time_table: If true, a learned vector for each of those steps replaces the
+        sinusoid, and a log-SNR takes the vector of the nearest step.
+      dtype: Type that the network computes in; parameters and output are float32.
+      remat: If true, the gradient computes the inside of each block again instead of
         keeping it: less memory, about a third more work, the same numbers.
     """
 
@@ -118,14 +123,14 @@ class UNet(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, " batch height width out_channels"]:
-        """Predicts, for each pixel, what the loss asks for.
+        """Predicts x, eps, v or both, as the network was trained to.
 
         Args:
           z_t: Noisy images. Height and width divide by patch * 2^(levels - 1).
           logsnr_t: Their log-SNR, in nats.
-          label: Their classes, 0 .. num_classes - 1, or -1 for "not told"; None if
-            unconditional.
-          w: The strength of guidance that it should imitate; see `guidance`.
+          label: Their classes, 0 .. num_classes - 1, or -1 for an example whose class
+            is left out; None for an unconditional network.
+          w: The guidance weight of the guided model to imitate, one for each example.
           train: Turns dropout on; needs a "dropout" key.
 
         Returns:
@@ -287,12 +292,12 @@ class UNet(nn.Module):
 
 
 def row_of_table(net: UNet, logsnr_t: PerExample) -> Labels:
-    """Which vector of its table a network with `time_table` takes."""
+    """Index of the vector that a network with `time_table` takes at a log-SNR."""
     return jnp.round(timestep(logsnr_t, net.timesteps)).astype(jnp.int32)
 
 
 def time_features(net: UNet, logsnr_t: PerExample) -> Embedding:
-    """What a network without a table of times embeds the log-SNR as."""
+    """The embedding of the log-SNR, for a network without a table of times."""
     if net.timesteps:
         time = timestep(logsnr_t, net.timesteps)
     else:

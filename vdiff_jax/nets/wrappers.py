@@ -10,23 +10,23 @@ from vdiff_jax.types import Denoiser, Network, Params
 
 
 class Converted(nn.Module):
-    """Computes x, eps or v from what the network inside says; adds no parameters.
+    """A network that predicts x, eps or v by way of another; adds no parameters.
 
-    As a denoiser it is the network inside, to rounding: but what it is trained to say,
-    and how errors of the weights weigh, are those of the new output. From eps to v the
+    As a denoiser it is the network inside, to rounding. But it is trained for the new
+    output, and errors of the weights weigh as that output makes them. From eps to v the
     noise is divided by alpha, which is 5e-5 at the end of the cosine schedule.
 
     Attributes:
-      net: The network inside, (examples, noise levels, conditions, train=) -> what it
-        says; conditions that are None are left out.
-      denoiser_of: Makes a denoiser of the network; with it, what the network takes and
-        says may follow any convention.
-      says: What this says.
+      net: The network inside, (examples, noise levels, conditions, train=) -> its
+        prediction; conditions that are None are left out.
+      denoiser_of: Makes a denoiser of the network inside, whose inputs and predictions
+        may follow any convention.
+      output: The quantity that this network predicts.
     """
 
     net: nn.Module
     denoiser_of: Callable[[Network], Denoiser]
-    says: Literal["x", "eps", "v"]
+    output: Literal["x", "eps", "v"]
 
     def setup(self) -> None:
         """Makes the parameters those of the network inside, by the same names."""
@@ -39,13 +39,13 @@ class Converted(nn.Module):
         *conditions: Array | None,
         train: bool = False,
     ) -> Array:
-        """Takes what a network of ours takes."""
+        """Predicts, from the arguments of one of our networks."""
         known = [condition for condition in conditions if condition is not None]
 
         def network(examples: Array, levels: Array) -> Array:
             return self.net(examples, levels, *known, train=train)
 
-        return getattr(self.denoiser_of(network)(z_t, logsnr_t), self.says)
+        return getattr(self.denoiser_of(network)(z_t, logsnr_t), self.output)
 
 
 class Function(nn.Module):
@@ -61,7 +61,7 @@ class Function(nn.Module):
 
     @nn.compact
     def __call__(self, *inputs: Any, train: bool = False) -> Array:
-        """Takes what the function takes after its parameters."""
+        """Calls the function with its parameters and these inputs."""
         del train
         params = self.param("function", lambda key: self.start())
         return self.function(params, *inputs)

@@ -1,1 +1,1 @@
-"""How a network is trained: the step, the loop, and what a run leaves and survives."""
+"""Training of a network: the step, the loop, checkpoints, records and interrupts."""

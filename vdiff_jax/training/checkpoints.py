@@ -4,10 +4,10 @@ A checkpoint has three items: `state` (all but the EMA), `ema_params`, so that a
 teacher can be read without the rest, and `info`, a small JSON dictionary. Orbax writes
 each under a temporary name and renames it when it is whole, in the background.
 
-The files of a checkpoint do not say whether a byte of an array has changed since. So
+The files of a checkpoint do not show that a byte of an array has changed since. So
 `info` has a fingerprint of every array, taken on the devices before the arrays were
-written and compared after they are read. A checkpoint that cannot be read, or is not
-what it was, is moved to `<folder>/../damaged/` and the one before it is taken.
+written and compared after they are read. A checkpoint that cannot be read, or has
+changed, is moved to `<folder>/../damaged/` and the one before it is taken.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ def open_folder(
     At the end it waits until all that was saved is on the disk.
 
     Args:
-      folder: Made if it is not there.
-      keep: How many of the newest stay.
-      keep_every: Those of multiples of this step stay; 0 for none.
-      keep_best: How many of the lowest held-out loss stay.
+      folder: The folder; made if it is not there.
+      keep: Number of the newest checkpoints that stay, at least 1.
+      keep_every: Checkpoints at multiples of this step stay; 0 for none.
+      keep_best: Number of checkpoints of the lowest held-out loss that stay.
 
     Raises:
-      ValueError: If none of the newest are to be kept.
+      ValueError: If `keep` is below 1.
       OSError: If a checkpoint could not be written.
     """
     if keep < 1:
@@ -79,8 +79,8 @@ def steps(folder: pathlib.Path) -> list[int]:
 
 def latest_step(folder: pathlib.Path, at_most: int | None = None) -> int | None:
     """The step of the newest whole checkpoint, up to a step, or None."""
-    found = [step for step in steps(folder) if at_most is None or step <= at_most]
-    return max(found, default=None)
+    candidates = [step for step in steps(folder) if at_most is None or step <= at_most]
+    return max(candidates, default=None)
 
 
 def save(
@@ -92,10 +92,10 @@ def save(
     """Starts to save; the arrays are copied before it returns, the files are not.
 
     Args:
-      manager: From `open_folder`.
-      state: To save.
-      info: Anything JSON.
-      held_out_loss: By which the best are kept; None if it was not measured.
+      manager: The open folder, as `open_folder` gives it.
+      state: The state to save.
+      info: A dictionary to store beside it, as JSON.
+      held_out_loss: The loss by which the best are kept; None if it was not measured.
 
     Raises:
       OSError: If this checkpoint, or the one before it, could not be written.
@@ -127,10 +127,10 @@ def restore(
     Damaged ones are named and set aside.
 
     Args:
-      folder: Of checkpoints.
+      folder: A folder of checkpoints.
       abstract_state: The state's shapes, as `jax.eval_shape` gives them.
-      shardings: Where each array goes, whatever devices wrote it.
-      at_most: Leaves the checkpoints of later steps alone.
+      shardings: The sharding to give to each array, whatever devices wrote it.
+      at_most: The last step to read; checkpoints of later steps are left alone.
 
     Returns:
       The state and its `info`; None if nothing was ever saved whole.
@@ -141,9 +141,9 @@ def restore(
     """
     while (step := latest_step(folder, at_most)) is not None:
         try:
-            found = _read(folder / str(step), abstract_state, shardings)
-            state = TrainState(ema_params=found["ema_params"], **found["state"])
-            return state, found["info"]
+            items = _read(folder / str(step), abstract_state, shardings)
+            state = TrainState(ema_params=items["ema_params"], **items["state"])
+            return state, items["info"]
         except DamagedError as error:
             place = set_aside(folder, step)
             print(f"{error} Set aside as {place}.", file=sys.stderr)
@@ -166,9 +166,9 @@ def restore_ema(
     """Reads the EMA parameters of the newest checkpoint.
 
     Args:
-      folder: Of checkpoints.
-      abstract_params: Their shapes.
-      shardings: Where each array goes.
+      folder: A folder of checkpoints.
+      abstract_params: The parameters' shapes.
+      shardings: The sharding to give to each array.
 
     Raises:
       ValueError: If the folder has no checkpoint, or one of another architecture.
@@ -181,7 +181,7 @@ def restore_ema(
 
 
 def set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
-    """Moves a checkpoint to `<folder>/../damaged/`, and says where it is now."""
+    """Moves a checkpoint to `<folder>/../damaged/`, and returns its new path."""
     place = folder.parent / "damaged" / str(step)
     place.parent.mkdir(exist_ok=True)
     count = 1
@@ -224,30 +224,30 @@ def _read(path: pathlib.Path, target: Any, shardings: Any) -> dict[str, Any]:
             for name, (tree, places) in parts.items()
         }
         with _reading(path):
-            items = ocp.args.Composite(info=ocp.args.JsonRestore(), **arguments)
-            found = dict(checkpointer.restore(path, args=items).items())
-            written = found["info"]["fingerprint"]
-    read = fingerprint(_as_saved(found))
+            request = ocp.args.Composite(info=ocp.args.JsonRestore(), **arguments)
+            items = dict(checkpointer.restore(path, args=request).items())
+            written = items["info"]["fingerprint"]
+    read = fingerprint(_as_saved(items))
     changed = [name for name, value in read.items() if value != written[name]]
     if changed:
         raise DamagedError(
             f"The checkpoint {path} is damaged: {changed[0]} is not what was written"
             f" ({len(changed)} of {len(read)} arrays)."
         )
-    return found
+    return items
 
 
-def _as_saved(found: dict[str, Any]) -> Any:
+def _as_saved(items: dict[str, Any]) -> Any:
     """The arrays of a checkpoint, with the names that they have in a state."""
     nothing = {"step": None, "params": None, "opt_state": None}
     return TrainState(
-        ema_params=found["ema_params"], **{**nothing, **found.get("state", {})}
+        ema_params=items["ema_params"], **{**nothing, **items.get("state", {})}
     )
 
 
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
-    """Whatever goes wrong in reading is damage, but for what another try may mend."""
+    """Turns errors of reading into `DamagedError`, save those that may pass by."""
     try:
         yield
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
@@ -261,7 +261,7 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(folder: Any) -> Iterator[None]:
-    """Orbax and TensorStore have many errors for a full disk."""
+    """Turns the many errors of Orbax and TensorStore for a full disk into `OSError`."""
     try:
         yield
     except jax.errors.JaxRuntimeError:  # another host, or a device, is gone
@@ -285,28 +285,33 @@ def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def check_same_shapes(expected: Params, found: Any, path: pathlib.Path) -> None:
+def check_same_shapes(expected: Params, stored: Any, path: pathlib.Path) -> None:
     """Refuses parameters of another architecture.
 
+    Args:
+      expected: The parameters of this config's network, or their shapes.
+      stored: The parameters of the model on disk, or their shapes.
+      path: Folder of that model, for the message.
+
     Raises:
-      ValueError: Naming the first array that differs.
+      ValueError: If an array differs in shape; the message names the first.
     """
-    ours = {name: tuple(leaf.shape) for name, leaf in named_leaves(expected)}
-    theirs = {name: tuple(leaf.shape) for name, leaf in named_leaves(found)}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
+    shapes = {name: tuple(leaf.shape) for name, leaf in named_leaves(expected)}
+    on_disk = {name: tuple(leaf.shape) for name, leaf in named_leaves(stored)}
+    for name in sorted(shapes.keys() | on_disk.keys()):
+        if shapes.get(name) != on_disk.get(name):
             raise ValueError(
                 f"The model in {path} is of another architecture: {name} has shape"
-                f" {theirs.get(name, 'none')} there and {ours.get(name, 'none')} in"
+                f" {on_disk.get(name, 'none')} there and {shapes.get(name, 'none')} in"
                 " this config. Use the `model` section it was trained with."
             )
 
 
-def _check_same_optimizer(expected: Any, found: Any, path: pathlib.Path) -> None:
-    ours = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(expected))
-    theirs = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(found))
-    if ours != theirs:
+def _check_same_optimizer(expected: Any, stored: Any, path: pathlib.Path) -> None:
+    shapes = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(expected))
+    on_disk = sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(stored))
+    if shapes != on_disk:
         raise ValueError(
-            f"The checkpoint {path} is of another optimizer: {len(theirs)} arrays there"
-            f" and {len(ours)} now. Go on with the version that wrote it."
+            f"The checkpoint {path} is of another optimizer: {len(on_disk)} arrays"
+            f" there and {len(shapes)} now. Go on with the version that wrote it."
         )

@@ -1,4 +1,4 @@
-"""How the devices of a mesh share the gradient of a batch."""
+"""The gradient of a batch, shared out over the devices of a mesh."""
 
 import functools
 from collections.abc import Callable
@@ -18,12 +18,15 @@ Tree = TypeVar("Tree")
 
 
 def spread(mesh: Mesh) -> Callable[[Gradient], Gradient]:
-    """How the devices of a mesh share the gradient of a batch.
+    """Shares the gradient of a batch out over the devices of a mesh.
 
     The compiler adds up array by array, which is right for accelerators. On CPUs a sum
     over devices costs 50 microseconds whatever its size: there, each device takes the
     gradient of its own rows, and all arrays are added up as one. Dropout's masks then
     depend on the number of devices.
+
+    Returns:
+      A map from a gradient function to one with the same arguments and result.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     if mesh.size == 1 or mesh.shape["fsdp"] > 1 or not on_cpu:
@@ -55,11 +58,11 @@ def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
 
 
 def _cut(joined: Array, like: Tree, *, zero: Array) -> Tree:
-    """The arrays of a tree, out of all of them joined.
+    """The arrays of a tree, cut out of all of them joined.
 
-    With `zero` known only to the run, so is the place that each is cut from. Were it a
-    constant, what is done to an array would be compiled for every array, and not once
-    for all of a shape: twice the time to compile.
+    `zero` is 0, but known only when the program runs; so each array's place is, too.
+    With constant places the work on an array would be compiled for every array, and not
+    once for all of a shape: twice the time to compile.
     """
     leaves, structure = jax.tree.flatten(like)
     starts = np.cumsum([0] + [leaf.size for leaf in leaves])[:-1]

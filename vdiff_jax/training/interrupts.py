@@ -11,16 +11,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedRunError(RuntimeError):
-    """A run ended early, as it was asked to, with everything saved."""
+    """The end of a run that was asked to stop early, with everything saved."""
 
     def __init__(self, number: int, message: str):
-        """Args: the signal's number, and what to say."""
+        """Keeps the exit status of a signal, 128 + its number, with a message."""
         super().__init__(message)
         self.exit_status = 128 + number
 
 
 class Interrupts:
-    """Inside the `with`, notes the first signal; a second ends the process at once.
+    """A context that notes the first signal; a second ends the process at once.
 
     Attributes:
       signal: The number of the signal that came, or 0.

@@ -1,4 +1,4 @@
-"""Where numbers that are not finite come from: a function, run step by step."""
+"""The origins of numbers that are not finite, by running a function step by step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-# Primitives that only wrap a program: where that program lies in their parameters.
+# Names under which primitives that only wrap a program have it in their parameters.
 _WRAPPERS = ("jaxpr", "call_jaxpr")
 
 
@@ -20,9 +20,9 @@ class Origin:
     Attributes:
       operation: The primitive's name.
       where: Module of the network and line of the code.
-      shape: Of the result.
-      bad: How many of the result's numbers are not finite.
-      rows: Where they are along the result's first axis.
+      shape: Shape of the result.
+      bad: Number of the result's values that are not finite.
+      rows: Their indices along the result's first axis.
       inputs: Shape and largest magnitude of each input.
     """
 
@@ -34,7 +34,7 @@ class Origin:
     inputs: tuple[str, ...]
 
     def __str__(self) -> str:
-        """One line."""
+        """All of it in one line, for people."""
         size = int(np.prod(self.shape))
         return (
             f"{self.operation} in {self.where}: {self.bad} of {size} numbers are not"
@@ -49,7 +49,7 @@ def origins(function: Callable[..., Any], *args: Any) -> list[Origin]:
     operation runs by itself, so this is slow; a `while` loop is one operation.
 
     Args:
-      function: Of arrays, to arrays; anything that JAX can trace.
+      function: A function of arrays that JAX can trace.
       *args: Its arguments.
 
     Returns:
@@ -70,18 +70,32 @@ class _Value:
 
 
 class _Trace:
-    """Runs a program, and remembers which operations made what is not finite."""
+    """A run of a program that notes the operations whose results are not all finite.
+
+    An operation is *bad* if its result has numbers that are not finite. Bad operations
+    are numbered in the order in which they run; `_parents` has, for each, the numbers
+    of the bad operations that made its inputs.
+    """
 
     def __init__(self) -> None:
-        self._made: list[Origin] = []
+        self._bad: list[Origin] = []
         self._parents: list[list[int]] = []
 
     def run(self, jaxpr: core.Jaxpr, consts: Any, args: Any) -> list[_Value]:
-        """The outputs of a program."""
+        """Runs a program.
+
+        Args:
+          jaxpr: The program.
+          consts: Values of its constants.
+          args: Values of its inputs.
+
+        Returns:
+          Its outputs.
+        """
         return self._run(jaxpr, [*map(_Value, consts)], [*map(_Value, args)], "")
 
     def origins(self, outputs: list[_Value]) -> list[Origin]:
-        """Those of the bad operations behind the outputs that have no bad input."""
+        """The bad operations that the outputs come from and whose inputs are finite."""
         seen: set[int] = set()
         waiting = [value.maker for value in outputs if value.maker is not None]
         while waiting:
@@ -89,7 +103,7 @@ class _Trace:
             if maker not in seen:
                 seen.add(maker)
                 waiting += self._parents[maker]
-        return [self._made[i] for i in sorted(seen) if not self._parents[i]]
+        return [self._bad[i] for i in sorted(seen) if not self._parents[i]]
 
     def _run(
         self, jaxpr: Any, consts: list[_Value], args: list[_Value], outer: str
@@ -141,32 +155,32 @@ class _Trace:
     def _scan(
         self, params: dict[str, Any], inputs: list[_Value], where: str
     ) -> list[_Value]:
-        """A scan, one round after the other."""
+        """Runs a scan, one round after the other."""
         first = params["num_consts"]
         last = first + params["num_carry"]
         fixed, carry, stacked = inputs[:first], inputs[first:last], inputs[last:]
         program = params["jaxpr"]
         rounds = range(params["length"])
-        made = []
+        stacks = []
         for i in reversed(rounds) if params["reverse"] else rounds:
             here = [_Value(value.array[i], value.maker) for value in stacked]
             consts = [*map(_Value, program.consts)]
             outputs = self._run(program.jaxpr, consts, [*fixed, *carry, *here], where)
             carry = outputs[: len(carry)]
-            made.append(outputs[len(carry) :])
+            stacks.append(outputs[len(carry) :])
         if params["reverse"]:
-            made.reverse()
-        return [*carry, *(_stack(values) for values in zip(*made, strict=True))]
+            stacks.reverse()
+        return [*carry, *(_stack(values) for values in zip(*stacks, strict=True))]
 
     def _noted(
         self, equation: Any, inputs: list[_Value], result: Any, where: str
     ) -> _Value:
-        bad = _bad(result)
+        bad = _not_finite(result)
         if not bad.any():
             return _Value(result)
         parents = [value.maker for value in inputs if value.maker is not None]
         self._parents.append(parents)
-        self._made.append(
+        self._bad.append(
             Origin(
                 operation=str(equation.primitive.name),
                 where=" at ".join(filter(None, (where, _line(equation)))),
@@ -180,7 +194,7 @@ class _Trace:
                 inputs=tuple(_described(value.array) for value in inputs),
             )
         )
-        return _Value(result, len(self._made) - 1)
+        return _Value(result, len(self._bad) - 1)
 
 
 def _run_alone(equation: Any, arrays: list[Any]) -> list[Any]:
@@ -203,7 +217,7 @@ def _run_alone(equation: Any, arrays: list[Any]) -> list[Any]:
 
 
 def _stack(values: tuple[_Value, ...]) -> _Value:
-    """What the rounds of a scan made, as one array."""
+    """The outputs of a scan's rounds, as one array."""
     makers = [value.maker for value in values if value.maker is not None]
     array = jnp.stack([value.array for value in values])
     return _Value(array, makers[0] if makers else None)
@@ -220,8 +234,8 @@ def _wrapped(equation: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def _bad(array: Any) -> np.ndarray:
-    """Which numbers are not finite."""
+def _not_finite(array: Any) -> np.ndarray:
+    """True for every number that is not finite."""
     if not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
         return np.zeros((), bool)
     return np.asarray(~jnp.isfinite(array))

@@ -1,4 +1,4 @@
-"""What a run leaves for people: metrics, a progress bar, grids of pictures, JSON.
+"""Records of a run for people: metrics, a progress bar and grids of images.
 
 Of several hosts only one writes; the others call the same functions in vain.
 """
@@ -35,8 +35,16 @@ class Records:
     ):
         """Opens the files in `folder`, dropping what was logged beyond step `done`.
 
+        Args:
+          folder: Folder of the run; made if it is not there.
+          name: Name of the run, for people.
+          done: Updates that the run has behind it.
+          num_updates: Updates of the whole run.
+          batch_size: Images of an update.
+          wandb_project: Project of Weights & Biases to log to; "" for none.
+
         Raises:
-          ValueError: If there is a `wandb_project`, and no wandb.
+          ValueError: If there is a `wandb_project`, and wandb is not installed.
         """
         self._metrics = folder / "metrics.jsonl"
         self._samples = folder / "samples"
@@ -102,7 +110,7 @@ class Records:
             board.image(step, grid)
 
     def __enter__(self) -> "Records":
-        """Nothing is opened that was not open."""
+        """Returns itself: the files are open already."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -114,7 +122,7 @@ class Records:
 
 @runtime_checkable
 class Board(Protocol):
-    """Where else metrics and samples are shown."""
+    """A place that shows metrics and samples, beside the files of the run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Shows metrics."""
@@ -165,7 +173,7 @@ class _WeightsAndBiases:
         self._run.log(dict(values), step=step)
 
     def image(self, step: int, image: UInt8[np.ndarray, " height width c"]) -> None:
-        # Pillow takes grey pictures without an axis of channels.
+        # Pillow takes grey images without an axis of channels.
         shown = image[..., 0] if image.shape[-1] == 1 else image
         self._run.log({"samples": self._wandb.Image(shown)}, step=step)
 
@@ -174,16 +182,16 @@ class _WeightsAndBiases:
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int] | None:
-    """What tells a folder from another of the same name."""
+    """Numbers that differ between a folder and a later one of the same name."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, str]:
-    """What the progress bar says beside images and time left."""
+    """The values that the progress bar shows beside images and time left."""
     names = {
         "loss": ("loss", ".4g"),
         "updates_per_second": ("updates/s", ".3g"),
@@ -198,7 +206,7 @@ def _shown(values: Mapping[str, float]) -> dict[str, str]:
 
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:
-    """A resumed run logs the steps after its checkpoint again."""
+    """Drops the lines beyond a step, which a resumed run logs again."""
     if path.exists():
         # A killed run, or a full disk, leaves half a line.
         lines = path.read_text(errors="replace").splitlines(keepends=True)

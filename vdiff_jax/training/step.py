@@ -1,8 +1,8 @@
 """The training step: the same for training, distillation and whatever comes later.
 
-What differs between them is the loss, a function (params, batch, draws, *loss_args) ->
-one value per example. Anything that changes from run to run but must not be compiled
-in, such as a teacher's parameters, travels in a `Job`.
+They differ in the loss only, a function (params, batch, draws, *loss_args) -> one value
+per example. Anything that changes from run to run but must not be compiled in, such as
+a teacher's parameters, travels in a `Job`.
 """
 
 import functools
@@ -20,7 +20,7 @@ from vdiff_jax.types import Batch, Feed, Params, PerExample, Scalar
 
 
 class Job(NamedTuple):
-    """What is fixed for the length of a run and is an argument of the compiled step.
+    """Arguments of the compiled step that stay the same for the length of a run.
 
     Attributes:
       key: Root of all randomness; step n uses fold_in(key, n).
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that an update changes. `step` counts updates, applied or skipped."""
+    """Everything that an update changes. `step` counts updates, applied or skipped."""
 
     step: Array
     params: Params
@@ -85,6 +85,14 @@ def make_learning_rate(peak: float, *, warmup_steps: int, decay: Decay) -> Learn
     It rises linearly over `warmup_steps`, then stays (`constant`) or falls to zero at
     the end of the run along a line or half a cosine.
 
+    Args:
+      peak: The highest rate.
+      warmup_steps: Updates until the peak, from 0 up.
+      decay: "constant", "linear" or "cosine".
+
+    Returns:
+      (step, num_updates) -> rate.
+
     Raises:
       ValueError: If `decay` is unknown.
     """
@@ -105,7 +113,13 @@ def make_learning_rate(peak: float, *, warmup_steps: int, decay: Decay) -> Learn
 
 
 def update_ema(ema_params: Params, params: Params, decay: float) -> Params:
-    """One step of the exponential moving average; decay 0 is a copy of `params`."""
+    """Takes one step of the exponential moving average.
+
+    Args:
+      ema_params: The average so far.
+      params: The new parameters.
+      decay: Share of the old average, in [0, 1]; 0 gives a copy of `params`.
+    """
     return optax.incremental_update(params, ema_params, step_size=1.0 - decay)
 
 
@@ -132,15 +146,16 @@ def make_train_step(
       loss: (params, batch, draws, *loss_args) -> one value per example.
       optimizer: Everything but the learning rate.
       learning_rate: (step, num_updates) -> rate.
-      ema_decay: Of the moving average of the parameters.
-      stratified: Whether times are spread evenly over the batch.
-      flip: Whether half of the images are mirrored.
-      noise_offset: See `losses.draw`.
+      ema_decay: Decay of the moving average of the parameters, in [0, 1].
+      stratified: Spread times evenly over the batch.
+      flip: Mirror half of the images.
+      noise_offset: Standard deviation of noise that is one number for each channel of
+        an image, as in `losses.draw`; 0 for none.
       grad_accum_steps: Parts of the batch that are gone through one after the other,
         to need less memory. It changes the order of sums, and dropout's masks.
       axis_name: The mapped axis under `pmap`.
-      spread: How devices share the gradient of a batch, where that is not left to the
-        compiler.
+      spread: Shares the gradient of a batch out over devices, where that is not left to
+        the compiler; `gradient.spread` makes it.
     """
     draw_all = functools.partial(
         draw, stratified=stratified, flip=flip, noise_offset=noise_offset
@@ -220,7 +235,7 @@ def _parts(batch: Batch, draws: Draws, count: int) -> tuple[Batch, Draws]:
 def _mean_over_parts(
     function: Callable[[Batch, Draws], Any], batches: Batch, draws: Draws
 ) -> Any:
-    """The mean of what a function gives for each part, one after the other."""
+    """The mean of a function's results for the parts, computed one after the other."""
     count = len(batches.image)
 
     def add(total: Any, part: tuple[Batch, Draws]) -> tuple[Any, None]:
@@ -235,7 +250,7 @@ def _mean_over_parts(
 def many_updates(
     train_step: TrainStep, read: Callable[[Any, Any], Batch] | None = None
 ) -> Callable[[TrainState, Feed, Job], tuple[TrainState, Metrics]]:
-    """Takes several updates in one call; metrics are stacked.
+    """A function that takes several updates in one call, and stacks their metrics.
 
     One dispatch for many updates keeps small models from waiting for Python.
 
@@ -257,7 +272,7 @@ def many_updates(
 
 
 def make_eval_step(loss: Loss) -> Callable[[Params, Batch, Job], Float[Array, " b"]]:
-    """The loss of each example of a batch, with times spread evenly over the batch."""
+    """A function for the loss of each example; times are spread evenly over a batch."""
 
     def eval_step(params: Params, batch: Batch, job: Job) -> Float[Array, " b"]:
         draws = draw(job.key, batch.image.shape, stratified=True)

@@ -1,4 +1,4 @@
-"""How fast a run is, and how much of its devices it uses."""
+"""The speed of a run, and the share of its devices' peak that it reaches."""
 
 import contextlib
 import pathlib
@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets, by what JAX calls the
-# device. The first that is found in the name counts.
+# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets, by a part of JAX's name
+# for the device. The first that fits counts.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -28,12 +28,12 @@ PEAK_FLOPS = {
 
 def peak_flops(device: Any) -> float | None:
     """A device's dense bfloat16 peak in FLOP/s, or None if it is not known."""
-    found = [peak for name, peak in PEAK_FLOPS.items() if name in device.device_kind]
-    return found[0] if found else None
+    peaks = [peak for name, peak in PEAK_FLOPS.items() if name in device.device_kind]
+    return peaks[0] if peaks else None
 
 
 def memory_in_gib(device: Any) -> float | None:
-    """The most memory that was in use on a device, or None if it does not say."""
+    """The most memory that was in use on a device, or None if it keeps no count."""
     statistics = device.memory_stats() or {}
     most = statistics.get("peak_bytes_in_use")
     return None if most is None else most / 2**30
@@ -47,7 +47,8 @@ class Throughput:
 
         Args:
           batch_size: Images of an update.
-          flops_per_image: Of the model, for an image of an update; 0 if not known.
+          flops_per_image: The model's work for an image of an update, in FLOP; 0 if not
+            known.
         """
         self._batch_size, self._flops_per_image = batch_size, flops_per_image
         self._updates, self._seconds = 0, 0.0
@@ -74,29 +75,33 @@ class Throughput:
         return self._all_updates / (time.monotonic() - self._began)
 
     def measures(self) -> dict[str, float]:
-        """What can be said of the speed and the devices, by the metrics' names.
+        """Metrics of the speed and of the devices, by name; those not known are absent.
 
         `model_flops_utilization` is the model's work per second over the bfloat16 peak
         of the devices, whatever the network computes in.
         """
         updates = self.updates_per_second()
         images = updates * self._batch_size
-        said = {"images_per_second": images, "updates_per_second": updates}
+        metrics = {"images_per_second": images, "updates_per_second": updates}
         device = jax.local_devices()[0]
         memory, peak = memory_in_gib(device), peak_flops(device)
         if memory is not None:
-            said["device_memory_gib"] = memory
+            metrics["device_memory_gib"] = memory
         if peak is not None and self._flops_per_image:
             flops = images * self._flops_per_image
-            said["model_flops_utilization"] = flops / (peak * jax.device_count())
-        return said
+            metrics["model_flops_utilization"] = flops / (peak * jax.device_count())
+        return metrics
 
 
 class Profile:
-    """Traces some updates for `tensorboard` or Perfetto, once."""
+    """A trace of some updates for `tensorboard` or Perfetto, taken once in a run."""
 
     def __init__(self, updates: int):
-        """Args: how many updates to trace, 0 for none; whole calls are traced."""
+        """Waits for the first call that may be traced.
+
+        Args:
+          updates: Number of updates to trace, rounded up to whole calls; 0 for none.
+        """
         self._left = updates
         self._tracing = False
 
@@ -104,12 +109,15 @@ class Profile:
     def trace(
         self, folder: pathlib.Path, updates: int, *, counts: bool
     ) -> Iterator[list[Any]]:
-        """Around a call; what is put into the list is waited for at the end.
+        """Traces a call, if it is among those to trace.
 
         Args:
           folder: The trace goes to its `profile/`.
-          updates: Of this call.
-          counts: Whether this call may be traced: not one that compiles.
+          updates: Number of updates of this call.
+          counts: True if this call may be traced: not one that compiles.
+
+        Yields:
+          A list for arrays of the call; the trace's end waits for them.
         """
         watched: list[Any] = []
         if counts and self._left > 0 and not self._tracing:

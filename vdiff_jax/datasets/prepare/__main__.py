@@ -1,4 +1,4 @@
-r"""Prepares pictures once: turned, cropped, resized, checked, in files that read fast.
+r"""Prepares images once: turned, cropped, resized, checked, in files that read fast.
 
     python -m vdiff_jax.datasets.prepare photos/ --out data/cars64 --size 64
 
@@ -26,7 +26,7 @@ SHOWN = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 2 for a mistake of the user's."""
+    """Runs the command; returns the exit status: 2 for a mistake of the user's."""
     try:
         task = _parse(arguments)
         about = prepare(task)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _summary(folder: pathlib.Path, sizes: Sequence[int], facts: dict[str, Any]) -> str:
     unreadable = facts["unreadable"]
     lines = [
-        f"{folder}: {facts['pictures']:,} pictures at {', '.join(map(str, sizes))},"
+        f"{folder}: {facts['pictures']:,} images at {', '.join(map(str, sizes))},"
         f" {len(facts['classes'])} classes, {len(unreadable)} unreadable files left out"
     ]
     lines += [f"  {name} {reason}" for name, reason in list(unreadable.items())[:SHOWN]]

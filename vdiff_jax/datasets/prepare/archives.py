@@ -1,4 +1,4 @@
-"""Where `prepare` reads from: a folder, a zip or a tar. Nothing is unpacked by name."""
+"""Inputs of `prepare`: a folder, a zip or a tar. Nothing is unpacked by name."""
 
 import bz2
 import contextlib
@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from vdiff_jax.datasets.folder import list_pictures, pictures_of
+from vdiff_jax.datasets.folder import images_among, list_images
 from vdiff_jax.files.atomic import replacing
 
-# More than any picture; a member that claims to be larger is not read into memory.
+# More than any image; a member that claims to be larger is not read into memory.
 MAX_FILE_BYTES = 2**30
 
-# What the standard library raises for archives and members that are damaged, cut off,
+# Errors of the standard library for archives and members that are damaged, cut off,
 # encrypted or compressed in an unknown way; OSError and ValueError beside these.
 _DAMAGED = (
     EOFError,
@@ -34,20 +34,20 @@ _DAMAGED = (
 
 @runtime_checkable
 class Input(Protocol):
-    """Pictures by name.
+    """Encoded images by name.
 
     Attributes:
-      names: Of the pictures, with forward slashes, by code point.
+      names: Names of the images, with forward slashes, by code point.
     """
 
     names: list[str]
 
     def read(self, name: str) -> bytes:
-        """The bytes of a picture.
+        """The bytes of an image.
 
         Raises:
-          OSError: If it cannot be read.
-          ValueError: The same.
+          OSError: If the file cannot be read.
+          ValueError: If the archive is damaged there, or the image is too large.
         """
         ...
 
@@ -57,7 +57,7 @@ class Input(Protocol):
 
 
 def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
-    """Lists what is in a folder, a .zip or a .tar (also compressed).
+    """Opens a folder, a .zip or a .tar (also compressed), and lists its images.
 
     Args:
       path: The folder or archive.
@@ -65,7 +65,7 @@ def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
         read from its start, is decompressed there.
 
     Raises:
-      ValueError: If it is none of these, has no pictures, or has a member with an
+      ValueError: If it is none of these, has no images, or has a member with an
         unsafe name.
     """
     if path.is_dir():
@@ -82,7 +82,7 @@ def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
 
 class _FolderInput:
     def __init__(self, path: pathlib.Path):
-        self.names = list_pictures(path)
+        self.names = list_images(path)
         self._path = path
 
     def read(self, name: str) -> bytes:
@@ -171,7 +171,7 @@ def _closed_on_error(archive: Any) -> Iterator[None]:
 
 
 def _safe(path: pathlib.Path, names: list[str]) -> list[str]:
-    """The pictures among the members, none of which may point out of the archive."""
+    """The images among the members, none of which may point out of the archive."""
     for name in names:
         parts = pathlib.PurePosixPath(name).parts
         if ".." in parts or name.startswith("/") or "\\" in name:
@@ -179,7 +179,7 @@ def _safe(path: pathlib.Path, names: list[str]) -> list[str]:
                 f"{path} has a member with the unsafe name {name!r}: such an archive is"
                 " damaged or hostile, and is not read."
             )
-    return pictures_of(names, str(path))
+    return images_among(names, str(path))
 
 
 def _check_size(size: int) -> None:

@@ -27,19 +27,19 @@ CHUNK = 32
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is to be prepared, and how.
+    """A preparation: the images, the place of the output and its form.
 
     Attributes:
       path: Folder, zip or tar.
       out: The folder to be made.
-      sizes: Heights and widths; every picture is decoded once for all of them.
+      sizes: Heights and widths; every image is decoded once for all of them.
       format: One of `FORMATS`.
       splits: Folders in `path`, each prepared into a folder of that name; by default
         all of `path` goes straight into `out`.
-      resize: See `Fit`.
+      resize: How images are resized: a `Resize` for `Fit`.
       channels: 1 or 3.
       workers: Processes that decode; 0 decodes in this one.
-      strict: Whether a file that cannot be read ends the work.
+      strict: If true, a file that cannot be read ends the work.
     """
 
     path: pathlib.Path
@@ -53,22 +53,22 @@ class Task:
     strict: bool = False
 
     def fits(self) -> list[Fit]:
-        """How a picture comes to each size.
+        """The fit to each of the sizes.
 
         Raises:
-          ValueError: If a size, the channels or the resize cannot be.
+          ValueError: If a size, the channels or the resize is out of range.
         """
         return [Fit(size, self.channels, self.resize) for size in self.sizes]
 
 
 @dataclasses.dataclass
 class Progress:
-    """How far a split has come.
+    """The state of a split that is being prepared.
 
     Attributes:
-      inputs: Files dealt with, in order.
-      unreadable: Those of them that cannot be read, and why.
-      finished: Whether the output of the split is whole.
+      inputs: Number of files dealt with, in their order.
+      unreadable: Names of those that cannot be read, each with the reason.
+      finished: True once the output of the split is whole.
     """
 
     inputs: int = 0
@@ -77,21 +77,21 @@ class Progress:
 
 
 def prepare(task: Task) -> dict[str, Any]:
-    """Does a task, goes on with it, or finds that it is done.
+    """Does a task, or goes on with it; does nothing if it is done.
 
     Returns:
-      What `prepared.json` says: the task, and for each split "pictures", "classes" and
-      the "unreadable" files with the reasons.
+      The content of `prepared.json`: the task, and for each split "pictures" (their
+      number), "classes" and the "unreadable" files with the reasons.
 
     Raises:
-      ValueError: If `out` or what was begun there is of another task, if there are no
-        pictures, or, with `strict`, naming a file that cannot be read.
+      ValueError: If `out` or its unfinished form is of another task, if there are no
+        images, or, with `strict`, if a file cannot be read.
       OSError: If the output cannot be written.
     """
     task.fits()
     partial = task.out.with_name(f"{task.out.name}.partial")
-    with contextlib.closing(open_input(task.path, partial)) as found:
-        names = {split: _names_of(found, task.path, split) for split in task.splits}
+    with contextlib.closing(open_input(task.path, partial)) as files:
+        names = {split: _names_of(files, task.path, split) for split in task.splits}
         about = _describe(task, names)
         if task.out.exists():
             (partial / "decompressed.tar").unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def prepare(task: Task) -> dict[str, Any]:
             return _already_there(task.out, about)
         _claim(partial, about)
         about["splits"] = {
-            split: _prepare_split(task, found, names[split], partial / split)
+            split: _prepare_split(task, files, names[split], partial / split)
             for split in task.splits
         }
     write_json(partial / "prepared.json", about)
@@ -109,9 +109,9 @@ def prepare(task: Task) -> dict[str, Any]:
     return about
 
 
-def _names_of(found: Input, path: pathlib.Path, split: str) -> dict[str, str]:
-    """The pictures of a split: name in the split -> name in the input."""
-    names = found.names
+def _names_of(files: Input, path: pathlib.Path, split: str) -> dict[str, str]:
+    """The images of a split: name in the split -> name in the input."""
+    names = files.names
     if not path.is_dir():
         # An archive often has one folder of its own name around everything.
         around = {name.partition("/")[0] if "/" in name else "" for name in names}
@@ -120,16 +120,16 @@ def _names_of(found: Input, path: pathlib.Path, split: str) -> dict[str, str]:
     prefix = f"{split}/" if split else ""
     chosen = {
         name.removeprefix(prefix): original
-        for name, original in zip(names, found.names, strict=True)
+        for name, original in zip(names, files.names, strict=True)
         if name.startswith(prefix)
     }
     if not chosen:
-        raise ValueError(f"There are no pictures in a folder {split!r} of {path}.")
+        raise ValueError(f"There are no images in a folder {split!r} of {path}.")
     return chosen
 
 
 def _describe(task: Task, names: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """What must be the same for one run to go on with the work of another."""
+    """The facts that must be equal for a run to go on with the work of another."""
     classes = {
         split: classify(list(of), str(task.path))[0] for split, of in names.items()
     }
@@ -150,13 +150,13 @@ def _describe(task: Task, names: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 
 def _already_there(out: pathlib.Path, about: dict[str, Any]) -> dict[str, Any]:
-    there = _read_json(out / "prepared.json")
-    if there is None or {**there, "splits": list(there["splits"])} != about:
+    prepared = _read_json(out / "prepared.json")
+    if prepared is None or {**prepared, "splits": list(prepared["splits"])} != about:
         raise ValueError(
             f"{out} is there already, and was not made from these files in this way."
             " Remove it, or choose another --out."
         )
-    return there
+    return prepared
 
 
 def _claim(partial: pathlib.Path, about: dict[str, Any]) -> None:
@@ -171,22 +171,22 @@ def _claim(partial: pathlib.Path, about: dict[str, Any]) -> None:
 
 
 def _tidy(partial: pathlib.Path) -> None:
-    """Removes what only an unfinished preparation needs."""
+    """Removes the files that only an unfinished preparation needs."""
     for pattern in ("task.json", "decompressed.*", "progress.json", "*.raw", "*.half"):
         for path in list(partial.rglob(pattern)):
             path.unlink()
 
 
 def _prepare_split(
-    task: Task, found: Input, names: dict[str, str], folder: pathlib.Path
+    task: Task, files: Input, names: dict[str, str], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Writes one split, from where an earlier run stopped; what it holds."""
+    """Writes one split, from where an earlier run stopped; returns its facts."""
     progress = Progress(**(_read_json(folder / "progress.json") or {}))
     _refuse(progress.unreadable, task)
     if not progress.finished:
-        make = make_writer(task.format, folder, task.sizes, task.channels)
-        with contextlib.closing(make) as writer:
-            _write(task, found, names, folder, progress, writer)
+        opened = make_writer(task.format, folder, task.sizes, task.channels)
+        with contextlib.closing(opened) as writer:
+            _write(task, files, names, folder, progress, writer)
             _finish(task, names, progress, writer)
         progress.finished = True
         _save(folder, progress)
@@ -199,7 +199,7 @@ def _prepare_split(
 
 def _write(
     task: Task,
-    found: Input,
+    files: Input,
     names: dict[str, str],
     folder: pathlib.Path,
     progress: Progress,
@@ -214,11 +214,11 @@ def _write(
         unit=" files",
         dynamic_ncols=True,
     ) as bar:
-        for chunk, results in _converted(task, found, chunks):
-            pictures, unreadable = _sort_out(chunk, results)
+        for chunk, results in _converted(task, files, chunks):
+            images, unreadable = _sort_out(chunk, results)
             _refuse(unreadable, task)
-            writer.write(progress.inputs - len(progress.unreadable), pictures)
-            # After the pictures: a chunk that is written twice is the same.
+            writer.write(progress.inputs - len(progress.unreadable), images)
+            # After the images: a chunk that is written twice is the same.
             progress.inputs += len(chunk)
             progress.unreadable |= unreadable
             _save(folder, progress)
@@ -234,7 +234,7 @@ def _finish(
             f"None of the {len(names)} files of {task.path} can be read; the first,"
             f" {next(iter(names))}: {next(iter(progress.unreadable.values()))}."
         )
-    # Of all files, so that a class keeps its number if none of its files is left.
+    # The classes of all files, so that one keeps its number if no file of it is left.
     classes, labels = classify(list(names), str(task.path))
     writer.finish(
         list(itertools.compress(names, readable)),
@@ -246,13 +246,13 @@ def _finish(
 def _sort_out(
     chunk: Sequence[tuple[str, str]], results: Sequence[tuple[bytes, ...] | str]
 ) -> tuple[list[tuple[bytes, ...]], dict[str, str]]:
-    pictures, unreadable = [], {}
+    images, unreadable = [], {}
     for (name, _), result in zip(chunk, results, strict=True):
         if isinstance(result, str):
             unreadable[name] = result
         else:
-            pictures.append(result)
-    return pictures, unreadable
+            images.append(result)
+    return images, unreadable
 
 
 def _refuse(unreadable: dict[str, str], task: Task) -> None:
@@ -267,9 +267,9 @@ Chunk = list[tuple[str, str]]
 
 
 def _converted(
-    task: Task, found: Input, chunks: Sequence[Chunk]
+    task: Task, files: Input, chunks: Sequence[Chunk]
 ) -> Iterator[tuple[Chunk, list[tuple[bytes, ...] | str]]]:
-    """Chunks in their order with what has become of their files.
+    """Chunks in their order, each with the results of `convert` for its files.
 
     This process reads, since an archive has one reader; the workers decode.
     """
@@ -277,15 +277,15 @@ def _converted(
     as_png = task.format == "lmdb"
     if not task.workers:
         for chunk in chunks:
-            yield chunk, convert(_read(found, chunk), fits, as_png)
+            yield chunk, convert(_read(files, chunk), fits, as_png)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([convert.__module__])
     with concurrent.futures.ProcessPoolExecutor(task.workers, context) as pool:
         waiting: collections.deque[tuple[Chunk, Any]] = collections.deque()
         for chunk in chunks:
-            files = _read(found, chunk)
-            waiting.append((chunk, pool.submit(convert, files, fits, as_png)))
+            contents = _read(files, chunk)
+            waiting.append((chunk, pool.submit(convert, contents, fits, as_png)))
             if len(waiting) > 2 * task.workers:
                 chunk, future = waiting.popleft()
                 yield chunk, future.result()
@@ -293,14 +293,14 @@ def _converted(
             yield chunk, future.result()
 
 
-def _read(found: Input, chunk: Chunk) -> list[bytes | Exception]:
-    files: list[bytes | Exception] = []
+def _read(files: Input, chunk: Chunk) -> list[bytes | Exception]:
+    contents: list[bytes | Exception] = []
     for _, original in chunk:
         try:
-            files.append(found.read(original))
+            contents.append(files.read(original))
         except (OSError, ValueError) as error:
-            files.append(error)
-    return files
+            contents.append(error)
+    return contents
 
 
 def _save(folder: pathlib.Path, progress: Progress) -> None:

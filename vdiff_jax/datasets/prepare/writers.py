@@ -1,4 +1,4 @@
-"""What `prepare` writes: an LMDB, or one .npz for each size. See lmdb.py and npz.py."""
+"""Outputs of `prepare`, as lmdb.py and npz.py read them: an LMDB, or .npz files."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 
 from vdiff_jax.datasets.images import Fit, decode
-from vdiff_jax.datasets.lmdb import picture_key
+from vdiff_jax.datasets.lmdb import image_key
 from vdiff_jax.files.atomic import replacing
 
 FORMATS = ("lmdb", "npz")
@@ -26,12 +26,12 @@ def convert(
     """Decodes each file and encodes it at each size, in a worker process.
 
     Args:
-      files: The bytes of each file, or why there are none.
+      files: The bytes of each file, or the error in reading it.
       fits: One for each size.
-      as_png: Whether the results are PNG files, else bare pixels.
+      as_png: Encode the results as PNG files, else as bare pixels.
 
     Returns:
-      For each file its pictures, or what is wrong with it.
+      For each file its images, one for each size, or the reason why it has none.
     """
     return [_convert(data, fits, as_png) for data in files]
 
@@ -42,8 +42,8 @@ def _convert(
     if isinstance(data, Exception):
         return str(data) or type(data).__name__
     try:
-        picture = decode(data)
-        arrays = [fit(picture) for fit in fits]
+        image = decode(data)
+        arrays = [fit(image) for fit in fits]
     except ValueError as error:
         return str(error)
     return tuple(_png(array) if as_png else array.tobytes() for array in arrays)
@@ -59,16 +59,22 @@ def _png(array: np.ndarray) -> bytes:
 
 @runtime_checkable
 class Writer(Protocol):
-    """Writes pictures by number; the same number again replaces it."""
+    """A writer of images by number; the same number again replaces an image."""
 
-    def write(self, first: int, pictures: Sequence[tuple[bytes, ...]]) -> None:
-        """Writes pictures number `first` and on, each at all sizes."""
+    def write(self, first: int, images: Sequence[tuple[bytes, ...]]) -> None:
+        """Writes images number `first` and on, each at all sizes."""
         ...
 
     def finish(
         self, names: Sequence[str], labels: np.ndarray | None, classes: Sequence[str]
     ) -> None:
-        """Completes the output, of as many pictures as there are names."""
+        """Completes the output.
+
+        Args:
+          names: Name of each image.
+          labels: int32, the class of each image; None without classes.
+          classes: Names of the classes.
+        """
         ...
 
     def close(self) -> None:
@@ -79,7 +85,13 @@ class Writer(Protocol):
 def make_writer(
     format: str, folder: pathlib.Path, sizes: Sequence[int], channels: int
 ) -> Writer:
-    """A writer of one of `FORMATS`, or another go at what one began.
+    """A writer of one of `FORMATS`, which goes on where an earlier one stopped.
+
+    Args:
+      format: One of `FORMATS`.
+      folder: The folder to write; made if it is not there.
+      sizes: Height and width of each of an image's encodings.
+      channels: 1 or 3.
 
     Raises:
       ValueError: If the format is unknown.
@@ -93,22 +105,28 @@ def make_writer(
 
 
 class LmdbWriter:
-    """Writes the layout of lmdb.py."""
+    """A writer of the layout of lmdb.py."""
 
     def __init__(
         self, folder: pathlib.Path, sizes: Sequence[int], map_size: int = 2**30
     ):
-        """Opens the LMDB in `folder`; its map doubles as often as it is full."""
+        """Opens the LMDB, whose map doubles as often as it is full.
+
+        Args:
+          folder: Folder of the LMDB.
+          sizes: Height and width of each of an image's encodings.
+          map_size: Bytes of the map to begin with.
+        """
         self._folder, self._sizes = folder, sizes
         # Synchronised once, at the end: what a killed process wrote is not lost.
         self._env = lmdb.open(str(folder), map_size=map_size, sync=False)
 
-    def write(self, first: int, pictures: Sequence[tuple[bytes, ...]]) -> None:
-        """Writes pictures number `first` and on, each at all sizes."""
+    def write(self, first: int, images: Sequence[tuple[bytes, ...]]) -> None:
+        """Writes images number `first` and on, each at all sizes."""
         self._put(
             {
-                picture_key(size, first + i).encode(): data
-                for i, of_sizes in enumerate(pictures)
+                image_key(size, first + i).encode(): data
+                for i, of_sizes in enumerate(images)
                 for size, data in zip(self._sizes, of_sizes, strict=True)
             }
         )
@@ -116,7 +134,13 @@ class LmdbWriter:
     def finish(
         self, names: Sequence[str], labels: np.ndarray | None, classes: Sequence[str]
     ) -> None:
-        """Writes what is known only now."""
+        """Writes the number of images, names, classes and labels.
+
+        Args:
+          names: Name of each image.
+          labels: int32, the class of each image; None without classes.
+          classes: Names of the classes.
+        """
         meta = {"sizes": list(self._sizes), "classes": list(classes)}
         values = {
             b"length": str(len(names)).encode(),
@@ -144,10 +168,16 @@ class LmdbWriter:
 
 
 class NpzWriter:
-    """Writes the layout of npz.py, uncompressed so that it can be mapped."""
+    """A writer of the layout of npz.py, uncompressed so that it can be mapped."""
 
     def __init__(self, folder: pathlib.Path, sizes: Sequence[int], channels: int):
-        """Opens a file of bare pixels for each size, until their number is known."""
+        """Opens a file of bare pixels for each size, until their number is known.
+
+        Args:
+          folder: Folder of the files.
+          sizes: Height and width of each of an image's encodings.
+          channels: 1 or 3.
+        """
         self._folder, self._sizes = folder, sizes
         self._shapes = [(size, size, channels) for size in sizes]
         self._files = []
@@ -156,17 +186,23 @@ class NpzWriter:
             path.touch()
             self._files.append(path.open("r+b"))
 
-    def write(self, first: int, pictures: Sequence[tuple[bytes, ...]]) -> None:
-        """Writes pictures number `first` and on, each at all sizes."""
+    def write(self, first: int, images: Sequence[tuple[bytes, ...]]) -> None:
+        """Writes images number `first` and on, each at all sizes."""
         for k, (file, shape) in enumerate(zip(self._files, self._shapes, strict=True)):
             file.seek(first * int(np.prod(shape)))
-            file.write(b"".join(of_sizes[k] for of_sizes in pictures))
+            file.write(b"".join(of_sizes[k] for of_sizes in images))
             file.flush()
 
     def finish(
         self, names: Sequence[str], labels: np.ndarray | None, classes: Sequence[str]
     ) -> None:
-        """Makes the archives."""
+        """Makes the archives of the pixels, names, classes and labels.
+
+        Args:
+          names: Name of each image.
+          labels: int32, the class of each image; None without classes.
+          classes: Names of the classes.
+        """
         arrays = {
             "names": np.array([os.fsencode(name) for name in names]),
             "classes": np.array([os.fsencode(name) for name in classes], "S"),

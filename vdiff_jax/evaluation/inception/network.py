@@ -34,14 +34,14 @@ Layer = tuple[int, int, int]
 
 
 class Features(NamedTuple):
-    """What the metrics are computed from.
+    """Features of a batch of images, from which the metrics are computed.
 
     Attributes:
       pool3: The mean over the last image: for FID (Heusel et al., 2017,
         arXiv:1706.08500), KID, precision and recall.
       spatial: 7 channels of 17 x 17 pixels from the 1x1 branch of Mixed_6d: for sFID
         (Nash et al., 2021, arXiv:2103.03841).
-      logits: Of the classes, without the bias: for Inception Score (Salimans et al.,
+      logits: Class logits, without the bias: for Inception Score (Salimans et al.,
         2016, arXiv:1606.03498) as it is usually computed on this graph.
     """
 
@@ -51,11 +51,11 @@ class Features(NamedTuple):
 
 
 class InceptionV3(nn.Module):
-    """Images to features; `vdiff_jax.evaluation.inception` has its weights."""
+    """The network, from images to features; weights.py reads its weights."""
 
     @nn.compact
     def __call__(self, x: Float[Array, " batch 299 299 3"]) -> Features:
-        """Takes images in [-1, 1)."""
+        """Features of images in [-1, 1)."""
         x = _convolve(x, "Conv2d_1a_3x3", (32, 3, 3), strides=2, padding="VALID")
         x = _convolve(x, "Conv2d_2a_3x3", (32, 3, 3), padding="VALID")
         x = _convolve(x, "Conv2d_2b_3x3", (64, 3, 3))

@@ -1,4 +1,4 @@
-"""Inception features of pictures, with the weights that FID is defined on.
+"""Inception features of images, with the weights that FID is defined on.
 
 The weights are not in this package: fetch the file at `WEIGHTS`, whose name ends in the
 first digits of its SHA-256. torch-fidelity's file of the same digits has the same
@@ -19,7 +19,7 @@ from vdiff_jax.evaluation.inception.network import IMAGE_SIZE, Features, Incepti
 from vdiff_jax.files import weights
 from vdiff_jax.types import Params
 
-Pictures: TypeAlias = (
+Uint8Images: TypeAlias = (
     UInt8[Array, " batch height width channels"]
     | UInt8[np.ndarray, " batch height width channels"]
 )
@@ -35,11 +35,11 @@ REMEDY = f"Fetch {WEIGHTS}."
 
 
 class Inception(NamedTuple):
-    """The network and where it is from.
+    """The network's parameters, and the fingerprint of their file.
 
     Attributes:
-      params: For `apply`; on the default device.
-      sha256: Of the file of weights.
+      params: Parameters for `apply`, on the default device.
+      sha256: SHA-256 of the file of weights.
     """
 
     params: Params
@@ -47,11 +47,11 @@ class Inception(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether the file is the one that FID is defined on."""
+        """True if the file is the one that FID is defined on."""
         return self.sha256.startswith(KNOWN_SHA256)
 
-    def extract(self, images: Pictures) -> Features:
-        """Features of 8-bit pictures of any one size, on the devices of `params`."""
+    def extract(self, images: Uint8Images) -> Features:
+        """Features of 8-bit images of any one size, on the devices of `params`."""
         return _apply(self.params, images)
 
 
@@ -71,23 +71,23 @@ def load(path: pathlib.Path) -> Inception:
     return Inception(jax.tree.map(jnp.asarray, params), weights.sha256(path))
 
 
-def apply(params: Params, images: Pictures) -> Features:
-    """Features of 8-bit pictures: a pure function, to be jitted and sharded.
+def apply(params: Params, images: Uint8Images) -> Features:
+    """Features of 8-bit images: a pure function, to be jitted and sharded.
 
-    Pictures are resized to 299 x 299 and scaled to (x - 128) / 128, as in the graph of
+    Images are resized to 299 x 299 and scaled to (x - 128) / 128, as in the graph of
     2015-12-05. Grey ones are taken for colour ones with three equal channels.
 
     Args:
-      params: Of an `Inception`.
-      images: With 1 or 3 channels, all of one size.
+      params: The field of an `Inception`.
+      images: Images with 1 or 3 channels, all of one size.
 
     Raises:
-      ValueError: If the pictures have another number of channels.
+      ValueError: If the images have another number of channels.
     """
     channels = images.shape[-1]
     if channels not in (1, 3):
         raise ValueError(
-            f"Inception takes pictures of 1 or 3 channels, got {channels}. Drop alpha."
+            f"Inception takes images of 1 or 3 channels, got {channels}. Drop alpha."
         )
     x = jnp.repeat(jnp.asarray(images), 3 // channels, axis=-1)
     x = (resize(x, IMAGE_SIZE) - 128.0) / 128.0
@@ -102,9 +102,9 @@ _apply = jax.jit(apply)
 def resize(
     images: UInt8[Array, " batch height width channels"], size: int
 ) -> Float[Array, " batch {size} {size} channels"]:
-    """Bilinear, as TensorFlow 1 does it, to size x size pixels of the same range.
+    """Resizes bilinearly, as TensorFlow 1 does, to size x size pixels, range unchanged.
 
-    Pixel i is read at i * old / size, so that the picture moves by a part of a pixel,
+    Pixel i is read at i * old / size, so that the image moves by a part of a pixel,
     and is not smoothed before it is made smaller: FID is defined with both mistakes.
     """
     return _resize_axis(_resize_axis(images.astype(jnp.float32), 2, size), 1, size)
@@ -129,8 +129,8 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Params:
     and one bias, in float64 and rounded once.
 
     Args:
-      tensors: The state dict. What the network does not use is passed over: the bias of
-        the logits, auxiliary logits, and batch norm's counts.
+      tensors: The state dict. Tensors that the network does not use are passed over:
+        the bias of the logits, auxiliary logits, and batch norm's counts.
 
     Returns:
       Float32 arrays, by layer.

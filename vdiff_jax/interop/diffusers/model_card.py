@@ -11,7 +11,7 @@ pipeline_tag: unconditional-image-generation
 
 # A sampler of {steps}
 
-{origin} Pictures of {height} x {width} x {channels}{classes}.
+{origin} Images of {height} x {width} x {channels}{classes}.
 
 ```python
 import torch
@@ -22,10 +22,10 @@ generator = torch.Generator().manual_seed(0)
 images = pipeline(batch_size=4, {arguments}generator=generator).images
 ```
 
-It needs no code of its own. The network is told its times by a learned table, and the
-scheduler has three betas for each step, so that float32 gives the pictures of the
-sampler that it was trained for. `num_inference_steps` is {steps_number}, or what
-divides it; with any other number the pictures are not those of this model.{guidance}
+It needs no code of its own. The network is conditioned on time by a learned table, and
+the scheduler has three betas for each step, so that float32 gives the images of the
+sampler that it was trained for. `num_inference_steps` is {steps_number}, or a divisor
+of it; with any other number the images are not those of this model.{guidance}
 {numbers}"""
 
 
@@ -41,16 +41,16 @@ def diffusers(
     model: Model,
     kind: str,
     num_steps: int,
-    strength: str | None,
+    weight: str | None,
     measured: list[dict[str, Any]],
 ) -> str:
     """The card of a pipeline.
 
     Args:
-      model: That was exported.
+      model: The model that was exported.
       kind: base, guided or distilled.
-      num_steps: Of its sampler.
-      strength: Of the guidance that is folded in, in words; None without.
+      num_steps: Steps of its sampler.
+      weight: The guidance weight that is folded in, in words; None without guidance.
       measured: Rows of the evaluation.
     """
     height, width, channels = model.image_shape
@@ -59,7 +59,7 @@ def diffusers(
     if model.num_classes:
         labels = [i % model.num_classes for i in range(4)]
         arguments += f"class_labels={labels}, "
-    guidance = f"\n\nGuidance of {strength} is folded in." if strength else ""
+    guidance = f"\n\nGuidance of {weight} is folded in." if weight else ""
     return DIFFUSERS.format(
         steps=steps,
         origin=ORIGINS[kind],

@@ -1,8 +1,8 @@
 """The tensors of our U-Net under diffusers' names, and in torch's layout.
 
-`UNet2DModel` of diffusers (Apache-2.0) is the same network: what its blocks are called
-there is all that differs, and the order of axes. Convolutions are OIHW there and HWIO
-here; linear maps are [out, in] there and [in, out] here; heads are flat there.
+`UNet2DModel` of diffusers (Apache-2.0) is the same network: only the names of its
+blocks and the order of axes differ. Convolutions are OIHW there and HWIO here; linear
+maps are [out, in] there and [in, out] here; heads are flat there.
 """
 
 import re
@@ -45,12 +45,12 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 
 
 class Place(NamedTuple):
-    """Where a parameter of ours is.
+    """One of our parameters, and its counterpart in diffusers.
 
     Attributes:
-      path: In our tree.
-      shape: Ours.
-      name: Of diffusers' tensor.
+      path: Keys to the parameter in our tree.
+      shape: Its shape in our tree.
+      name: Name of diffusers' tensor.
     """
 
     path: tuple[str, ...]
@@ -59,10 +59,10 @@ class Place(NamedTuple):
 
 
 def places(params: Params) -> Iterator[Place]:
-    """Every parameter of a U-Net and its name there.
+    """Yields every parameter of a U-Net with its name in diffusers.
 
     Args:
-      params: Of the network, or their shapes.
+      params: The network's parameters, or their shapes.
     """
     depth = 1 + max(
         (int(name.split(".")[0][5:]) for name in params if name.startswith("down_")),
@@ -88,12 +88,12 @@ def from_torch(tensors: Tensors, abstract_params: Params, where: str) -> Params:
     """Diffusers' tensors as our parameters; every tensor has to be used.
 
     Args:
-      tensors: By their names there.
+      tensors: Arrays by diffusers' names.
       abstract_params: The shapes of our parameters.
       where: The file, for messages.
 
     Raises:
-      ValueError: Naming what is missing, unused or of another shape.
+      ValueError: If a tensor is missing, unused or of another shape.
     """
     wanted = {place.name: place for place in places(abstract_params)}
     missing, unused = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
@@ -116,14 +116,14 @@ def from_torch(tensors: Tensors, abstract_params: Params, where: str) -> Params:
 
 
 def with_new_names(tensors: Tensors) -> Tensors:
-    """Renames tensors of attention from what they were called until 2023.
+    """Tensors with the names that attention has had since 2023, in place of older ones.
 
-    diffusers does so on reading, too.
+    diffusers renames them on reading, too.
     """
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     pattern = re.compile(rf"(attentions\.\d+)\.({'|'.join(old)})\.")
     return {
-        pattern.sub(lambda found: f"{found[1]}.{old[found[2]]}.", name): tensor
+        pattern.sub(lambda match: f"{match[1]}.{old[match[2]]}.", name): tensor
         for name, tensor in tensors.items()
     }
 
@@ -135,12 +135,12 @@ def _name(path: tuple[str, ...], depth: int) -> str:
 
 
 def _name_of_level(outer: str, depth: int, *, conv: bool) -> str:
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(down|up)_(\d+)\.(block_|attn_|downsample|upsample)(\d*)", outer
     )
-    if found is None:
+    if match is None:
         raise ValueError(f"{outer!r} has no counterpart in diffusers.")
-    way, level, kind, number = found.groups()
+    way, level, kind, number = match.groups()
     # There, levels on the way up are counted in the order in which they run.
     block = (
         f"down_blocks.{level}"

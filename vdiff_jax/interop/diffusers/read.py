@@ -1,7 +1,7 @@
 """Folders of diffusers: a `UNet2DModel` with a DDPM or DDIM scheduler.
 
-Only json, numpy and safetensors are needed. Whatever a folder says that our network or
-our samplers do not do is refused by its name.
+Only json, numpy and safetensors are needed. Any setting in a folder that our network or
+our samplers do not support is refused by its name.
 """
 
 import json
@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "norm_eps": 1e-5, "resnet_time_scale_shift": "default", "add_attention": True,
     "class_embed_type": None, "num_class_embeds": None, "num_train_timesteps": None,
 }  # fmt: skip
-# The only values that we have; of others the network would be another.
+# The only values that our network supports; with others it would be another.
 ONLY: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "learned"),
     "mid_block_type": ("UNetMidBlock2D", None),
@@ -60,10 +60,10 @@ def read_folder(folder: pathlib.Path) -> Imported:
     """Reads a pipeline's folder, or one with the files of its U-Net and scheduler.
 
     Args:
-      folder: With `unet/` and `scheduler/`, or, as old ones, with all files in it.
+      folder: A folder with `unet/` and `scheduler/`, or, as old ones, with all files.
 
     Raises:
-      ValueError: Naming what is missing or not supported.
+      ValueError: If something is missing or not supported, with its name.
     """
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -98,15 +98,16 @@ def read_folder(folder: pathlib.Path) -> Imported:
 
 
 def _unet_config(path: pathlib.Path) -> dict[str, Any]:
-    said = _json(path)
-    if said.get("_class_name", "UNet2DModel") != "UNet2DModel":
+    content = _json(path)
+    if content.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(
-            f"{path} is of a {said['_class_name']}; only UNet2DModel can be imported."
+            f"{path} is of a {content['_class_name']}; only UNet2DModel can be"
+            " imported."
         )
-    said = {name: value for name, value in said.items() if not name.startswith("_")}
-    if unknown := sorted(said.keys() - DEFAULTS.keys()):
+    fields = {name: x for name, x in content.items() if not name.startswith("_")}
+    if unknown := sorted(fields.keys() - DEFAULTS.keys()):
         raise ValueError(f"{path} has fields that are not supported: {unknown}.")
-    config = {**DEFAULTS, **said}
+    config = {**DEFAULTS, **fields}
     for name, choices in ONLY.items():
         if config[name] not in choices:
             raise ValueError(
@@ -121,14 +122,14 @@ def _unet_config(path: pathlib.Path) -> dict[str, Any]:
             )
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
-            f"The network of {path} takes {config['in_channels']} channels and says"
+            f"The network of {path} takes {config['in_channels']} channels and predicts"
             f" {config['out_channels']}: one that learns a variance is not supported."
         )
     if isinstance(config["sample_size"], (list, tuple)):
         height, width = config["sample_size"]
         if height != width:
             raise ValueError(
-                f"sample_size={config['sample_size']} in {path}: only square pictures"
+                f"sample_size={config['sample_size']} in {path}: only square images"
                 " can be imported."
             )
         config["sample_size"] = height
@@ -195,23 +196,24 @@ def _net(config: dict[str, Any], where: pathlib.Path) -> UNet:
 
 
 def _chain(path: pathlib.Path) -> tuple[dict[str, Any], str]:
-    """The `diffusion` section for a scheduler, and what its network predicts."""
-    said = _json(path)
-    if said.get("_class_name") not in SCHEDULERS:
+    """The `diffusion` section for a scheduler, and the output of its network."""
+    scheduler = _json(path)
+    if scheduler.get("_class_name") not in SCHEDULERS:
         raise ValueError(
-            f"{path} is of a {said.get('_class_name')!r}; only the noise schedules of"
-            f" {', '.join(SCHEDULERS)} can be imported."
+            f"{path} is of a {scheduler.get('_class_name')!r}; only the noise schedules"
+            f" of {', '.join(SCHEDULERS)} can be imported."
         )
-    prediction = said.get("prediction_type", "epsilon")
+    prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in OUTPUTS:
         raise ValueError(f"prediction_type={prediction!r} in {path} is not supported.")
     chain: dict[str, Any] = {
-        "num_train_steps": said.get("num_train_timesteps", 1000),
-        "beta_first": said.get("beta_start", 1e-4),
-        "beta_last": said.get("beta_end", 0.02),
+        "num_train_steps": scheduler.get("num_train_timesteps", 1000),
+        "beta_first": scheduler.get("beta_start", 1e-4),
+        "beta_last": scheduler.get("beta_end", 0.02),
         "betas": (),
     }
-    kind, betas = said.get("beta_schedule", "linear"), said.get("trained_betas")
+    kind = scheduler.get("beta_schedule", "linear")
+    betas = scheduler.get("trained_betas")
     if betas is not None:
         chain |= {"schedule": "betas", "betas": tuple(map(float, betas))}
         chain["num_train_steps"] = len(betas)
@@ -222,7 +224,7 @@ def _chain(path: pathlib.Path) -> tuple[dict[str, Any], str]:
             f"beta_schedule={kind!r} in {path} is not supported; only"
             f" {', '.join(CHAINS)} can be imported."
         )
-    if said.get("rescale_betas_zero_snr", False):
+    if scheduler.get("rescale_betas_zero_snr", False):
         ended = schedules.ending_in_noise(schedules.betas_of(**chain))
         chain |= {"schedule": "betas", "betas": tuple(map(float, ended))}
     return chain, OUTPUTS[prediction]
@@ -248,7 +250,7 @@ def _tensors(folder: pathlib.Path) -> names.Tensors:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(
             f"There is no {path}: name the folder of a pipeline of diffusers, or of its"
@@ -256,6 +258,6 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} is not a dictionary.")
-    return said
+    return content

@@ -1,7 +1,7 @@
 """A student as a folder that stock diffusers loads and samples exactly.
 
-Three things make that possible. The network is told the number of a row of a *learned*
-table of times, which holds what ours computes from the log-SNR (and from w). Each of
+Three things make that possible. The network is conditioned on the number of a row of a
+*learned* table of times, which holds our embedding of the log-SNR (and of w). Each of
 our steps is three of the scheduler's, whose betas multiply to ours: in float32 a single
 beta could not be as near to 1 as the first must be. And DPM-Solver++ of order 1 is DDIM
 written in x alone, so that its clipping is ours.
@@ -43,15 +43,15 @@ def write_folder(
     """Writes the folder of a pipeline.
 
     Args:
-      folder: Made if it is not there.
-      model: The network.
-      params: Of it.
-      num_steps: Of the sampler.
-      clip: Whether x_hat is kept in [-1, 1].
-      w: The strength of guidance that is folded in; None if the network takes none.
+      folder: The folder to write; made if it is not there.
+      model: The model to export.
+      params: Its parameters.
+      num_steps: Steps of the sampler.
+      clip: Keep x_hat in [-1, 1].
+      w: The guidance weight to fold in; None if the network is not conditioned on it.
 
     Raises:
-      ValueError: If diffusers could not do exactly what our sampler does.
+      ValueError: If diffusers could not give exactly the samples of our sampler.
     """
     net = check_writable(model, w)
     table = _time_table(net, params, model, num_steps, w)
@@ -69,9 +69,9 @@ def write_folder(
         "scheduler/scheduler_config.json": _scheduler(model, num_steps, clip),
         "unet/config.json": _unet_config(net, model, num_steps),
     }
-    for name, said in files.items():
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     weights.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
 
 
@@ -79,7 +79,7 @@ def check_writable(model: Model, w: float | None) -> UNet:
     """The network, if diffusers has the same.
 
     Raises:
-      ValueError: With the reason why not.
+      ValueError: If it has not, with the reason.
     """
     net = model.net
 
@@ -97,9 +97,9 @@ def check_writable(model: Model, w: float | None) -> UNet:
     if net.patch != 1:
         refuse(f"model.patch={net.patch}, and UNet2DModel has no patches")
     if model.latent_scale:
-        refuse("its data are latents, and the pipeline gives pictures")
+        refuse("its data are latents, and the pipeline gives images")
     if (model.w_range is None) != (w is None):
-        refuse("a student for all strengths needs one to fold in: set export.w")
+        refuse("a student for all guidance weights needs one to fold in: set export.w")
     if net.dtype != jnp.float32:
         refuse(f"model.dtype={net.dtype}; with float32 it can, and is more exact")
     sizes, heads = _head_sizes(net), _head_counts(net)
@@ -122,7 +122,7 @@ def sub_betas(logsnr: np.ndarray) -> np.ndarray:
     """Three betas for each step of a grid, in float32 as good as exact.
 
     Args:
-      logsnr: Of the times 1/N, ..., 1: falling.
+      logsnr: log-SNR at the times 1/N, ..., 1: falling.
 
     Returns:
       Shape [3 N], float32.
@@ -148,7 +148,7 @@ def _grid(model: Model, num_steps: int) -> np.ndarray:
 def _time_table(
     net: UNet, params: Params, model: Model, num_steps: int, w: float | None
 ) -> np.ndarray:
-    """What the first layer of the embedding gets at each step, three times over."""
+    """The input of the embedding's first layer at each step, three times over."""
     logsnr = jnp.asarray(_grid(model, num_steps))
     if net.time_table:
         rows = jnp.asarray(params["time_table"]["embedding"])[row_of_table(net, logsnr)]
@@ -184,7 +184,7 @@ def _scheduler(model: Model, num_steps: int, clip: bool) -> dict[str, Any]:
 
 def _unet_config(net: UNet, model: Model, num_steps: int) -> dict[str, Any]:
     style, first, sizes = net.style, net.levels[0].features, _head_sizes(net)
-    said: dict[str, Any] = {
+    config: dict[str, Any] = {
         "_class_name": "UNet2DModel",
         "_diffusers_version": VERSION,
         "sample_size": model.image_shape[0],
@@ -213,8 +213,8 @@ def _unet_config(net: UNet, model: Model, num_steps: int) -> dict[str, Any]:
         "act_fn": "silu",
     }
     if net.emb_features != 4 * first:  # diffusers below 0.32 does not know the field
-        said["time_embedding_dim"] = net.emb_features
-    return said
+        config["time_embedding_dim"] = net.emb_features
+    return config
 
 
 def _kind(level: Level, how: Resample, word: str) -> str:
@@ -236,14 +236,14 @@ def _resampling(net: UNet, how: Resample) -> str:
 
 def _attentions(net: UNet) -> list[tuple[int, int]]:
     """Channels and heads wherever there is attention."""
-    found = [
+    attentions = [
         (level.features, level.heads(how))
         for level in net.levels
         for how in get_args(Resample)
     ]
     if net.style.mid:
-        found.append((net.levels[-1].features, net.mid_heads))
-    return [(features, heads) for features, heads in found if heads]
+        attentions.append((net.levels[-1].features, net.mid_heads))
+    return [(features, heads) for features, heads in attentions if heads]
 
 
 def _head_sizes(net: UNet) -> set[int]:

@@ -93,7 +93,7 @@ class Reference:
         else:
             found = features.extract(real.everything["image"])
             statistics = metrics.statistics(found)
-            self.floor = metrics.floor(found, features.name)
+            self.floor = metrics.real_vs_real(found, features.name)
             if parallel.is_main():
                 statistics_file.save(path, statistics, self.floor, self.facts)
         self.ruler = Ruler(statistics, features.name)
