@@ -3,7 +3,7 @@ r"""A model of diffusers becomes a sampler of 4 steps of diffusers, by way of ou
     python -m benchmarks.roundtrip --out runs/roundtrip
 
 A `UNet2DModel` learns eps of the digits in a training loop of torch, as diffusers'
-documentation has it. Then, by our command: import, finetune to v, distill 64 -> 4,
+documentation has it. Then, by our command: import, train on to v, distill 64 -> 4,
 export. Stock diffusers draws, and an independent classifier says whether each picture
 is of the class that was asked for. Needs the extra `bench`; 8 minutes on 2 cores.
 """
@@ -34,7 +34,7 @@ def main() -> None:
     out = parser.parse_args().out
     train(digits("train")).save_pretrained(out / "theirs")
     launch("import_model:import", out / "eps", "source.path", out / "theirs")
-    launch("digits:finetune", out / "v", "finetune.source", out / "eps" / "train")
+    launch("digits:train", out / "v", "train.init_from", out / "eps" / "train")
     launch("digits:distill", out / "v", "distill.updates", "300, 4: 1000")
     launch("digits:export", out / "v", "export.formats", "('diffusers',)")
     measure(out)
@@ -72,9 +72,9 @@ def train(real: Arrays) -> diffusers.DDPMPipeline:
 def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> None:
     """Runs a stage of ours, with what all of them are told, and one field more."""
     fields = {
-        "finetune.steps": 1500, "finetune.batch_size": 64, "finetune.warmup_steps": 50,
-        "finetune.learning_rate": 5e-4, "finetune.ema_decay": 0.99,
-        "finetune.sample_every_steps": 1000, "finetune.eval_every_steps": 1000,
+        "train.steps": 1500, "train.batch_size": 64, "train.warmup_steps": 50,
+        "train.learning_rate": 5e-4, "train.decay": "constant", "train.ema_decay": 0.99,
+        "train.stratified_times": False,
         "distill.start_steps": 64, "distill.end_steps": 4, "export.steps": 4,
         field: value,
     }  # fmt: skip

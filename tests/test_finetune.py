@@ -15,8 +15,6 @@ from vdiff_jax.workdir.trained import load_params
 
 pytestmark = pytest.mark.slow
 
-FINETUNE = {name: value for name, value in tiny.TINY["train"].items()}
-FINETUNE.pop("sample_steps")
 LEARNING_RATE = 1e-4
 
 
@@ -29,7 +27,11 @@ def _config(stage, source="", output="v", computed_from="", **changes):
             "output": output,
             "computed_from": computed_from,
         },
-        finetune={**FINETUNE, "source": str(source), "learning_rate": LEARNING_RATE},
+        train={
+            **tiny.TINY["train"],
+            "init_from": str(source),
+            "learning_rate": LEARNING_RATE,
+        },
         **changes,
     )
 
@@ -65,7 +67,7 @@ def test_converted_it_is_the_same_denoiser(source, target):
 
 @pytest.mark.parametrize("computed_from", ["", "eps"])
 def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from):
-    launch.launch(_config("finetune", source, computed_from=computed_from), tmp_path)
+    launch.launch(_config("train", source, computed_from=computed_from), tmp_path)
     base = json.loads((places.train_folder(tmp_path) / "result.json").read_text())
     theirs = json.loads((source / "result.json").read_text())
     assert base["output"] == ["eps", "v"]
@@ -83,7 +85,6 @@ def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": ""}, "needs finetune.source"),
         ({"source": "nowhere/train"}, "No finished model"),
         ({"computed_from": "x"}, "says 'eps'"),
         ({"output": "both", "computed_from": "eps"}, "cannot be computed"),
@@ -91,4 +92,4 @@ def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from
 )
 def test_what_cannot_be_finetuned_is_refused(source, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        launch.launch(_config("finetune", **{"source": source, **options}), tmp_path)
+        launch.launch(_config("train", **{"source": source, **options}), tmp_path)

@@ -59,7 +59,7 @@ def made(tmp_path_factory):
         patch.setattr(build, "train_step", watched)
         for stage in ("train", "guide", "distill"):
             launch.launch(_config(stage), workdir)
-        stochastic = {**DISTILL, "ladder": "stochastic"}
+        stochastic = {**DISTILL, "method": "stochastic"}
         launch.launch(_config("distill", distill=stochastic), workdir)
     return workdir, steps
 
@@ -219,7 +219,7 @@ def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_p
 
 def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys):
     copy = shutil.copytree(workdir, tmp_path / "copy")
-    sample = {**tiny.TINY["sample"], "guidance_scale": (8.0,)}
+    sample = {**tiny.TINY["sample"], "w": (7.0,)}
     launch.launch(_config("sample", sample=sample), copy)
     told = capsys.readouterr().err
     assert "w = 7, guidance scale 8 is outside" in told
@@ -229,12 +229,17 @@ def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample": {"w": (1.0,), "guidance_scale": (2.0,)}}, "Set one of sample.w"),
-        ({"sample": {"w": (-0.5,)}}, "must not be negative"),
-        ({"model": {"num_classes": 0}, "sample": {"w": (1.0,)}}, "told a class"),
+        (
+            {"sample": {"w": (-0.5,)}},
+            r"sample\.w=\(-0\.5,\) must be a tuple of guidance",
+        ),
+        (
+            {"model": {"num_classes": 0}, "sample": {"w": (1.0,)}},
+            "conditioned on a class",
+        ),
         ({"sample": {"labels": (3, 10)}}, "must be from 0 to 9"),
         ({"sample": {"guidance_interval": (0.5, 0.2)}}, "guidance_interval"),
-        ({"sample": {"threshold": 2.0}}, "sample.threshold"),
+        ({"sample": {"clip": "dynamic:2"}}, "sample.clip='dynamic:2' must be"),
         ({"sample": {"sampler": "stochastic", "steps": 64}}, "steps of 1/64 only"),
     ],
 )

@@ -11,7 +11,7 @@ from vdiff_jax import parallel, schedules
 from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, updates_of
 from vdiff_jax.from_config.losses import distill_loss, ladder_name
 from vdiff_jax.from_config.model import has_guide, make_schedule, make_student, w_range
 from vdiff_jax.from_config.sampler import make_sampler
@@ -33,14 +33,14 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
             "stage": "distill",
             "num_steps": num_steps,
             "folder": str(_folder(config, workdir, num_steps)),
-            "updates": updates(config.distill.updates, num_steps),
+            "updates": updates_of(config.distill.updates, num_steps),
             "status": places.status(_folder(config, workdir, num_steps)),
         }
         for num_steps in _ladder(config)
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
     """Distills, or resumes in the stage that was under way."""
     _check(config)
     teacher = _first_teacher(config, workdir)
@@ -60,7 +60,9 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     if not unfinished:
         return
 
-    tools = _tools(config, model)  # one step, compiled once, for the whole ladder
+    tools = _tools(
+        config, model, profile
+    )  # one step, compiled once, for the whole ladder
     params = load_params(model, teacher, tools.shardings.params)
     for num_steps in unfinished:
         student = student_run(config, workdir, params, teacher, num_steps)
@@ -89,10 +91,10 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     raise ValueError(f"All students in {_ladder_folder(config, workdir)} are finished.")
 
 
-def _tools(config: Config, model: Model) -> Tools:
+def _tools(config: Config, model: Model, profile: int = 0) -> Tools:
     loss = distill_loss(config, model)
     # Two passes of the teacher, one of the student, and its gradient.
-    tools = make_tools(config, config.distill, model, loss, loss, passes=5)
+    tools = make_tools(config, "distill", model, loss, loss, passes=5, profile=profile)
     if ladder_name(config) != "stochastic":
         return tools
     sampler = make_sampler(config, model, "stochastic")
@@ -107,7 +109,7 @@ def student_run(
     num_steps: int,
 ) -> Run:
     """The run of the student of `num_steps` steps, which starts at its teacher."""
-    num_updates = updates(config.distill.updates, num_steps)
+    num_updates = updates_of(config.distill.updates, num_steps)
     return Run(
         name=f"distill {2 * num_steps} -> {num_steps}",
         folder=_folder(config, workdir, num_steps),
@@ -167,38 +169,8 @@ def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
         write_json(_ladder_folder(config, workdir) / "ladder.json", rows)
 
 
-def updates(table: str, num_steps: int) -> int:
-    """Updates of the student of `num_steps` steps.
-
-    Args:
-      table: A number, then exceptions by step count: "50000, 2: 100000, 1: 100000".
-      num_steps: The student's N.
-
-    Raises:
-      ValueError: If the table cannot be read.
-    """
-    default, *exceptions = table.split(",")
-    try:
-        special = dict(
-            (int(key), int(value))
-            for key, value in (entry.split(":") for entry in exceptions)
-        )
-        found = special.get(num_steps, int(default))
-    except ValueError:
-        found = 0
-    if found < 1:
-        raise ValueError(
-            f"distill.updates={table!r} is not a number above 0, or a table like"
-            ' "50000, 2: 100000, 1: 100000".'
-        )
-    return found
-
-
 def _check(config: Config) -> None:
-    spec = config.distill
-    for num_steps in _ladder(config):
-        updates(spec.updates, num_steps)
-    schedules.check_num_steps(make_schedule(config), spec.start_steps)
+    schedules.check_num_steps(make_schedule(config), config.distill.start_steps)
 
 
 def _first_teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vdiff_jax import parallel
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, section_of
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
@@ -33,34 +33,37 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [
         {
             "stage": "finetune",
-            "source": config.finetune.source,
+            "source": config.train.init_from,
             "folder": str(folder),
-            "updates": config.finetune.steps,
+            "updates": config.train.steps,
             "status": places.status(folder),
         }
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
     """Trains, or resumes, or finds that it is done."""
     _source(config)
-    places.claim(workdir, config, "finetune")
+    places.claim(workdir, config, "train")
     fields = imported.of_source(config)
     if fields is not None and parallel.is_main():
         write_json(workdir / imported.FILE, fields)
     if not places.is_finished("finetune", places.train_folder(workdir)):
-        fit(*under_way(config, workdir))
+        fit(*under_way(config, workdir, profile))
 
 
-def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+def under_way(
+    config: Config, workdir: pathlib.Path, profile: int = 0
+) -> tuple[Tools, Run]:
     """The tools, and the run."""
     source, model = _source(config), make_model(config)
     tools = make_tools(
         config,
-        config.finetune,
+        "train",
         model,
         train_loss(config, model, train=True),
         train_loss(config, model, train=False),
+        profile=profile,
         passes=3,
     )
     # Converted or not, the weights are those of the same network.
@@ -70,12 +73,12 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
         folder=places.train_folder(workdir),
         job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
-            num_updates=jnp.int32(config.finetune.steps),
+            num_updates=jnp.int32(config.train.steps),
         ),
-        num_updates=config.finetune.steps,
+        num_updates=config.train.steps,
         start=lambda: params,
         order_seed=(config.seed, 0),
-        sample_steps=config.train.sample_steps,
+        sample_steps=section_of(config, "train").sample_steps,
         facts={
             "teacher": str(source),
             "teacher_sha256": params_sha256(params),
@@ -89,19 +92,13 @@ def _source(config: Config) -> pathlib.Path:
     """The folder that the weights come from.
 
     Raises:
-      ValueError: If there is none, or nothing is to be done.
+      ValueError: If there is no finished model, or its network predicts otherwise.
     """
-    spec = config.finetune
-    if not spec.source or spec.steps < 1:
-        raise ValueError(
-            f"The finetune stage needs finetune.source={spec.source!r}, the train"
-            f" folder of another workdir, and finetune.steps={spec.steps} above 0."
-        )
-    folder = pathlib.Path(spec.source)
+    folder = pathlib.Path(config.train.init_from)
     if places.result(folder) is None:
         raise ValueError(
-            f"No finished model in finetune.source={spec.source!r}: name the train"
-            " folder of a workdir."
+            f"No finished model in train.init_from={config.train.init_from!r}: name"
+            " the train folder of a workdir."
         )
     theirs = places.made_with(folder)["model"]["output"]
     if config.model.computed_from not in ("", theirs):

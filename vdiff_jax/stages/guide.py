@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, section_of
 from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import has_guide, make_model, make_student, w_range
 from vdiff_jax.from_config.trainer import make_tools
@@ -40,13 +40,13 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
     """Trains, or resumes, or finds that it is done."""
     _check(config)
     teacher = _teacher(config, workdir)
     places.claim(workdir, config, "guide")
     if not places.is_finished("guide", places.guide_folder(workdir)):
-        fit(*_under_way(config, workdir, teacher))
+        fit(*_under_way(config, workdir, teacher, profile))
 
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
@@ -56,12 +56,12 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
 
 
 def _under_way(
-    config: Config, workdir: pathlib.Path, folder: pathlib.Path
+    config: Config, workdir: pathlib.Path, folder: pathlib.Path, profile: int = 0
 ) -> tuple[Tools, Run]:
     teacher, student = make_model(config), make_model(config, guided=True)
     loss = guide_loss(config, teacher, student)
     # Both passes of the teacher, one of the student, and its gradient.
-    tools = make_tools(config, config.guide, student, loss, loss, passes=5)
+    tools = make_tools(config, "guide", student, loss, loss, passes=5, profile=profile)
     mesh = tools.mesh
     shardings = parallel.state_shardings(teacher.abstract_params(), mesh)
     params = load_params(teacher, folder, shardings)
@@ -76,7 +76,7 @@ def _under_way(
         num_updates=config.guide.steps,
         start=lambda: with_weights_of(student, params, config.seed),
         order_seed=(config.seed, 0, 0),
-        sample_steps=config.guide.sample_steps,
+        sample_steps=section_of(config, "guide").sample_steps,
         facts={
             "teacher": str(folder),
             "teacher_step": (places.result(folder) or {}).get("step"),

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, section_of
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
@@ -29,22 +29,25 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     ]
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
     """Trains, or resumes, or finds that it is done."""
     places.claim(workdir, config, "train")
     if not places.is_finished("train", places.train_folder(workdir)):
-        fit(*under_way(config, workdir))
+        fit(*under_way(config, workdir, profile))
 
 
-def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
+def under_way(
+    config: Config, workdir: pathlib.Path, profile: int = 0
+) -> tuple[Tools, Run]:
     """The tools, and the run of the base model."""
     model = make_model(config)
     tools = make_tools(
         config,
-        config.train,
+        "train",
         model,
         train_loss(config, model, train=True),
         train_loss(config, model, train=False),
+        profile=profile,
         passes=3,  # forward, and a gradient
     )
     return tools, Run(
@@ -57,6 +60,6 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
         num_updates=config.train.steps,
         start=lambda: model.init(jax.random.key(config.seed)),
         order_seed=(config.seed, 0),
-        sample_steps=config.train.sample_steps,
+        sample_steps=section_of(config, "train").sample_steps,
         facts={"parameters": model.num_parameters()},
     )

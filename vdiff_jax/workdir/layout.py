@@ -16,7 +16,9 @@ from typing import Any
 from vdiff_jax import parallel
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.from_config.choices import Config, as_json
+from vdiff_jax.from_config.fields import TRAINING
 from vdiff_jax.from_config.losses import Ladder
+from vdiff_jax.from_config.moved import current
 from vdiff_jax.training import checkpoints
 
 # Fields that change what is written or shown, but not the numbers of a run, or only
@@ -36,6 +38,7 @@ BOOKKEEPING = frozenset(
         "on_nonfinite",
         "path",
         "sample_every_steps",
+        "sample_steps",
         "steps_per_call",
         "worker_timeout",
         "workers",
@@ -76,7 +79,7 @@ def made_with(folder: pathlib.Path) -> dict[str, Any]:
     for place in (folder.parent, folder.parent.parent):
         path = place / "config.json"
         if path.exists():
-            return json.loads(path.read_text())["config"]
+            return current(json.loads(path.read_text())["config"])
     raise ValueError(f"{folder} is no folder of a workdir: there is no config.json.")
 
 
@@ -167,20 +170,20 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
     Args:
       workdir: The project's folder.
       config: The resolved config.
-      section: Of a stage that makes models: "train", "finetune", "source", "guide" or
-        the folder of a ladder; else None.
+      section: Of a stage that makes models: "train", "source", "guide" or the folder of
+        a ladder; else None.
 
     Raises:
       ValueError: Naming every field that differs from the runs already there.
     """
     path = workdir / "config.json"
-    ours = as_json(config)
+    ours = _with_loop(as_json(config))
     if section is not None and section.startswith("distill_"):
         ours[section] = ours["distill"]  # there may be several ladders in a workdir
     sections = (*MODEL_SECTIONS, *([section] if section else []))
     recorded = ours
     if path.exists():
-        recorded = json.loads(path.read_text())["config"]
+        recorded = current(json.loads(path.read_text())["config"])
         binding = [name for name in sections if _has_runs(workdir, name)]
         differences = [
             f"{field}: {theirs!r} there, {mine!r} now"
@@ -200,10 +203,16 @@ def claim(workdir: pathlib.Path, config: Config, section: str | None) -> None:
         write_json(path, {"config": recorded, **made_by})
 
 
+def _with_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with all of `loop` in each stage that trains: what it ran with."""
+    stages = {name: {**config["loop"], **config[name]} for name in TRAINING}
+    return {**config, **stages}
+
+
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:
     if section in MODEL_SECTIONS:
         patterns = ["*/checkpoints/*", "distill*/*/checkpoints/*"]
-    elif section in ("train", "finetune", "source"):
+    elif section in ("train", "source"):
         patterns = ["train/checkpoints/*"]
     elif section == "guide":
         patterns = ["guide/checkpoints/*"]

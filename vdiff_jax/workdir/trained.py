@@ -11,6 +11,7 @@ from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_model
+from vdiff_jax.from_config.moved import current
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
@@ -79,7 +80,7 @@ def _check_jump(
         raise ValueError(
             f"The student in {other} knows steps of 1/{num_steps} only, and the"
             " stochastic sampler makes jumps of twice that: distill another with"
-            " distill.ladder=stochastic, or set sample.sampler=ddim."
+            " distill.method=stochastic, or set sample.sampler=ddim."
         )
 
 
@@ -99,7 +100,7 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
     about = model_file.read_about(path)
     made = config.copy_and_resolve_references()
     made.data.update({"channels": 0, "image_size": 0})
-    made = with_fields(made, about.fields)
+    made = with_fields(made, current(about.fields))
     if about.num_steps:
         made.sample.steps = about.num_steps
     sampler, ladder = made.sample.sampler, about.facts["ladder"]

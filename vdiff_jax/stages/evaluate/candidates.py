@@ -73,19 +73,10 @@ def candidates(
     Raises:
       ValueError: If a number of steps is not allowed, or the data are latents.
     """
-    spec = config.evaluate
     if config.data.latent_scale:
         raise ValueError(
             "The evaluate stage compares pictures, and these data are latents"
             f" (data.latent_scale={config.data.latent_scale}): use the other stages."
-        )
-    for field in ("num", "repeats"):
-        if spec[field] < 1:
-            raise ValueError(f"evaluate.{field} must be at least 1, got {spec[field]}.")
-    unknown = set(spec.samplers) - set(PREDICTORS)
-    if unknown:
-        raise ValueError(
-            f"evaluate.samplers has {sorted(unknown)}; choose from {tuple(PREDICTORS)}."
         )
     found = [
         candidate
@@ -120,15 +111,15 @@ def _strengths(config: Config) -> tuple[float, ...] | tuple[None]:
     """The strengths of guidance; one None if there is none.
 
     Raises:
-      ValueError: If a strength is negative, or the model cannot be guided.
+      ValueError: If the model cannot be guided.
     """
     found = tuple(config.evaluate.w)
     if not found:
         return (None,)
-    if not config.model.num_classes or min(found) < 0.0:
+    if not config.model.num_classes:
         raise ValueError(
-            f"evaluate.w={found} must be strengths from 0 up, of a model that is told a"
-            f" class (model.num_classes={config.model.num_classes})."
+            f"evaluate.w={found} needs a model that is conditioned on a class, and this"
+            " one is not (model.num_classes=0)."
         )
     return found
 

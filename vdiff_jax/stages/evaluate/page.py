@@ -25,6 +25,7 @@ from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.moved import current
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.generation.trajectories import columns_of, interpolation
@@ -69,7 +70,7 @@ def write(
     evaluate = workdir / "evaluate"
     students = sorted({r["steps"] for r in rows if r["model"] == "distilled"})
     drawing = _Drawing(config, workdir, students)
-    made_with = json.loads((workdir / "config.json").read_text())["config"]
+    made_with = current(json.loads((workdir / "config.json").read_text())["config"])
     runs = _runs(workdir)
     content = Content(
         title=f"{workdir.resolve().name}: base and distilled",
@@ -121,9 +122,7 @@ def _loss(name: str, folder: pathlib.Path) -> Loss:
 
 def _cost(name: str, folder: pathlib.Path, made_with: dict[str, Any]) -> Row:
     result = places.result(folder) or {}
-    finetuned = made_with.get("finetune", {}).get("source")
-    base = "finetune" if finetuned else "train"
-    section = made_with[{"base": base, "guided": "guide"}.get(name, "distill")]
+    section = made_with[{"base": "train", "guided": "guide"}.get(name, "distill")]
     return {
         "run": name,
         "updates": result["step"],
@@ -240,11 +239,12 @@ def _provenance(
     """What was measured against what."""
     facts = references[0].facts
     sample, spec = config.sample, config.evaluate
-    clip = "no clipping"
-    if sample.clip_value:
-        clip = f"x_hat and eps_hat clipped to {sample.clip_value}"
-    elif sample.clip:
-        clip = "x_hat clipped to [-1, 1]"
+    clip = {"none": "no clipping", "x": "x_hat clipped to [-1, 1]"}.get(sample.clip)
+    if clip is None:
+        kind, _, size = sample.clip.partition(":")
+        clip = f"x_hat and eps_hat clipped to {size}"
+        if kind == "dynamic":
+            clip = f"x_hat thresholded by its quantile {size}"
     said = [
         (
             "real pictures",

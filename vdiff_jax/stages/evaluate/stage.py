@@ -47,8 +47,6 @@ BATCHES_IN_A_PART = 16
 # Fields of `sample` that change pictures.
 SAMPLING = (
     "clip",
-    "clip_value",
-    "threshold",
     "guidance_interval",
     "guidance_rescale",
 )
@@ -156,7 +154,7 @@ class _Bench:
         self.out = workdir / "evaluate"
         path = self.out / "ladder.json"
         self._before = json.loads(path.read_text()) if path.exists() else []
-        split = _split(spec.reference_split)
+        split: Split = spec.reference_split
         real = functools.cache(lambda split: Real(config, split, spec.reference_num))
         self.real: Real = real(split)
         folder = self.out / "reference"
@@ -342,14 +340,6 @@ def _summary(measured: list[Measured]) -> Row:
         "warning": measured[0].warning,
         "residual": max(residuals, default=None),
     }
-
-
-def _split(name: str) -> Split:
-    if name not in ("train", "test"):
-        raise ValueError(
-            f"evaluate.reference_split={name!r} is unknown; choose train or test."
-        )
-    return name
 
 
 def _bar(name: str, total: int) -> tqdm.tqdm:

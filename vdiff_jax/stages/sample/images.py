@@ -177,8 +177,3 @@ def _check(config: Config) -> None:
     asked_strengths(config, model)
     first_step(config)
     schedules.check_num_steps(model.schedule, spec.steps)
-    for field, least in (("num", 1), ("interpolate", 0)):
-        if spec[field] < least:
-            raise ValueError(
-                f"sample.{field} must be at least {least}, got {spec[field]}."
-            )
