@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,8 +27,10 @@ from ml_collections import ConfigDict, config_flags
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.from_config.choices import as_json
+from vdiff_jax.from_config.choices import as_json, section_of
+from vdiff_jax.from_config.fields import TRAINING
 from vdiff_jax.from_config.model import has_guide, make_model
+from vdiff_jax.from_config.moved import spelled
 from vdiff_jax.stages import Stage, distill, export, guide, import_model, replay, train
 from vdiff_jax.stages.evaluate import stage as evaluate
 from vdiff_jax.stages.sample import images as sample
@@ -44,15 +45,17 @@ STAGES = {
 }
 
 
-def _spelled(words: Sequence[str]) -> list[str]:
-    """The command with `sample.from` as Python can have it, where `from` is a word."""
-    short = re.compile(r"^(--?config\.sample\.from)(?==|$)")
-    return [short.sub(r"\1_file", word) for word in words]
+def _words(argv: Sequence[str]) -> list[str]:
+    """The words of the command that the flags know; all of it, if it is wrong."""
+    try:
+        return spelled(argv).words
+    except ValueError:  # said again where it can be told
+        return list(argv)
 
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A file of configs/.", sys_argv=_spelled(sys.argv)
+    "config", help_string="A file of configs/.", sys_argv=_words(sys.argv)
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the project; by default runs/<name of the config>."
@@ -80,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         if not _joined():
             parallel.use_cores(_batch_sizes(config))
         if REPLAY.value is None:
-            launch(config, workdir, dry_run=DRY_RUN.value)
+            launch(config, workdir, dry_run=DRY_RUN.value, profile=PROFILE.value)
         else:
             project = Project(imported.resolved(config, workdir), workdir)
             with lock(workdir):
@@ -106,13 +109,20 @@ def main(argv: Sequence[str]) -> int:
         return _end(RuntimeError(f"{reason}: {error}"), 1)
 
 
-def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) -> None:
+def launch(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    dry_run: bool = False,
+    profile: int = 0,
+) -> None:
     """Runs the stages of a config in a workdir, or prints what would be run.
 
     Args:
       config: Of a file in configs/.
       workdir: The project's folder.
       dry_run: Prints one JSON object, and starts nothing.
+      profile: Updates to trace in each stage that trains.
 
     Raises:
       ValueError: For anything in the config or the workdir that does not fit.
@@ -123,7 +133,7 @@ def launch(config: ConfigDict, workdir: pathlib.Path, *, dry_run: bool = False) 
             config = import_model.described(config)
     else:
         config = imported.resolved(config, workdir)
-    project = Project(config, workdir)
+    project = Project(config, workdir, profile)
     for stage in stages:
         stage.check(project)
     if dry_run:
@@ -168,7 +178,7 @@ def _join() -> None:
 
 def _batch_sizes(config: ConfigDict) -> list[int]:
     """Of the parts that go through a device at once, in the stages that train."""
-    sections: list[Any] = [config[name] for name in ("train", "guide", "distill")]
+    sections: list[Any] = [section_of(config, stage) for stage in TRAINING]
     return [each.batch_size // max(each.grad_accum_steps, 1) for each in sections]
 
 
@@ -194,8 +204,9 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
     Raises:
       ValueError: For anything in the command that cannot be understood.
     """
+    words, changes = spelled(argv)
     try:
-        extra = FLAGS(_spelled(argv))[1:]
+        extra = FLAGS(words)[1:]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"The config has no field {error.args[0]}") from error
     except flags.Error as error:
@@ -207,7 +218,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
     file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
     if not pathlib.Path(file).is_file():
         raise ValueError(f"There is no config file {file}.")
-    CONFIG.value.profile = PROFILE.value
+    CONFIG.value.update(changes)
     default = pathlib.Path("runs") / pathlib.Path(file).stem
     return CONFIG.value, pathlib.Path(WORKDIR.value or default)
 

@@ -33,7 +33,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
-from configs import paper
+from configs import defaults
 from vdiff_jax import parallel
 from vdiff_jax.datasets import device_feed
 from vdiff_jax.datasets.folder import Folder
@@ -45,6 +45,7 @@ from vdiff_jax.datasets.prepare import task
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.tfds import TfdsFiles
 from vdiff_jax.datasets.validation import Checked
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import compiled_train_step, optimizer_of
@@ -210,7 +211,8 @@ def _hiding(
     config = _config(options)
     model, mesh = make_model(config), parallel.make_mesh()
     loss = train_loss(config, model, train=True)
-    batch_size = config.train.batch_size
+    section = section_of(config, "train")
+    batch_size = section.batch_size
     calls = [(step, 1) for step in range(options.steps + 2)]
     job = Job(jax.random.key(0), jnp.int32(1000))
 
@@ -221,18 +223,14 @@ def _hiding(
 
     def new_state() -> TrainState:
         params = model.init(jax.random.key(0))
-        return init_state(params, optimizer_of(config.train))
+        return init_state(params, optimizer_of(section))
 
     places = parallel.state_shardings(jax.eval_shape(new_state), mesh)
-    step = compiled_train_step(
-        config, config.train, loss, streamed["npz"], mesh, places
-    )
+    step = compiled_train_step(config, section, loss, streamed["npz"], mesh, places)
     on_device = device_feed.resident(
         sources["npz"], batch_size=batch_size, mesh=mesh, num_workers=0
     )
-    resident_step = compiled_train_step(
-        config, config.train, loss, on_device, mesh, places
-    )
+    resident_step = compiled_train_step(config, section, loss, on_device, mesh, places)
     (constant,) = streamed["npz"].feeds([(0, 1)], SEED)
 
     def timed(step: Any, items: Iterator[Feed]) -> float:
@@ -281,18 +279,19 @@ def _hiding(
 
 
 def _config(options: argparse.Namespace) -> Any:
-    config = paper.get_config()
+    config = defaults.get_config()
     config.update(
         {
             "data": {"image_size": options.size},
             "model": {
-                "channels": 32,
-                "multipliers": (1, 1, 1),
-                "num_blocks": 1,
-                "attention_resolutions": (8,),
-                "num_heads": 1,
-                "head_dim": 0,
-                "emb_channels": 64,
+                "unet": {
+                    "channels": 32,
+                    "multipliers": (1, 1, 1),
+                    "num_blocks": 1,
+                    "attention_resolutions": (8,),
+                    "head_dim": 32,
+                    "emb_channels": 64,
+                },
             },
             "train": {"batch_size": 32},
         }

@@ -33,7 +33,9 @@ from benchmarks.startup import Table
 from configs import digits
 
 # On 2x2 patches, so that attention is little of its work. Few blocks compile soon.
-NET = {"channels": 64, "num_blocks": 1, "emb_channels": 64, "patch": 2}
+NET = {
+    "channels": 64, "num_blocks": 1, "head_dim": 32, "emb_channels": 64, "patch": 2
+}  # fmt: skip
 SIDES, BATCHES, STEPS = (8, 16, 32), (16, 32, 64, 128), (1, 4, 16, 64, 128)
 SIDE, BATCH = SIDES[1], BATCHES[0]
 # Of none of the others: a program for all cores would be found in the cache.
@@ -71,7 +73,7 @@ def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
 def _size(side: int) -> str:
     """Gives the small network for pictures of this side a name among the sizes."""
     name, data = f"side {side}", {"image_size": side, "channels": 3}
-    sizes.SIZES[name] = (digits, {"data": data, "model": NET})
+    sizes.SIZES[name] = (digits, {"data": data, "model": {"unet": NET}})
     return name
 
 

@@ -16,6 +16,7 @@ from benchmarks import sizes
 from vdiff_jax import parallel
 from vdiff_jax.datasets import device_feed
 from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
@@ -114,7 +115,7 @@ def train(
     config = sizes.config(size, dtype)
     model = make_model(config)
     loss = train_loss(config, model, train=True)
-    section = _section(config.train, batch_size, steps_per_call)
+    section = _section(section_of(config, "train"), batch_size, steps_per_call)
     return _updates(config, section, model, loss)
 
 
@@ -129,7 +130,7 @@ def distill(
     config = sizes.config(size, dtype)
     model = make_model(config)
     loss = distill_loss(config, model)
-    section = _section(config.distill, batch_size, steps_per_call)
+    section = _section(section_of(config, "distill"), batch_size, steps_per_call)
     mesh = parallel.make_mesh()
     teacher = parallel.put(model.init(jax.random.key(1)), parallel.replicated(mesh))
     return _updates(config, section, model, loss, (teacher, jnp.int32(num_steps)))

@@ -73,8 +73,8 @@ def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> Non
     """Runs a stage of ours, with what all of them are told, and one field more."""
     fields = {
         "train.steps": 1500, "train.batch_size": 64, "train.warmup_steps": 50,
-        "train.learning_rate": 5e-4, "train.ema_decay": 0.99,
-        "train.sample_every_steps": 1000, "train.eval_every_steps": 1000,
+        "train.learning_rate": 5e-4, "train.decay": "constant", "train.ema_decay": 0.99,
+        "train.stratified_times": False,
         "distill.start_steps": 64, "distill.end_steps": 4, "export.steps": 4,
         field: value,
     }  # fmt: skip

@@ -9,20 +9,24 @@ Config: TypeAlias = Any
 
 _TINY = {
     "model": {
-        "channels": 8,
-        "num_blocks": 1,
-        "emb_channels": 16,
-        "groups": 4,
-        "num_heads": 1,
+        "unet": {
+            "channels": 8,
+            "num_blocks": 1,
+            "emb_channels": 16,
+            "groups": 4,
+            "head_dim": 8,
+        },
     },
-    "train": {"batch_size": 8, "steps_per_call": 2},
-    "distill": {"batch_size": 8, "steps_per_call": 2},
+    "loop": {"steps_per_call": 2},
+    "train": {"batch_size": 8},
+    "distill": {"batch_size": 8},
 }
 # CIFAR-10's network at a quarter of its width: as much as two cores can do.
 _CIFAR4M = {
-    "model": {"channels": 64, "emb_channels": 256},
-    "train": {"batch_size": 32, "steps_per_call": 4},
-    "distill": {"batch_size": 32, "steps_per_call": 4},
+    "model": {"unet": {"channels": 64, "head_dim": 64, "emb_channels": 256}},
+    "loop": {"steps_per_call": 4},
+    "train": {"batch_size": 32},
+    "distill": {"batch_size": 32},
 }
 SIZES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tiny": (digits, _TINY),

@@ -49,6 +49,7 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.stages import train
@@ -127,9 +128,9 @@ def _saving(options: argparse.Namespace, scratch: pathlib.Path, table: Table) ->
     if options.large:
         config = sizes.config("cifar10")
         params = make_model(config).init(jax.random.key(0))
-        large = init_state(params, optimizer_of(config.train))
+        large = init_state(params, optimizer_of(section_of(config, "train")))
         large = parallel.put(large, parallel.replicated(parallel.make_mesh()))
-        seconds = config.train.checkpoint_every_steps * options.large_update_seconds
+        seconds = config.loop.checkpoint_every_steps * options.large_update_seconds
         save(
             "60 M",
             lambda: large._replace(step=jnp.copy(updates.state.step)),
@@ -245,8 +246,13 @@ def noise(split: str) -> Arrays:
 
 def _under_way(size: str, data: dict[str, Any]) -> tuple[Tools, Run]:
     config = sizes.config(size)
-    config.update({"data": {**data, "held_out": 0}})
-    config.train.update({"steps_per_call": STEPS_PER_CALL, "steps": ours.NUM_UPDATES})
+    config.update(
+        {
+            "data": {**data, "held_out": 0},
+            "loop": {"steps_per_call": STEPS_PER_CALL},
+            "train": {"steps": ours.NUM_UPDATES},
+        }
+    )
     return train.under_way(config, pathlib.Path())
 
 

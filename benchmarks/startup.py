@@ -20,8 +20,8 @@ writes. Four questions:
 4. Programs that are compiled, or looked for in the cache, after that: the ladder is to
    need none.
 
-A call is `steps_per_call` updates of the config. Peak memory is what the system says of
-the command's process.
+A call is `loop.steps_per_call` updates. Peak memory is what the system says of the
+command's process.
 """
 
 import argparse
@@ -246,8 +246,7 @@ def _run(
         f"--config.distill.updates={options.updates}",
         f"--config.distill.start_steps={options.start_steps}",
         # Every call is logged.
-        "--config.train.log_every_steps=1",
-        "--config.distill.log_every_steps=1",
+        "--config.loop.log_every_steps=1",
     ]
     began = time.time()
     process = subprocess.Popen(

@@ -20,12 +20,12 @@ Result: not yet run at this size.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {
@@ -37,18 +37,33 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "held_out": 256,
             },
             "model": {
-                "channels": 128,
-                "multipliers": (1, 2, 2, 2),
-                "num_blocks": 2,
-                "attention_resolutions": (8, 16),
-                "emb_channels": 512,
+                "output": "v",
+                "unet": {
+                    "channels": 128,
+                    "multipliers": (1, 2, 2, 2),
+                    "num_blocks": 2,
+                    "attention_resolutions": (8, 16),
+                    "head_dim": 64,
+                    "emb_channels": 512,
+                },
             },
+            "diffusion": {"schedule": "cosine"},
             "train": {
                 "steps": 300_000,
                 "batch_size": 128,
                 "learning_rate": 2e-4,
+                "dropout": 0.1,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
             },
-            "distill": {"batch_size": 128, "learning_rate": 1e-4},
+            "distill": {
+                "start_steps": 1024,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 128,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+            },
         }
     )
     return config

@@ -19,12 +19,12 @@ Result: not yet run at this size.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {
@@ -37,21 +37,33 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "workers": 8,
             },
             "model": {
-                "channels": 128,
-                "multipliers": (1, 1, 2, 2, 4, 4),
-                "num_blocks": 2,
-                "attention_resolutions": (16,),
-                "num_heads": 1,
-                "head_dim": 0,
-                "emb_channels": 512,
+                "output": "v",
+                "unet": {
+                    "channels": 128,
+                    "multipliers": (1, 1, 2, 2, 4, 4),
+                    "num_blocks": 2,
+                    "attention_resolutions": (16,),
+                    "head_dim": 512,  # one head
+                    "emb_channels": 512,
+                },
             },
+            "diffusion": {"schedule": "cosine"},
             "train": {
                 "steps": 500_000,
                 "batch_size": 64,
                 "learning_rate": 2e-5,
                 "dropout": 0.0,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
             },
-            "distill": {"batch_size": 64, "learning_rate": 2e-5},
+            "distill": {
+                "start_steps": 1024,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 64,
+                "learning_rate": 2e-5,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+            },
         }
     )
     return config

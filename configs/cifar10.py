@@ -22,32 +22,44 @@ Result: not yet run at this size. The paper reports FID 9.12, 4.51, 3.00 and 2.5
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {"name": "cifar10", "image_size": 32},
             "model": {
-                "channels": 256,
-                "multipliers": (1, 1, 1),
-                "num_blocks": 3,
-                "attention_resolutions": (8, 16),
-                "num_heads": 1,
-                "head_dim": 0,
-                "emb_channels": 1024,
+                "output": "v",
+                "unet": {
+                    "channels": 256,
+                    "multipliers": (1, 1, 1),
+                    "num_blocks": 3,
+                    "attention_resolutions": (8, 16),
+                    "head_dim": 256,  # one head
+                    "emb_channels": 1024,
+                },
             },
+            "diffusion": {"schedule": "cosine"},
             "train": {
                 "steps": 800_000,
                 "batch_size": 128,
-                "dropout": 0.2,
                 "learning_rate": 2e-4,
                 "weight_decay": 0.001,
+                "dropout": 0.2,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
             },
-            "distill": {"start_steps": 8192, "batch_size": 128},
+            "distill": {
+                "start_steps": 8192,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 128,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+            },
         }
     )
     return config

@@ -36,6 +36,8 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "w_max": 4.0,
                 "batch_size": 128,
                 "learning_rate": 1e-4,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
             },
             "distill": {"start_steps": 1024},
             "evaluate": {

@@ -4,7 +4,7 @@ r"""Handwritten digits, 8x8, told the class: one student for every strength of g
 
 or stage by stage: --config configs/digits_guided.py:train, then :guide, :distill,
 :evaluate, :sample. The stochastic ladder is another one, beside the first:
---config configs/digits_guided.py:distill --config.distill.ladder=stochastic
+--config configs/digits_guided.py:distill --config.distill.method=stochastic
 
 The network is that of configs/digits.py, with 10 classes; what is taught, and the range
 of strengths, are those of Meng et al. (2023), arXiv:2210.03142. Theirs are pictures of
@@ -43,17 +43,17 @@ def get_config(stage: str = "all") -> ConfigDict:
             "model": {"num_classes": 10},
             "train": {"steps": 6000, "label_dropout": 0.1},
             "guide": {
-                **digits.OPTIMISATION,
                 "steps": 6000,
                 "w_min": 0.0,
                 "w_max": 4.0,
                 "w_features": 32,
                 "w_scale": 4.0,
-                "sample_steps": 64,
+                "batch_size": 64,
                 "learning_rate": 1e-3,
                 "warmup_steps": 200,
                 "decay": "cosine",
                 "ema_decay": 0.998,
+                "weight": "snr_trunc",
             },
             "distill": {
                 "updates": "400, 16: 600, 8: 1500, 4: 2500, 2: 2500, 1: 4000",

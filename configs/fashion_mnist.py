@@ -14,12 +14,12 @@ Result: not yet run at this size.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {
@@ -29,18 +29,33 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "resize": "pad",
             },
             "model": {
-                "channels": 64,
-                "multipliers": (1, 2, 2),
-                "num_blocks": 2,
-                "attention_resolutions": (8,),
-                "emb_channels": 256,
+                "output": "v",
                 "num_classes": 10,
+                "unet": {
+                    "channels": 64,
+                    "multipliers": (1, 2, 2),
+                    "num_blocks": 2,
+                    "attention_resolutions": (8,),
+                    "head_dim": 64,
+                    "emb_channels": 256,
+                },
             },
-            "train": {"steps": 100_000, "batch_size": 128, "learning_rate": 2e-4},
+            "diffusion": {"schedule": "cosine"},
+            "train": {
+                "steps": 100_000,
+                "batch_size": 128,
+                "learning_rate": 2e-4,
+                "dropout": 0.1,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
             "distill": {
                 "start_steps": 512,
                 "updates": "10000, 2: 20000, 1: 20000",
                 "batch_size": 128,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
             },
             "evaluate": {"reference_steps": 512, "num": 10_000},
         }

@@ -21,12 +21,12 @@ Result: yours.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {
@@ -39,23 +39,34 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "model": {
                 "num_classes": 0,  # 3. the number of sub-folders; 0: not told which
-                "channels": 128,
-                "multipliers": (1, 2, 2, 2),
-                "num_blocks": 2,
-                "attention_resolutions": (8, 16),
-                "emb_channels": 512,
+                "output": "v",
+                "unet": {
+                    "channels": 128,
+                    "multipliers": (1, 2, 2, 2),
+                    "num_blocks": 2,
+                    "attention_resolutions": (8, 16),
+                    "head_dim": 64,
+                    "emb_channels": 512,
+                },
             },
+            "diffusion": {"schedule": "cosine"},
             "train": {
                 "steps": 200_000,
                 "batch_size": 64,
                 "learning_rate": 1e-4,
+                "dropout": 0.1,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
                 "eval_every_steps": 5000,
                 "sample_every_steps": 5000,
             },
             "distill": {
+                "start_steps": 1024,
                 "updates": "10000, 2: 20000, 1: 20000",
                 "batch_size": 64,
                 "learning_rate": 5e-5,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
             },
         }
     )

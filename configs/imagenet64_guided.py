@@ -5,7 +5,7 @@ r"""ImageNet, 64x64: one student for every strength of guidance in [0, 4].
 or stage by stage: --config configs/imagenet64_guided.py:train, then :guide, :distill,
 :evaluate, :sample. The stochastic ladder, which the paper finds better from 4 steps on
 for w = 0, is another: --config configs/imagenet64_guided.py:distill
---config.distill.ladder=stochastic. The network and the data are those of
+--config.distill.method=stochastic. The network and the data are those of
 configs/imagenet64.py.
 
 Follows Meng et al. (2023), arXiv:2210.03142, in what it trains and in the range of
@@ -29,7 +29,15 @@ def get_config(stage: str = "all") -> ConfigDict:
     config.update(
         {
             "train": {"label_dropout": 0.1},
-            "guide": {"steps": 100_000, "w_min": 0.0, "w_max": 4.0},
+            "guide": {
+                "steps": 100_000,
+                "w_min": 0.0,
+                "w_max": 4.0,
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
             "evaluate": {
                 "w": (0.0, 0.3, 1.0, 4.0),
                 "samplers": ("dpmpp_2m",),

@@ -1,7 +1,7 @@
 """A model of another project: imported, and then a teacher like any other.
 
     python launch.py --config configs/import_model.py:import --workdir runs/x \
-        --config.source.kind=diffusers --config.source.path=ddpm-cifar10-32
+        --config.source.path=ddpm-cifar10-32
     python launch.py --config configs/import_model.py:sample --workdir runs/x \
         --config.sample.steps=50
     python launch.py --config configs/cifar10.py:distill --workdir runs/x
@@ -13,19 +13,20 @@ are the config's: take the one of the data that the model knows, or set `data` h
 A model that predicts eps is first made to predict v, in a workdir of its own:
 
     python launch.py --config configs/cifar10.py:train --workdir runs/y \
-        --config.train.init_from=runs/x/train
+        --config.train.init_from=runs/x/train --config.train.steps=50000 \
+        --config.train.learning_rate=1e-4
 
-Deviations from the paper: those of configs/paper.py. Measured: docs/interop.md.
+Deviations from the paper: those of configs/defaults.py. Measured: docs/interop.md.
 """
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "import") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {"image_size": 0, "channels": 0},  # the model's

@@ -21,12 +21,12 @@ Result: not yet run at this size.
 
 from ml_collections import ConfigDict
 
-from configs import paper
+from configs import defaults
 
 
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
-    config = paper.get_config(stage)
+    config = defaults.get_config(stage)
     config.update(
         {
             "data": {
@@ -37,15 +37,33 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "workers": 8,
             },
             "model": {
-                "channels": 64,
-                "multipliers": (1, 2, 4, 6, 8),
-                "num_blocks": 3,
-                "attention_resolutions": (8, 16, 32),
-                "num_heads": 0,
-                "head_dim": 64,
-                "emb_channels": 768,
+                "output": "v",
+                "unet": {
+                    "channels": 64,
+                    "multipliers": (1, 2, 4, 6, 8),
+                    "num_blocks": 3,
+                    "attention_resolutions": (8, 16, 32),
+                    "head_dim": 64,
+                    "emb_channels": 768,
+                },
             },
-            "train": {"steps": 400_000},
+            "diffusion": {"schedule": "cosine"},
+            "train": {
+                "steps": 400_000,
+                "batch_size": 2048,
+                "learning_rate": 3e-4,
+                "dropout": 0.1,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
+            "distill": {
+                "start_steps": 1024,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+            },
         }
     )
     return config

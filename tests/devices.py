@@ -17,6 +17,7 @@ import optax
 from configs import digits
 from vdiff_jax import parallel
 from vdiff_jax.datasets.shuffle import batch_indices
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.data import make_feeder, make_source
 from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
@@ -38,16 +39,21 @@ def config(**changes):
     made.update(
         {
             "model": {
-                "channels": 8, "num_blocks": 1, "emb_channels": 64, "groups": 4,
-                "num_heads": 1,
+                "unet": {
+                    "channels": 8, "num_blocks": 1, "emb_channels": 64, "groups": 4,
+                    "head_dim": 8,
+                },
             },
             "train": {"batch_size": BATCH_SIZE, "warmup_steps": 0, "steps": STEPS},
             "distill": {"batch_size": BATCH_SIZE},
         }
     )  # fmt: skip
     for field, value in changes.items():
-        section, _, name = field.partition("__")
-        made[section][name] = value
+        *sections, name = field.split("__")
+        change = {name: value}
+        for section in reversed(sections):
+            change = {section: change}
+        made.update(change)
     return made
 
 
@@ -55,7 +61,7 @@ class Bench:
     """A model, its step and its data, on all devices."""
 
     def __init__(self, config, stage="train"):
-        self.config, self.section = config, config[stage]
+        self.config, self.section = config, section_of(config, stage)
         self.model = make_model(config)
         self.mesh = parallel.make_mesh(config.parallel.fsdp)
         self.feeder = make_feeder(config, self.section, self.mesh)

@@ -25,7 +25,7 @@ def test_every_candidate_has_a_name_of_its_own_and_is_found_in_its_row():
     config = tiny.config("evaluate", model={**tiny.TINY["model"], "num_classes": 10})
     config.guide.steps = 1
     config.evaluate.update({"w": (0.0, 0.5, 4.0), "steps": (1, 2)})
-    found = candidates(config, ["deterministic", "stochastic"])
+    found = candidates(config, ["progressive", "stochastic"])
     assert len({str(one) for one in found}) == len(found)
     rows = [
         Measurement(**one.to_json(), evaluations=1, metric="fid", value=1.0)
@@ -34,4 +34,4 @@ def test_every_candidate_has_a_name_of_its_own_and_is_found_in_its_row():
     assert [measured(row) for row in rows] == found
     assert {one.w for one in found} == {0.0, 0.5, 4.0}
     methods = {one.role.method for one in found if one.role.is_student}
-    assert methods == {"deterministic", "stochastic"}
+    assert methods == {"progressive", "stochastic"}

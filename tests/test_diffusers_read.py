@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def _net(found, dtype):
     model = found.fields["model"]
     return UNet(
-        **fields_of(model["unet"]),
+        **fields_of(model["unet"]["layout"]),
         out_channels=3,
         num_classes=model["num_classes"],
         timesteps=LINEAR,

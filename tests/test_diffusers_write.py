@@ -35,9 +35,10 @@ NETS = {
 def _model(guided=False, **options):
     config = tiny.config("train")
     config.data.update({"image_size": 16, "channels": 3})
-    config.model.update(
-        {"multipliers": (1, 2), "patch": 1, "emb_channels": 40, **options}
-    )
+    unet = {"multipliers": (1, 2), "patch": 1, "emb_channels": 40}
+    of_unet = options.keys() & config.model.unet.keys()
+    unet |= {name: options.pop(name) for name in of_unet}
+    config.update({"model": {"unet": unet, **options}})
     config.guide.steps = 1
     return make_model(config, guided=guided)
 
@@ -167,10 +168,9 @@ def test_three_betas_make_one_step_in_float32(logsnr_min):
     [
         ({"output": "both"}, "predicts 'both'"),
         ({"output": "eps"}, "finetune it to v"),
-        ({"patch": 2}, "model.patch=2"),
+        ({"patch": 2}, "model.unet.patch=2"),
         ({"dtype": "bfloat16"}, "bfloat16"),
         ({"num_classes": 10, "guided": True}, "set export.w"),
-        ({"attention_resolutions": (16, 8), "num_heads": 2}, "one size for all"),
         ({"computed_from": "eps"}, "it is a Converted"),
     ],
     ids=str,
@@ -193,6 +193,7 @@ def _with_levels(net, **changes):
     [
         (lambda net: {"latent_scale": 0.18}, "its data are latents"),
         (lambda net: {"net": _with_levels(net, num_blocks=2)}, "numbers of bl"),
+        (lambda net: {"net": _with_levels(net, num_heads=2)}, "one size for all"),
         (
             lambda net: {
                 "net": _with_levels(

@@ -163,8 +163,8 @@ def test_only_what_changed_is_measured_again(workdir, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sample": {"clip": False}},
-        {"sample": {"clip_value": 1.2}},
+        {"sample": {"clip": "none"}},
+        {"sample": {"clip": "both:1.2"}},
         {"evaluate": {"seed": 5}},
         {"evaluate": {"num": 25}},
         {"evaluate": {"features": ("pixels",)}},

@@ -14,7 +14,10 @@ from vdiff_jax.types import Batch
 def _model(latent_scale):
     config = digits.get_config("train")
     config.update(
-        {"data": {"latent_scale": latent_scale}, "sample": {"clip": latent_scale == 0}}
+        {
+            "data": {"latent_scale": latent_scale},
+            "sample": {"clip": "none" if latent_scale else "x"},
+        }
     )
     return config, make_model(config)
 

@@ -61,7 +61,7 @@ def made(tmp_path_factory):
         patch.setattr(build, "train_step", watched)
         for stage in ("train", "guide", "distill"):
             launch.launch(_config(stage), workdir)
-        stochastic = {**DISTILL, "ladder": "stochastic"}
+        stochastic = {**DISTILL, "method": "stochastic"}
         launch.launch(_config("distill", distill=stochastic), workdir)
     return workdir, steps
 
@@ -113,7 +113,7 @@ def test_a_teacher_of_another_network_is_refused():
 def test_the_guided_student_is_the_first_teacher_of_the_ladder(workdir):
     result = _result(layout.folder_of(workdir, student(4)))
     assert result["teacher"] == str(layout.folder_of(workdir, GUIDED))
-    assert result["ladder"] == "deterministic"
+    assert result["method"] == "progressive"
     guided, base = (
         _result(layout.folder_of(workdir, GUIDED)),
         _result(workdir / "train"),
@@ -125,13 +125,13 @@ def test_the_guided_student_is_the_first_teacher_of_the_ladder(workdir):
 def test_both_ladders_are_in_one_workdir_and_differ(workdir):
     one, other = (
         _result(layout.folder_of(workdir, student(1, ladder)))
-        for ladder in ("deterministic", "stochastic")
+        for ladder in ("progressive", "stochastic")
     )
     assert one["params_sha256"] != other["params_sha256"]
-    assert other["ladder"] == "stochastic"
+    assert other["method"] == "stochastic"
 
 
-@pytest.mark.parametrize("ladder", ["deterministic", "stochastic"])
+@pytest.mark.parametrize("ladder", ["progressive", "stochastic"])
 def test_students_take_the_strength_and_learn_from_it(workdir, ladder):
     config = _config("sample")
     z_t = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
@@ -223,7 +223,7 @@ def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_p
 
 def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys):
     copy = shutil.copytree(workdir, tmp_path / "copy")
-    sample = {**tiny.TINY["sample"], "guidance_scale": (8.0,)}
+    sample = {**tiny.TINY["sample"], "w": (7.0,)}
     launch.launch(_config("sample", sample=sample), copy)
     told = capsys.readouterr().err
     assert "w = 7, guidance scale 8 is outside" in told
@@ -233,12 +233,17 @@ def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample": {"w": (1.0,), "guidance_scale": (2.0,)}}, "Set one of sample.w"),
-        ({"sample": {"w": (-0.5,)}}, "must not be negative"),
-        ({"model": {"num_classes": 0}, "sample": {"w": (1.0,)}}, "told a class"),
+        (
+            {"sample": {"w": (-0.5,)}},
+            r"sample\.w=\(-0\.5,\) must be a tuple of guidance",
+        ),
+        (
+            {"model": {"num_classes": 0}, "sample": {"w": (1.0,)}},
+            "conditioned on a class",
+        ),
         ({"sample": {"labels": (3, 10)}}, "must be from 0 to 9"),
         ({"sample": {"guidance_interval": (0.5, 0.2)}}, "guidance_interval"),
-        ({"sample": {"threshold": 2.0}}, "sample.threshold"),
+        ({"sample": {"clip": "dynamic:2"}}, "sample.clip='dynamic:2' must be"),
         ({"sample": {"sampler": "stochastic", "steps": 64}}, "steps of 1/64 only"),
     ],
 )

@@ -88,7 +88,7 @@ def test_the_network_is_found_from_its_parameters(
     assert found.fields["model"]["output"] == output
     assert found.fields["model"]["num_classes"] == num_classes
     again = UNet(
-        **fields_of(found.fields["model"]["unet"]),
+        **fields_of(found.fields["model"]["unet"]["layout"]),
         out_channels=net.out_channels,
         num_classes=num_classes,
     )
@@ -124,7 +124,7 @@ def test_the_stage_makes_it_a_teacher_whose_steps_its_students_halve(tmp_path):
     params, workdir = _random(_net()), tmp_path / "workdir"
     file = _write(tmp_path / "file", _as_released(params, num_steps=16))
     config = import_model.get_config("import")
-    config.source.update({"kind": "released", "path": str(file)})
+    config.source.path = str(file)
     config.data.image_size = 8
     launch.launch(config, workdir)
     config = imported.resolved(tiny.config("distill", data={"channels": 3}), workdir)

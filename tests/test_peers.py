@@ -240,7 +240,9 @@ def test_what_the_peers_do_not_cover_is_refused(change):
 def _sized(size):
     config = {"digits": digits, "cifar4m": cifar10}[size].get_config("train")
     if size == "cifar4m":
-        config.update({"model": {"channels": 64, "emb_channels": 256}})
+        config.update(
+            {"model": {"unet": {"channels": 64, "head_dim": 64, "emb_channels": 256}}}
+        )
     return config
 
 

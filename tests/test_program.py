@@ -27,8 +27,8 @@ MOST = {
 def step(request):
     """A stage, the digits' network, and its compiled step."""
     config = devices.config(
-        model__channels=32, model__num_blocks=2, model__emb_channels=128,
-        model__groups=8, model__num_heads=2,
+        model__unet__channels=32, model__unet__num_blocks=2,
+        model__unet__emb_channels=128, model__unet__groups=8, model__unet__head_dim=16,
     )  # fmt: skip
     bench = devices.Bench(config, request.param)
     return request.param, bench.model, bench.compiled

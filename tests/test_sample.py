@@ -141,10 +141,13 @@ def _random(model):
     [
         ({"labels": (3,)}, r"sample\.labels=\(3,\), but this model knows no classes"),
         ({"noise": "none.npy"}, r"sample\.noise='none\.npy' cannot be read"),
-        ({"num": 0}, "sample.num must be at least 1, got 0"),
-        ({"interpolate": -1}, "sample.interpolate must be at least 0, got -1"),
-        ({"clip_value": -1.0}, "sample.clip_value must not be negative, got -1"),
-        ({"eta": 1.5}, r"sample\.eta must be in \[0, 1\], got 1.5"),
+        ({"num": 0}, "sample.num=0 must be a whole number of at least 1"),
+        (
+            {"interpolate": -1},
+            "sample.interpolate=-1 must be a whole number of at least 0",
+        ),
+        ({"clip": "both:-1"}, "sample.clip='both:-1' must be x, none, both:F with F"),
+        ({"eta": 1.5}, r"sample\.eta=1\.5 must be a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(project, sample, message):

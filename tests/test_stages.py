@@ -179,7 +179,7 @@ def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_pa
         "checkpoint_every_steps": 0, "checkpoint_every_minutes": 1e-9,
         "keep_checkpoints": 9,
     }  # fmt: skip
-    launch.launch(tiny.config("train", train=by_the_clock, profile=2), tmp_path)
+    launch.launch(tiny.config("train", train=by_the_clock), tmp_path, profile=2)
     assert list((tmp_path / "train" / "profile").rglob("*.xplane.pb"))
     assert checkpoints.steps(tmp_path / "train" / "checkpoints") == [4, 6]
     found, expected = _result(tmp_path / "train"), _result(project / "train")
@@ -274,8 +274,10 @@ def test_the_template_for_a_folder_needs_its_three_fields_only(tmp_path):
     )
     config.update(  # and less of everything
         {
-            "model": tiny.TINY["model"]
-            | {"num_classes": 2, "head_dim": 0, "multipliers": (1,)},
+            "model": {
+                "num_classes": 2,
+                "unet": {**tiny.TINY["model"]["unet"], "multipliers": (1,)},
+            },
             "train": {"steps": 2, "batch_size": 8, "sample_steps": 2},
             "data": {"held_out": 8, "workers": 1},
         }
@@ -299,7 +301,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
         "source": "npz", "path": str(tmp_path / "all.npz"), "train_split": "",
         "held_out_fraction": 0.1, "latent_scale": 0.2, "channels": 5, "held_out": 8,
     }  # fmt: skip
-    sample = {"clip": False, "num": 30, "batch_size": 30, "steps": 2}
+    sample = {"clip": "none", "num": 30, "batch_size": 30, "steps": 2}
     workdir = tmp_path / "workdir"
     for stage in ("train", "sample"):
         launch.launch(tiny.config(stage, data=data, sample=sample), workdir)
@@ -312,7 +314,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
         assert grid.mode == "RGB"
     with pytest.raises(ValueError, match="compares pictures, and these data are lat"):
         launch.launch(tiny.config("evaluate", data=data, sample=sample), workdir)
-    with pytest.raises(ValueError, match=r"set sample\.clip=False"):
+    with pytest.raises(ValueError, match=r"set sample\.clip='none'"):
         launch.launch(tiny.config("train", data=data), tmp_path / "other")
 
 
@@ -355,7 +357,9 @@ def test_a_missing_teacher_is_never_replaced(tmp_path):
 
 def test_a_teacher_of_another_architecture_is_refused(project, tmp_path):
     config = tiny.config(
-        "distill", model={"channels": 16}, distill={"teacher": str(project / "train")}
+        "distill",
+        model={"unet": {"channels": 16}},
+        distill={"teacher": str(project / "train")},
     )
     with pytest.raises(ValueError, match="of another architecture"):
         launch.launch(config, tmp_path)
@@ -413,7 +417,10 @@ def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/digits.py:trian"], "Unknown stage 'trian'"),
+        (
+            ["--config=configs/digits.py:trian"],
+            "stage='trian' must be one of all, train",
+        ),
         (["--config=configs/digits.py", "--config.train.stepz=1"], "stepz"),
         (["--config=configs/digits.py", "--config.train.steps=x"], "train.steps"),
         (["--config=configs/none.py"], "no config file configs/none.py"),

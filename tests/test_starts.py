@@ -54,7 +54,7 @@ def test_a_student_that_was_distilled_to_encode_does(
 ):
     folder, _ = pictures
     config = tiny.config(
-        "distill", distill={**tiny.TINY["distill"], "ladder": "encode"}
+        "distill", distill={**tiny.TINY["distill"], "method": "encode"}
     )
     config.distill.teacher = str(project / "train")
     launch.launch(config, tmp_path)
@@ -95,7 +95,7 @@ def test_each_picture_has_noise_of_its_own(project, pictures, tmp_path):
         ({"image": "nowhere.png"}, "nowhere.png"),
         ({"from_t": 0.5, "steps": 2}, "set sample.image"),
         ({"from_t": 0.3, "steps": 2, "image": "x.npy"}, "one of the times i / "),
-        ({"from_t": 0.0, "image": "x.npy"}, "above 0"),
+        ({"from_t": 0.0, "image": "x.npy"}, "a number above 0 and up to 1"),
     ],
 )
 def test_what_cannot_be_started_from_is_refused(project, tmp_path, sample, message):

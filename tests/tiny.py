@@ -4,8 +4,11 @@ from configs import digits
 
 TINY = {
     "model": {
-        "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4, "num_heads": 1,
         "num_classes": 0,
+        "unet": {
+            "channels": 8, "num_blocks": 1, "emb_channels": 16, "groups": 4,
+            "head_dim": 8,
+        },
     },
     "train": {
         "steps": 6, "batch_size": 8, "warmup_steps": 0, "sample_steps": 2,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.unet import UNet, num_parameters
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.model import Model
 
 Config = Any  # an `ml_collections.ConfigDict`
@@ -202,7 +203,7 @@ def train_step(
     net = _network(config, model, device).train()
     ema = copy.deepcopy(net).requires_grad_(False)
     denoise, schedule = _autocast(net, config, device), _schedule(config)
-    section, flip = config.train, config.data.flip
+    section, flip = section_of(config, "train"), config.data.flip
 
     def loss(images: Tensor, label: Tensor | None) -> Tensor:
         x = from_pixels(images)
@@ -223,7 +224,8 @@ def distill_step(
     net = _network(config, model, device).eval()  # without dropout, as ours
     teacher = copy.deepcopy(net).requires_grad_(False)
     student, guide = (_autocast(each, config, device) for each in (net, teacher))
-    schedule, section, flip = _schedule(config), config.distill, config.data.flip
+    section, flip = section_of(config, "distill"), config.data.flip
+    schedule = _schedule(config)
 
     def loss(images: Tensor, label: Tensor | None) -> Tensor:
         x = from_pixels(images)
@@ -305,14 +307,12 @@ COVERED = {
     "parallel.remat": False,
     "train.weight": "snr_trunc",
     "train.num_steps": 0,
-    "train.grad_accum_steps": 1,
+    "loop.grad_accum_steps": 1,
     "distill.weight": "snr_trunc",
     "distill.ema_decay": 0.0,
-    "distill.grad_accum_steps": 1,
     "sample.sampler": "ddim",
     "sample.eta": 0.0,
-    "sample.clip": True,
-    "sample.clip_value": 0.0,
+    "sample.clip": "x",
 }
 
 

@@ -16,11 +16,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 # The digits' config, shrunk. Saves are frequent, so that many kills fall into one.
 TINY = {
-    "model.channels": 8,
-    "model.num_blocks": 1,
-    "model.emb_channels": 16,
-    "model.groups": 4,
-    "model.num_heads": 1,
+    "model.unet.channels": 8,
+    "model.unet.num_blocks": 1,
+    "model.unet.emb_channels": 16,
+    "model.unet.groups": 4,
+    "model.unet.head_dim": 8,
     "data.held_out": 16,
     "train.steps": 120,
     "train.batch_size": 16,

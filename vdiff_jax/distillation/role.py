@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple, TypeAlias
 
 StageName: TypeAlias = Literal["train", "guide", "distill"]
-Method: TypeAlias = Literal["deterministic", "stochastic", "encode"]
+Method: TypeAlias = Literal["progressive", "stochastic", "encode"]
 RoleName: TypeAlias = Literal["base", "guided", "distilled"]
 
 STAGES: dict[RoleName, StageName] = {
@@ -51,14 +51,14 @@ class Role(NamedTuple):
         """A name for people."""
         if not self.is_student:
             return f"{self.name} model"
-        kind = "" if self.method == "deterministic" else f"{self.method} "
+        kind = "" if self.method == "progressive" else f"{self.method} "
         return f"{kind}student of {count(self.num_steps)}"
 
 
 BASE, GUIDED = Role("train"), Role("guide")
 
 
-def student(num_steps: int, method: Method = "deterministic") -> Role:
+def student(num_steps: int, method: Method = "progressive") -> Role:
     """The role of a student."""
     return Role("distill", method, num_steps)
 
@@ -78,7 +78,7 @@ def role_of(name: str, sampler: str, num_steps: int) -> Role:
 
 def method_of(sampler: str) -> Method:
     """The method whose students a sampler can draw with."""
-    return "stochastic" if sampler == "stochastic" else "deterministic"
+    return "stochastic" if sampler == "stochastic" else "progressive"
 
 
 def count(num_steps: int) -> str:

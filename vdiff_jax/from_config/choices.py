@@ -1,8 +1,11 @@
-"""What fields of a config may say."""
+"""What fields of a config may say, where that is more than a value."""
 
 import importlib
 import json
-from typing import Any, TypeAlias, get_args
+import math
+from typing import Any, TypeAlias
+
+from ml_collections import ConfigDict
 
 # An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
 Config: TypeAlias = Any
@@ -13,21 +16,48 @@ def as_json(config: Config) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def choice(field: str, value: str, choices: Any) -> Any:
-    """The value, if it is one of a `Literal`."""
-    if value not in get_args(choices):
-        raise ValueError(
-            f"{field}={value!r} is unknown; choose from {get_args(choices)}."
-        )
+def number(field: str, text: str) -> float:
+    """The finite number that a text says."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{field}: {text!r} is not a number.")
     return value
 
 
-def number(field: str, text: str) -> float:
-    """The number that a text says."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{field}: {text!r} is not a number.") from None
+def section_of(config: Config, stage: str) -> Config:
+    """The fields of a stage that trains: its own, and those of `loop`.
+
+    A field of `loop` that the stage has too is the stage's.
+    """
+    return ConfigDict({**config.loop, **config[stage]})
+
+
+def updates_table(text: str) -> tuple[int, dict[int, int]]:
+    """The updates of each student: the usual number, and exceptions by step count.
+
+    Args:
+      text: A number, then exceptions: "50000, 2: 100000, 1: 100000".
+
+    Raises:
+      ValueError: If it cannot be read, or a number is not above 0.
+    """
+    usual, *exceptions = text.split(",")
+    by_steps = dict(
+        (int(num_steps), int(updates))
+        for num_steps, updates in (entry.split(":") for entry in exceptions)
+    )
+    if min([int(usual), *by_steps, *by_steps.values()]) < 1:
+        raise ValueError(f"{text!r} has a number that is not above 0.")
+    return int(usual), by_steps
+
+
+def updates_of(text: str, num_steps: int) -> int:
+    """Updates of the student of `num_steps` steps; see `updates_table`."""
+    usual, by_steps = updates_table(text)
+    return by_steps.get(num_steps, usual)
 
 
 def user_function(field: str, path: str) -> Any:

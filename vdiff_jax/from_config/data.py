@@ -9,7 +9,7 @@ from vdiff_jax.datasets import catalog, device_feed
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.datasets.validation import Checked
-from vdiff_jax.from_config.choices import Config, choice, user_function
+from vdiff_jax.from_config.choices import Config, user_function
 
 OnDevice = Literal["auto", "always", "never"]
 
@@ -48,10 +48,11 @@ def _source(config: Config, split: catalog.Split) -> Source:
 def make_feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
     """Brings the training split to the step: from the host, or held on devices."""
     spec = config.data
-    place = choice("data.on_device", spec.on_device, OnDevice)
     pictures = make_source(config, "train")
     size = device_feed.size_in_bytes(pictures)
-    if place == "always" or (place == "auto" and size <= device_feed.LIMIT_BYTES):
+    if spec.on_device == "always" or (
+        spec.on_device == "auto" and size <= device_feed.LIMIT_BYTES
+    ):
         return device_feed.resident(
             pictures,
             batch_size=section.batch_size,

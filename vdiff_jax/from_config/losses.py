@@ -1,18 +1,17 @@
 """The losses that the stages train on."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from vdiff_jax import losses, schedules
+from vdiff_jax import losses
 from vdiff_jax.distillation.guided import (
     decoding_stochastically,
     encoding,
     imitation_loss,
 )
 from vdiff_jax.distillation.progressive import Plan, decoding, distillation_loss
-from vdiff_jax.from_config.choices import Config, choice, number
+from vdiff_jax.distillation.role import Method
+from vdiff_jax.from_config.choices import Config, number
 from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
@@ -21,22 +20,11 @@ from vdiff_jax.training.step import (
 )
 from vdiff_jax.types import Batch, Params, PerExample
 
-Ladder = Literal["deterministic", "stochastic", "encode"]
-PLANS: dict[str, Plan] = {
-    "deterministic": decoding,
+PLANS: dict[Method, Plan] = {
+    "progressive": decoding,
     "stochastic": decoding_stochastically,
     "encode": encoding,
 }
-
-
-def ladder_of(sampler: str) -> Ladder:
-    """The ladder whose students a sampler of `sample.sampler` can draw with."""
-    return "stochastic" if sampler == "stochastic" else "deterministic"
-
-
-def ladder_name(config: Config) -> Ladder:
-    """Which of the three ladders `distill` is about."""
-    return choice("distill.ladder", config.distill.ladder, Ladder)
 
 
 def loss_weight(name: str) -> losses.Weight:
@@ -46,12 +34,11 @@ def loss_weight(name: str) -> losses.Weight:
         "snr": losses.snr,
         "snr_trunc": losses.snr_trunc,
         "snr_plus_one": losses.snr_plus_one,
-        "v_mse": losses.snr_plus_one,
     }
     if name in plain:
         return plain[name]
     kind, _, gamma = name.partition(":")
-    if kind == "min_snr" and gamma:
+    if kind == "min_snr" and gamma and number("loss weight", gamma) > 0.0:
         return losses.min_snr(number("loss weight", gamma))
     raise ValueError(
         f"Unknown loss weight {name!r}; choose from {(*plain, 'min_snr:GAMMA')}."
@@ -61,13 +48,7 @@ def loss_weight(name: str) -> losses.Weight:
 def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
     """The loss of the base model; dropout is on where `train` is."""
     weigh = loss_weight(config.train.weight)
-    if not 0.0 <= config.train.label_dropout < 1.0:
-        raise ValueError(
-            f"train.label_dropout must be in [0, 1), got {config.train.label_dropout}."
-        )
     num_steps = config.train.num_steps or None
-    if num_steps is not None:
-        schedules.check_num_steps(model.schedule, num_steps)
 
     def loss(params: Params, batch: Batch, draws: losses.Draws) -> PerExample:
         x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
@@ -91,8 +72,6 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
 def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     """The loss of the student that imitates guidance; its teacher is an argument."""
     weigh, spec = loss_weight(config.guide.weight), config.guide
-    if not 0.0 <= spec.rescale <= 1.0:
-        raise ValueError(f"guide.rescale must be in [0, 1], got {spec.rescale}.")
     how = Guidance(rescale=spec.rescale)
 
     def loss(
@@ -116,7 +95,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
 
 def distill_loss(config: Config, model: Model) -> Loss:
     """The loss of a student; its teacher and its N are arguments of the step."""
-    weigh, plan = loss_weight(config.distill.weight), PLANS[ladder_name(config)]
+    weigh, plan = loss_weight(config.distill.weight), PLANS[config.distill.method]
 
     def loss(
         params: Params,

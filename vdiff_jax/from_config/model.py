@@ -1,5 +1,6 @@
 """The network, its output kind and its schedule."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax import diffusion, schedules
-from vdiff_jax.from_config.choices import Config, choice, user_function
+from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.interop import conventions
 from vdiff_jax.model import Model
-from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, LogsnrInput, Style
+from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, Style
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.nets.wrappers import Converted, Function
@@ -24,48 +25,27 @@ STYLES: dict[str, Style] = {"salimans_ho": SALIMANS_HO, "ddpm": DDPM, "adm": ADM
 
 
 def make_model(config: Config, *, guided: bool = False) -> Model:
-    """The network, its output kind and its schedule.
+    """The network, its output kind and its schedule; see `check` for what must hold.
 
     Args:
       config: The whole config.
-      guided: Whether it is a student that takes the strength of guidance.
+      guided: Whether it is a student that takes the guidance weight.
     """
     size, channels = config.data.image_size, config.data.channels
-    output = choice("model.output", config.model.output, diffusion.Output)
-    said = config.model.computed_from or output
-    choice("model.computed_from", said, diffusion.Output)
-    if said != output and output == "both":
-        raise ValueError(
-            f"model.output='both' cannot be computed from {said!r}: choose x, eps or v."
-        )
-    out_channels = channels * (2 if said == "both" else 1)
-    latent_scale = config.data.latent_scale
-    if latent_scale < 0:
-        raise ValueError(f"data.latent_scale must not be negative, got {latent_scale}.")
-    if latent_scale and config.sample.clip:
-        raise ValueError(
-            f"sample.clip=True keeps x in [-1, 1], but latents (data.latent_scale="
-            f"{latent_scale}) have no bounds: set sample.clip=False."
-        )
-    if guided and not config.model.num_classes:
-        raise ValueError(
-            "The guide stage needs a model that is told a class: set"
-            " model.num_classes, and train with train.label_dropout > 0."
-        )
-    net = _net(config, out_channels, guided)
-    if said != output:
-        net = Converted(net, partial(diffusion.denoiser, kind=said), output)
-    made = Model(
+    output = config.model.output
+    predicted = config.model.computed_from or output
+    net = _net(config, channels * (2 if predicted == "both" else 1), guided)
+    if predicted != output:
+        net = Converted(net, partial(diffusion.denoiser, kind=predicted), output)
+    return Model(
         net=net,
         output=output,
         schedule=make_schedule(config),
         image_shape=(size, size, channels),
         num_classes=config.model.num_classes,
-        latent_scale=latent_scale,
+        latent_scale=config.data.latent_scale,
         w_range=w_range(config) if guided else None,
     )
-    made.abstract_params()  # refuses sizes that do not fit together
-    return made
 
 
 def has_guide(config: Config) -> bool:
@@ -79,23 +59,12 @@ def make_student(config: Config) -> Model:
 
 
 def w_range(config: Config) -> tuple[float, float]:
-    """The strengths of guidance that the guide stage trains for."""
-    low, high = config.guide.w_min, config.guide.w_max
-    if not 0.0 <= low <= high:
-        raise ValueError(
-            f"guide.w_min={low} and guide.w_max={high} must be a range of strengths,"
-            " from 0 up."
-        )
-    return low, high
+    """The guidance weights that the guide stage trains for."""
+    return config.guide.w_min, config.guide.w_max
 
 
 def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if config.model.net == "unet":
-        if config.model.convention:
-            raise ValueError(
-                f"model.convention={config.model.convention!r} is of a network of your"
-                " own (model.net); the U-Net follows ours."
-            )
         return _unet(config, out_channels, guided)
     make_net = user_function("model.net", config.model.net)
     options = {"w_features": config.guide.w_features} if guided else {}
@@ -110,26 +79,23 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
 
 def _of_convention(config: Config, net: nn.Module) -> nn.Module:
     """A network of the user's own that follows another convention than ours."""
-    spec, table = config.model, _timesteps(config)
-    convention = choice("model.convention", spec.convention, conventions.Convention)
-    says = choice("model.output", spec.output, Literal["x", "eps", "v"])
-    if (convention == "ddpm") != bool(table):
-        raise ValueError(
-            f"model.convention={convention!r} and model.timesteps={spec.timesteps!r} do"
-            " not fit: a ddpm, and nothing else, is told steps of a chain."
-        )
     denoiser_of = {
         "edm": conventions.from_edm,
         "v_diffusion": conventions.from_v_diffusion,
         "flow": conventions.from_flow,
-        "ddpm": partial(conventions.from_ddpm, table=table),
-    }[convention]
-    return Converted(net, denoiser_of, says)
+        "ddpm": partial(conventions.from_ddpm, table=_timesteps(config)),
+    }[config.model.convention]
+    return Converted(net, denoiser_of, config.model.output)
 
 
 def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
-    spec = config.model
-    shape = fields_of(spec.unet) if spec.unet else _shape(config)
+    spec, unet = config.model, config.model.unet
+    if unet.layout:
+        shape = fields_of(unet.layout)
+    else:
+        shape = shape_of(
+            unet, config.data.image_size, lambda features: features // unet.head_dim
+        )
     return UNet(
         **shape,
         out_channels=out_channels,
@@ -137,63 +103,54 @@ def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
         w_features=config.guide.w_features if guided else 0,
         w_scale=config.guide.w_scale,
         dropout=config.train.dropout,
-        patch=spec.patch,
+        patch=unet.patch,
         timesteps=_timesteps(config),
-        dtype=jnp.dtype(choice("model.dtype", spec.dtype, DType)),
+        dtype=jnp.dtype(spec.dtype),
         remat=config.parallel.remat,
     )
 
 
-def _shape(config: Config) -> dict[str, Any]:
-    """The fields of a `UNet` that `model.unet` could tell, from those for people."""
-    spec = config.model
-    if (spec.num_heads > 0) == (spec.head_dim > 0):
-        raise ValueError(
-            f"Set one of model.num_heads={spec.num_heads} and"
-            f" model.head_dim={spec.head_dim}, and the other to 0."
-        )
+def shape_of(
+    unet: Config, image_size: int, heads_of: Callable[[int], int]
+) -> dict[str, Any]:
+    """The fields of a `UNet` that a layout could tell, from those for people.
 
-    def heads(features: int) -> int:
-        num_heads = spec.num_heads or features // spec.head_dim
-        if num_heads == 0 or features % (spec.head_dim or num_heads):
-            raise ValueError(
-                f"{features} channels do not divide into model.num_heads="
-                f"{spec.num_heads} heads of model.head_dim={spec.head_dim}."
-            )
-        return num_heads
-
-    levels = []
-    for depth, multiplier in enumerate(spec.multipliers):
-        features = spec.channels * multiplier
-        if features % spec.groups:
-            raise ValueError(
-                f"model.groups={spec.groups} does not divide the {features} channels"
-                f" of level {depth}."
-            )
-        resolution = config.data.image_size // spec.patch >> depth
-        attends = resolution in spec.attention_resolutions
-        levels.append(
-            Level(
-                features=features,
-                num_blocks=spec.num_blocks,
-                num_heads=heads(features) if attends else 0,
-                resample_in_block=spec.resample_in_block,
-            )
+    Args:
+      unet: The section `model.unet`.
+      image_size: Height and width of an image.
+      heads_of: The number of heads for a number of features.
+    """
+    features = [unet["channels"] * multiplier for multiplier in unet["multipliers"]]
+    levels = tuple(
+        Level(
+            features=width,
+            num_blocks=unet["num_blocks"],
+            num_heads=heads_of(width) if attends else 0,
+            resample_in_block=unet["resample_in_block"],
         )
+        for width, attends in zip(features, attending(unet, image_size), strict=True)
+    )
     return {
-        "levels": tuple(levels),
-        "emb_features": spec.emb_channels,
-        "mid_heads": heads(levels[-1].features),
-        "groups": spec.groups,
-        "style": STYLES[choice("model.style", spec.style, StyleName)],
-        "logsnr_input": choice("model.logsnr_input", spec.logsnr_input, LogsnrInput),
+        "levels": levels,
+        "emb_features": unet["emb_channels"],
+        "mid_heads": heads_of(features[-1]),
+        "groups": unet["groups"],
+        "style": STYLES[unet["style"]],
+        "logsnr_input": unet["logsnr_input"],
     }
+
+
+def attending(unet: Config, image_size: int) -> list[bool]:
+    """Which levels of the section `model.unet` have attention."""
+    return [
+        image_size // unet["patch"] >> depth in unet["attention_resolutions"]
+        for depth in range(len(unet["multipliers"]))
+    ]
 
 
 def make_schedule(config: Config) -> Schedule:
     """The noise schedule."""
     spec = config.diffusion
-    choice("diffusion.schedule", spec.schedule, ScheduleName)
     if spec.schedule == "cosine":
         return schedules.cosine(spec.logsnr_min, spec.logsnr_max)
     return schedules.from_betas(_betas(config, spec.schedule))

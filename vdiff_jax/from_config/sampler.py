@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdiff_jax import diffusion, samplers
-from vdiff_jax.from_config.choices import Config, choice, number
+from vdiff_jax.from_config.choices import Config, number
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import Guidance
 from vdiff_jax.model import Model
@@ -34,62 +34,57 @@ def make_sampler(config: Config, model: Model, name: str = "") -> Sampler:
       name: A sampler to take instead of the config's, deterministic if it is ddim.
     """
     spec = config.sample
-    kind = choice("sample.sampler", name or spec.sampler, SamplerName)
-    if not 0.0 <= spec.eta <= 1.0:
-        raise ValueError(f"sample.eta must be in [0, 1], got {spec.eta}.")
-    if spec.clip_value < 0:
-        raise ValueError(
-            f"sample.clip_value must not be negative, got {spec.clip_value}."
-        )
+    kind = name or spec.sampler
     eta = 0.0 if name or kind != "ddim" else spec.eta
     return Sampler(
         model,
         predictor=PREDICTORS[kind],
         stepper=_stepper(kind, eta),
         variance=variance_interpolation(spec.variance),
-        limits=_limits(spec),
+        limits=limits_of(spec.clip),
         guidance=make_guidance(config, model.schedule),
     )
 
 
-def _limits(spec: Config) -> list[diffusion.Limit]:
-    """What `sample` says of how far x_hat and eps_hat may go."""
-    if not 0.0 <= spec.threshold <= 1.0:
-        raise ValueError(f"sample.threshold must be in [0, 1], got {spec.threshold}.")
-    if spec.clip_value:
-        limit = spec.clip_value
+def limits_of(text: str) -> list[diffusion.Limit]:
+    """How far x_hat and eps_hat may go.
+
+    Args:
+      text: `x` keeps x_hat in [-1, 1], `none` keeps nothing, `both:F` keeps x_hat and
+        eps_hat in [-F, F], `dynamic:Q` is `diffusion.threshold` with the quantile Q.
+
+    Raises:
+      ValueError: If it is none of these.
+    """
+    if text == "none":
+        return []
+    if text == "x":
+        return [partial(diffusion.clip, limit=1.0)]
+    kind, _, size = text.partition(":")
+    if kind == "both" and (limit := number("sample.clip", size)) > 0.0:
         return [
             partial(diffusion.clip, limit=limit),
             partial(diffusion.clip_eps, limit=limit),
         ]
-    if spec.threshold:
-        return [partial(diffusion.threshold, share=spec.threshold)]
-    return [partial(diffusion.clip, limit=1.0)] if spec.clip else []
+    if kind == "dynamic" and 0.0 < (share := number("sample.clip", size)) <= 1.0:
+        return [partial(diffusion.threshold, share=share)]
+    raise ValueError(
+        f"sample.clip={text!r} must be x, none, both:F with F above 0, or dynamic:Q"
+        " with Q above 0 and up to 1."
+    )
 
 
 def asked_strengths(config: Config, model: Model) -> tuple[float, ...]:
-    """The strengths w of guidance that `sample` asks for, however it says so.
+    """The strengths w of guidance that `sample` asks for.
 
     Raises:
-      ValueError: If it says so in both ways, if a strength is negative, or if the model
-        cannot be guided.
+      ValueError: If the model cannot be guided.
     """
-    spec = config.sample
-    if spec.w and spec.guidance_scale:
-        raise ValueError(
-            f"Set one of sample.w={spec.w} and sample.guidance_scale="
-            f"{spec.guidance_scale}, which is 1 + w."
-        )
-    found = tuple(spec.w) or tuple(scale - 1.0 for scale in spec.guidance_scale)
+    found = tuple(config.sample.w)
     if found and not model.num_classes:
         raise ValueError(
-            "Guidance (sample.w, sample.guidance_scale) needs a model that is told a"
-            " class, and this one is not (model.num_classes=0)."
-        )
-    if any(w < 0.0 for w in found):
-        raise ValueError(
-            f"sample.w={found} must not be negative: 0 is no guidance, which is"
-            " sample.guidance_scale=1."
+            f"sample.w={found} needs a model that is conditioned on a class, and this"
+            " one is not (model.num_classes=0)."
         )
     return found
 
@@ -98,15 +93,6 @@ def make_guidance(config: Config, schedule: Schedule) -> Guidance:
     """What `sample` says of guidance, its strength apart."""
     spec = config.sample
     first, last = spec.guidance_interval
-    if not 0.0 <= first < last <= 1.0:
-        raise ValueError(
-            f"sample.guidance_interval={(first, last)} must be two times t, rising, in"
-            " [0, 1]."
-        )
-    if not 0.0 <= spec.guidance_rescale <= 1.0:
-        raise ValueError(
-            f"sample.guidance_rescale must be in [0, 1], got {spec.guidance_rescale}."
-        )
     return Guidance(
         rescale=spec.guidance_rescale,
         logsnr_min=-math.inf if last == 1.0 else float(schedule(jnp.float32(last))),

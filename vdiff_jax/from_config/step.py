@@ -25,14 +25,14 @@ from vdiff_jax.types import Params
 
 
 def optimizer_of(section: Config) -> Any:
-    """The optimizer of a `train` or `distill` section, up to the learning rate."""
+    """The optimizer of a stage, up to the learning rate; see `section_of`."""
     return make_optimizer(
         grad_clip=section.grad_clip, weight_decay=section.weight_decay
     )
 
 
 def learning_rate_of(section: Config) -> LearningRate:
-    """The learning rate of a `train` or `distill` section."""
+    """The learning rate of a stage; see `section_of`."""
     return make_learning_rate(
         section.learning_rate, warmup_steps=section.warmup_steps, decay=section.decay
     )
@@ -48,11 +48,11 @@ def compiled_train_step(
     *,
     plain: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The compiled step of a `train` or `distill` section: many updates in a call.
+    """The compiled step of a stage that trains: many updates in a call.
 
     Args:
       config: The whole config.
-      section: Its `train` or `distill`.
+      section: The fields of the stage; see `section_of`.
       loss: Of the section.
       feeder: Its `read` becomes part of the step.
       mesh: The devices.

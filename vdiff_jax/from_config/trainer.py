@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import load
-from vdiff_jax.from_config.choices import Config, as_json
+from vdiff_jax.from_config.choices import Config, as_json, section_of
 from vdiff_jax.from_config.data import make_feeder, make_source
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import (
@@ -24,23 +24,26 @@ from vdiff_jax.types import Batch
 
 def make_tools(
     config: Config,
-    section: Config,
+    stage: str,
     model: Model,
     loss: Loss,
     eval_loss: Loss,
     *,
     passes: int,
+    profile: int = 0,
 ) -> Tools:
     """Builds and checks everything that a stage's runs share.
 
     Args:
       config: The whole config.
-      section: Its `train`, `guide` or `distill`.
+      stage: That trains: train, guide or distill.
       model: The network.
       loss: What is trained on.
       eval_loss: What is measured on held-out data.
       passes: Passes of the network in an update, a gradient counting as two.
+      profile: Updates of the first run to trace.
     """
+    section = section_of(config, stage)
     mesh = parallel.make_mesh(config.parallel.fsdp)
     parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
     optimizer = optimizer_of(section)
@@ -52,7 +55,7 @@ def make_tools(
     known = peak_flops(jax.local_devices()[0]) is not None
     parts = (config, section, loss, feeder, mesh, shardings)
     return Tools(
-        loop=loop_options(section),
+        loop=loop_options(config, stage),
         batch_size=section.batch_size,
         config=as_json(config),
         wandb_project=config.wandb_project,
@@ -67,21 +70,14 @@ def make_tools(
         held_out=_held_out(config, section.batch_size, mesh),
         mesh=mesh,
         flops_per_image=passes * model.forward_flops() if known else 0.0,
-        profile=Profile(config.profile),
+        profile=Profile(profile),
         compiled=set(),
     )
 
 
-def loop_options(section: Config) -> LoopOptions:
-    """How often the loop does what, as a section of the config says.
-
-    Raises:
-      ValueError: If `on_nonfinite` is unknown.
-    """
-    if section.on_nonfinite not in ("stop", "skip"):
-        raise ValueError(
-            f"on_nonfinite={section.on_nonfinite!r} is unknown; choose stop or skip."
-        )
+def loop_options(config: Config, stage: str) -> LoopOptions:
+    """How often the loop does what in a stage."""
+    section = section_of(config, stage)
     names = [field.name for field in dataclasses.fields(LoopOptions)]
     return LoopOptions(**{name: section[name] for name in names})
 

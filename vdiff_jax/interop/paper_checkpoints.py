@@ -43,11 +43,10 @@ def read(path: pathlib.Path, output: str, image_size: int) -> Imported:
     both = params["conv_out"]["kernel"].shape[3] == 2 * channels
     model = {
         "net": "unet",
-        "unet": describe(net),
+        "unet": {"layout": describe(net), "patch": 1},
         "timesteps": "",
         "output": "both" if both else output,
         "num_classes": net.num_classes,
-        "patch": 1,
     }
     cosine = {"schedule": "cosine", "logsnr_min": -20.0, "logsnr_max": 20.0}
     data = {"channels": channels, "image_size": image_size}

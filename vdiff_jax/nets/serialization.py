@@ -39,8 +39,8 @@ def fields_of(description: str) -> dict[str, Any]:
         fields["style"] = Style(**fields.get("style", {}))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"model.unet={description!r} does not describe a U-Net ({error}): let the"
-            " import stage write it, or leave it out."
+            f"model.unet.layout={description!r} does not describe a U-Net ({error}):"
+            " let the import stage write it, or leave it out."
         ) from error
     return fields
 

@@ -12,7 +12,8 @@ from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.losses import distill_loss, ladder_name
+from vdiff_jax.from_config.choices import updates_of
+from vdiff_jax.from_config.losses import distill_loss
 from vdiff_jax.from_config.model import (
     has_guide,
     make_schedule,
@@ -35,8 +36,7 @@ from vdiff_jax.workdir.trained import is_finished, load_params
 def check(project: Project) -> None:
     """Refuses step counts that are no ladder, and a named teacher that is not."""
     config = project.config
-    for role in students(project):
-        updates(config.distill.updates, role.num_steps)
+    students(project)
     schedules.check_num_steps(make_schedule(config), config.distill.start_steps)
     if config.distill.teacher:
         _first_teacher(project)
@@ -49,7 +49,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
             "stage": "distill",
             "num_steps": role.num_steps,
             "folder": str(project.folder(role)),
-            "updates": updates(project.config.distill.updates, role.num_steps),
+            "updates": updates_of(project.config.distill.updates, role.num_steps),
             "status": layout.status(project.folder(role)),
         }
         for role in students(project)
@@ -106,9 +106,8 @@ def under_way(project: Project) -> tuple[Tools, Run]:
 def students(project: Project) -> list[Role]:
     """The students, from the most steps to the fewest."""
     section = project.config.distill
-    method = ladder_name(project.config)
     return [
-        student(num_steps, method)
+        student(num_steps, section.method)
         for num_steps in ladder(section.start_steps, section.end_steps)
     ]
 
@@ -125,7 +124,7 @@ def run_of(
       role: The student.
     """
     config, num_steps = project.config, role.num_steps
-    num_updates = updates(config.distill.updates, num_steps)
+    num_updates = updates_of(config.distill.updates, num_steps)
     w = w_range(config)[1] if has_guide(config) else None
     return Run(
         name=f"distill {2 * num_steps} -> {num_steps}",
@@ -141,7 +140,7 @@ def run_of(
         samples=request(num_steps, w=w) if role.draws else None,
         facts={
             "num_steps": num_steps,
-            "ladder": role.method,
+            "method": role.method,
             "teacher": str(teacher),
             "teacher_step": (layout.result(teacher) or {}).get("step"),
             "teacher_sha256": params_sha256(teacher_params),
@@ -149,38 +148,13 @@ def run_of(
     )
 
 
-def updates(table: str, num_steps: int) -> int:
-    """Updates of the student of `num_steps` steps.
-
-    Args:
-      table: A number, then exceptions by step count: "50000, 2: 100000, 1: 100000".
-      num_steps: The student's N.
-
-    Raises:
-      ValueError: If the table cannot be read.
-    """
-    default, *exceptions = table.split(",")
-    try:
-        by_steps = dict(
-            (int(key), int(value))
-            for key, value in (entry.split(":") for entry in exceptions)
-        )
-        count = by_steps.get(num_steps, int(default))
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise ValueError(
-            f"distill.updates={table!r} is not a number above 0, or a table like"
-            ' "50000, 2: 100000, 1: 100000".'
-        )
-    return count
-
-
 def _tools(project: Project) -> Tools:
     config, model = project.config, make_student(project.config)
     loss = distill_loss(config, model)
     # Two passes of the teacher, one of the student, and its gradient.
-    tools = make_tools(config, config.distill, model, loss, loss, passes=5)
+    tools = make_tools(
+        config, "distill", model, loss, loss, passes=5, profile=project.profile
+    )
     sampler = students(project)[0].sampler
     if sampler == "ddim":
         return tools
@@ -192,7 +166,7 @@ def _load(project: Project, teacher: pathlib.Path, tools: Tools) -> Params:
 
 
 def _folder(project: Project) -> pathlib.Path:
-    return layout.students_folder(project.workdir, ladder_name(project.config))
+    return layout.students_folder(project.workdir, project.config.distill.method)
 
 
 def _write_ledger(project: Project) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE, GUIDED
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import has_guide, make_model, w_range
 from vdiff_jax.from_config.trainer import make_tools
@@ -73,7 +74,9 @@ def under_way(project: Project) -> tuple[Tools, Run]:
     teacher, student = make_model(config), make_model(config, guided=True)
     loss = guide_loss(config, teacher, student)
     # Both passes of the teacher, one of the student, and its gradient.
-    tools = make_tools(config, config.guide, student, loss, loss, passes=5)
+    tools = make_tools(
+        config, "guide", student, loss, loss, passes=5, profile=project.profile
+    )
     mesh = tools.mesh
     shardings = parallel.state_shardings(teacher.abstract_params(), mesh)
     params = load_params(teacher, folder, shardings)
@@ -88,7 +91,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         num_updates=config.guide.steps,
         start=lambda: with_weights_of(student, params, config.seed),
         order_seed=(config.seed, 0, 0),
-        samples=request(config.guide.sample_steps, w=w_range(config)[1]),
+        samples=request(section_of(config, "guide").sample_steps, w=w_range(config)[1]),
         facts={
             "teacher": str(folder),
             "teacher_step": (layout.result(folder) or {}).get("step"),

@@ -6,12 +6,12 @@ from typing import Any, Literal
 import jax
 
 from vdiff_jax import parallel
-from vdiff_jax.diffusion import Output
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import Config, as_json, choice
+from vdiff_jax.from_config.choices import Config, as_json, section_of
 from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.moved import current
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
 from vdiff_jax.interop.diffusers.read import read_folder
@@ -26,7 +26,7 @@ from vdiff_jax.workdir.trained import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
 # What a config says of a network of the user's own.
-OWN = ("net", "convention", "output", "timesteps", "num_classes", "patch")
+OWN = ("net", "convention", "output", "timesteps", "num_classes")
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
     return [
         {
             "stage": "import",
-            "kind": source.kind,
+            "kind": _kind(project.config),
             "path": source.path,
             "folder": str(folder),
             "status": layout.status(folder),
@@ -57,7 +57,7 @@ def run(project: Project) -> None:
     facts = {
         "params_sha256": params_sha256(params),
         "parameters": model.num_parameters(),
-        "source": as_json(config)["source"],
+        "source": {"kind": _kind(config), **as_json(config)["source"]},
         "num_steps": source.num_steps,
     }
     result = layout.result(folder)
@@ -68,7 +68,7 @@ def run(project: Project) -> None:
         )
     layout.claim(project, "source")
     if result is None:
-        state = init_state(params, optimizer_of(config.train))
+        state = init_state(params, optimizer_of(section_of(config, "train")))
         with checkpoints.open_folder(layout.checkpoint_folder(folder)) as manager:
             checkpoints.save(manager, state, {"run": "import", **facts})
         if parallel.is_main():
@@ -88,16 +88,22 @@ def described(config: Config) -> Config:
 def check(project: Project) -> None:
     """Refuses a source that cannot be, before anything is read."""
     config = project.config
-    spec = config.source
-    choice("source.kind", spec.kind, Kind)
-    choice("source.output", spec.output, Output)
-    if spec.kind != "function" and not spec.path:
-        raise ValueError(f"source.kind={spec.kind!r} needs source.path.")
-    if spec.kind == "function" and config.model.net == "unet":
+    if not config.source.path and config.model.net == "unet":
         raise ValueError(
-            "source.kind='function' needs model.net, package.module:function, which"
-            " makes a network, or a pair of a function and its parameters."
+            "source.path is empty: name a folder of diffusers, a .safetensors of export"
+            " or a checkpoint of the paper; or set model.net, package.module:function,"
+            " which makes a network, or a pair of a function and its parameters."
         )
+
+
+def _kind(config: Config) -> Kind:
+    """The kind of source that `source.path` names."""
+    path = pathlib.Path(config.source.path)
+    if not config.source.path:
+        return "function"
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    return "diffusers" if path.is_dir() else "released"
 
 
 def _read(config: Config) -> Imported:
@@ -110,16 +116,19 @@ def _read(config: Config) -> Imported:
 
 
 def _model(config: Config) -> Imported:
-    spec, path = config.source, pathlib.Path(config.source.path)
-    if spec.kind == "diffusers":
+    kind, path = _kind(config), pathlib.Path(config.source.path)
+    if kind == "diffusers":
         return _never_without_class(read_folder(path))
-    if spec.kind == "released":
+    if kind == "released":
         return _never_without_class(
-            paper_checkpoints.read(path, spec.output, config.data.image_size)
+            paper_checkpoints.read(path, config.source.output, config.data.image_size)
         )
-    if spec.kind == "function":
+    if kind == "function":
         fields = {
-            "model": {name: config.model[name] for name in OWN},
+            "model": {
+                **{name: config.model[name] for name in OWN},
+                "unet": {"patch": config.model.unet.patch},
+            },
             "diffusion": as_json(config.diffusion),
             "data": {name: config.data[name] for name in ("channels", "image_size")},
         }
@@ -130,7 +139,7 @@ def _model(config: Config) -> Imported:
             f"The model in {path} takes a strength of guidance: it can be sampled from"
             " (sample.from), but is no base model."
         )
-    return Imported(about.fields, model_file.read(path), about.num_steps)
+    return Imported(current(about.fields), model_file.read(path), about.num_steps)
 
 
 def _never_without_class(source: Imported) -> Imported:

@@ -15,6 +15,7 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
@@ -82,11 +83,12 @@ def under_way(project: Project) -> tuple[Tools, Run]:
     model = make_model(config)
     tools = make_tools(
         config,
-        config.train,
+        "train",
         model,
         train_loss(config, model, train=True),
         train_loss(config, model, train=False),
         passes=3,  # forward, and a gradient
+        profile=project.profile,
     )
     facts: dict[str, Any] = {"parameters": model.num_parameters()}
     key = jax.random.key(config.seed)
@@ -111,7 +113,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         num_updates=config.train.steps,
         start=lambda: model.init(key) if params is None else params,
         order_seed=(config.seed, 0),
-        samples=request(config.train.sample_steps),
+        samples=request(section_of(config, "train").sample_steps),
         facts=facts,
     )
 

@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.moved import current
 
 FILE = "imported.json"
 Fields = dict[str, dict[str, Any]]
@@ -21,7 +22,7 @@ def resolved(config: Config, workdir: pathlib.Path) -> Config:
 
 
 def of_source(config: Config) -> Fields | None:
-    """Of the imported model that `finetune` goes on from; None if it was not imported.
+    """Of the imported model that `train.init_from` names; None if it was not imported.
 
     The network and the noise schedule are that model's, but it says what the config
     asks for. What was known of its training holds no longer.
@@ -29,7 +30,7 @@ def of_source(config: Config) -> Fields | None:
     path = pathlib.Path(config.train.init_from).parent / FILE
     if not config.train.init_from or not path.exists():
         return None
-    fields = json.loads(path.read_text())
+    fields = current(json.loads(path.read_text()))
     own = {name: config.model[name] for name in ("output", "computed_from")}
     kept = {name: fields[name] for name in ("model", "diffusion", "data")}
     return {**kept, "model": {**fields["model"], **own}}
@@ -45,20 +46,29 @@ def with_fields(config: Config, fields: Fields) -> Config:
     made = config.copy_and_resolve_references()
     _take_data(made.data, fields["data"])
     for section, values in fields.items():
-        for name, value in values.items() if section != "data" else ():
-            if name not in made[section]:
-                raise ValueError(
-                    f"The model has {section}.{name}, which this version does not know:"
-                    " use the one that wrote it, or a later one."
-                )
-            as_tuple = isinstance(made[section][name], tuple)
-            made[section][name] = tuple(value) if as_tuple else value
+        if section != "data":
+            _take(made[section], values, section)
     return made
+
+
+def _take(ours: Config, theirs: dict[str, Any], section: str) -> None:
+    for name, value in theirs.items():
+        if name not in ours:
+            raise ValueError(
+                f"The model has {section}.{name}, which this version does not know:"
+                " use the one that wrote it, or a later one."
+            )
+        if isinstance(value, dict):
+            _take(ours[name], value, f"{section}.{name}")
+        else:
+            ours[name] = tuple(value) if isinstance(ours[name], tuple) else value
 
 
 def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
     path = workdir / FILE
-    return json.loads(path.read_text()) if path.exists() else of_source(config)
+    if path.exists():
+        return current(json.loads(path.read_text()))
+    return of_source(config)
 
 
 def _take_data(data: Config, theirs: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.role import Method, Role
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.from_config.choices import Config, as_json
+from vdiff_jax.from_config.fields import TRAINING
+from vdiff_jax.from_config.moved import current
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.run import CHECKPOINTS, RESULT
 
@@ -38,6 +40,7 @@ BOOKKEEPING = frozenset(
         "on_nonfinite",
         "path",
         "sample_every_steps",
+        "sample_steps",
         "steps_per_call",
         "worker_timeout",
         "workers",
@@ -48,10 +51,17 @@ MODEL_SECTIONS = ("seed", "model", "diffusion", "data")
 
 @dataclasses.dataclass(frozen=True)
 class Project:
-    """A config and the folder that its stages write to."""
+    """A config and the folder that its stages write to.
+
+    Attributes:
+      config: The whole config.
+      workdir: The folder.
+      profile: Updates to trace in each stage that trains.
+    """
 
     config: Config
     workdir: pathlib.Path
+    profile: int = 0
 
     def folder(self, role: Role) -> pathlib.Path:
         """The folder of a model's run."""
@@ -67,14 +77,14 @@ def folder_of(workdir: pathlib.Path, role: Role) -> pathlib.Path:
 
 def students_folder(workdir: pathlib.Path, method: Method) -> pathlib.Path:
     """The folder of all students of a method."""
-    return workdir / ("distill" if method == "deterministic" else f"distill_{method}")
+    return workdir / ("distill" if method == "progressive" else f"distill_{method}")
 
 
-def section_of(config: dict[str, Any], role: Role) -> dict[str, Any]:
+def recorded_section(config: dict[str, Any], role: Role) -> dict[str, Any]:
     """The section of a recorded config that a model's run was made with."""
     if role.method is None:
         return config[role.stage]
-    name = "distill" if role.method == "deterministic" else f"distill_{role.method}"
+    name = "distill" if role.method == "progressive" else f"distill_{role.method}"
     return config.get(name, config["distill"])
 
 
@@ -87,7 +97,7 @@ def made_with(folder: pathlib.Path) -> dict[str, Any]:
     for place in (folder.parent, folder.parent.parent):
         path = place / "config.json"
         if path.exists():
-            return json.loads(path.read_text())["config"]
+            return current(json.loads(path.read_text())["config"])
     raise ValueError(f"{folder} is no folder of a workdir: there is no config.json.")
 
 
@@ -184,13 +194,13 @@ def claim(project: Project, section: str | None) -> None:
       ValueError: Naming every field that differs from the runs already there.
     """
     workdir = project.workdir
-    path, ours = workdir / "config.json", as_json(project.config)
+    path, ours = workdir / "config.json", _with_loop(as_json(project.config))
     if section is not None and section.startswith("distill_"):
         ours[section] = ours["distill"]  # a workdir may have several methods
     sections = (*MODEL_SECTIONS, *([section] if section else []))
     recorded = ours
     if path.exists():
-        recorded = json.loads(path.read_text())["config"]
+        recorded = current(json.loads(path.read_text())["config"])
         binding = [name for name in sections if _has_runs(workdir, name)]
         differences = [
             f"{field}: {theirs!r} there, {mine!r} now"
@@ -208,6 +218,12 @@ def claim(project: Project, section: str | None) -> None:
     made_by = {"versions": _versions(), "commit": _commit()}
     if parallel.is_main():
         write_json(path, {"config": recorded, **made_by})
+
+
+def _with_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with all of `loop` in each stage that trains: what it ran with."""
+    stages = {name: {**config["loop"], **config[name]} for name in TRAINING}
+    return {**config, **stages}
 
 
 def _has_runs(workdir: pathlib.Path, section: str) -> bool:

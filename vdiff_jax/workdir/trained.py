@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from vdiff_jax.distillation.role import (
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import has_guide, make_model
+from vdiff_jax.from_config.moved import METHODS, current
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
@@ -82,19 +83,12 @@ def roles_named(name: str, num_steps: int, sampler: str) -> tuple[Role, ...]:
       name: base, guided, distilled, or auto: any of them.
       num_steps: Of the sampler.
       sampler: Its name.
-
-    Raises:
-      ValueError: If the name is unknown.
     """
     roles: dict[str, Role] = {
         "distilled": student(num_steps, method_of(sampler)),
         "guided": GUIDED,
         "base": BASE,
     }
-    if name != "auto" and name not in roles:
-        raise ValueError(
-            f"sample.model={name!r} is unknown; choose auto, base, guided or distilled."
-        )
     return tuple(roles.values()) if name == "auto" else (roles[name],)
 
 
@@ -133,7 +127,7 @@ def _check_jump(project: Project, role: Role) -> None:
         raise ValueError(
             f"The student in {project.folder(other)} knows steps of"
             f" 1/{role.num_steps} only, and the stochastic sampler makes jumps of twice"
-            " that: distill another with distill.ladder=stochastic, or set"
+            " that: distill another with distill.method=stochastic, or set"
             " sample.sampler=ddim."
         )
 
@@ -151,13 +145,13 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
     about = model_file.read_about(path)
     own = config.copy_and_resolve_references()
     own.data.update({"channels": 0, "image_size": 0})
-    own = with_fields(own, about.fields)
+    own = with_fields(own, current(about.fields))
     if about.num_steps:
         own.sample.steps = about.num_steps
     role = role_in(about)
     if role.is_student and role.method != method_of(own.sample.sampler):
         raise ValueError(
-            f"The student in {path} is of the {role.method} ladder, which"
+            f"The student in {path} is of the method {role.method}, which"
             f" sample.sampler={own.sample.sampler} does not sample."
         )
     model = make_model(own, guided=has_guide(own))
@@ -169,7 +163,11 @@ def role_in(about: model_file.About) -> Role:
     name: RoleName = about.kind
     if name != "distilled":
         return BASE if name == "base" else GUIDED
-    return student(about.num_steps, about.facts["ladder"])
+    if "method" in about.facts:
+        return student(about.num_steps, about.facts["method"])
+    # Of version 0.1, whose facts have a ladder.
+    ladder: Any = about.facts["ladder"]
+    return student(about.num_steps, METHODS.get(ladder, ladder))
 
 
 def load_params(

@@ -86,12 +86,11 @@ def read_folder(folder: pathlib.Path) -> Imported:
         tensors, abstract_params(net, channels), str(unet_folder / WEIGHTS)
     )
     model = {
-        "unet": describe(net),
+        "unet": {"layout": describe(net), "patch": 1},
         "timesteps": chain["schedule"],
         "output": output,
         "num_classes": net.num_classes,
         "net": "unet",
-        "patch": 1,
     }
     data = {"channels": channels, "image_size": config["sample_size"] or 0}
     return Imported({"model": model, "diffusion": chain, "data": data}, params)

@@ -95,7 +95,7 @@ def check_writable(model: Model, w: float | None) -> UNet:
             " few steps; finetune it to v first"
         )
     if net.patch != 1:
-        refuse(f"model.patch={net.patch}, and UNet2DModel has no patches")
+        refuse(f"model.unet.patch={net.patch}, and UNet2DModel has no patches")
     if model.latent_scale:
         refuse("its data are latents, and the pipeline gives images")
     if (model.w_range is None) != (w is None):
@@ -106,7 +106,7 @@ def check_writable(model: Model, w: float | None) -> UNet:
     if len(sizes) > 1 and heads != {1}:
         refuse(
             f"its heads have {sorted(sizes)} channels on different levels, and"
-            " UNet2DModel has one size for all (model.head_dim)"
+            " UNet2DModel has one size for all (model.unet.head_dim)"
         )
     if len({level.num_blocks for level in net.levels}) > 1:
         refuse("its levels have different numbers of blocks")

@@ -43,13 +43,7 @@ TUNING_IMAGES = 1024
 TUNING_SEED = 1_000_000
 BATCHES_IN_A_PART = 16
 # Fields of `sample` that change images.
-SAMPLING = (
-    "clip",
-    "clip_value",
-    "threshold",
-    "guidance_interval",
-    "guidance_rescale",
-)
+SAMPLING = ("clip", "guidance_interval", "guidance_rescale")
 KEPT_IMAGES = 64
 
 
@@ -72,7 +66,7 @@ class Bench:
         path = self.out / "ladder.json"
         before = json.loads(path.read_text()) if path.exists() else []
         self._before = [from_json(row) for row in before]
-        split = _split(spec.reference_split)
+        split: Split = spec.reference_split
         real = functools.cache(lambda split: Real(config, split, spec.reference_num))
         self.real: Real = real(split)
         folder = self.out / "reference"
@@ -234,14 +228,6 @@ def _summary(measured: list[Measured]) -> dict[str, Any]:
         "warning": measured[0].warning,
         "residual": max(residuals, default=None),
     }
-
-
-def _split(name: str) -> Split:
-    if name not in ("train", "test"):
-        raise ValueError(
-            f"evaluate.reference_split={name!r} is unknown; choose train or test."
-        )
-    return name
 
 
 def _bar(name: str, total: int) -> tqdm.tqdm:

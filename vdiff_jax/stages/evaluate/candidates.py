@@ -63,7 +63,7 @@ def measured(row: Measurement) -> Candidate:
 
 def of_finished(project: Project) -> list[Candidate]:
     """Those of `candidates` whose models are there; prints which are not."""
-    methods: list[Method] = ["deterministic"]
+    methods: list[Method] = ["progressive"]
     if students_folder(project.workdir, "stochastic").exists():
         methods.append("stochastic")
     return [
@@ -74,7 +74,7 @@ def of_finished(project: Project) -> list[Candidate]:
 
 
 def candidates(
-    config: Config, methods: Sequence[Method] = ("deterministic",)
+    config: Config, methods: Sequence[Method] = ("progressive",)
 ) -> list[Candidate]:
     """The reference, the students, and the base at as many evaluations at most.
 
@@ -88,21 +88,10 @@ def candidates(
     Raises:
       ValueError: If a number of steps is not allowed, or the data are latents.
     """
-    section = config.evaluate
     if config.data.latent_scale:
         raise ValueError(
             "The evaluate stage compares images, and these data are latents"
             f" (data.latent_scale={config.data.latent_scale}): use the other stages."
-        )
-    for field in ("num", "repeats"):
-        if section[field] < 1:
-            raise ValueError(
-                f"evaluate.{field} must be at least 1, got {section[field]}."
-            )
-    unknown = set(section.samplers) - set(PREDICTORS)
-    if unknown:
-        raise ValueError(
-            f"evaluate.samplers has {sorted(unknown)}; choose from {tuple(PREDICTORS)}."
         )
     ordered = [
         candidate
@@ -138,16 +127,15 @@ def _guidance_weights(config: Config) -> tuple[float, ...] | tuple[None]:
     """The guidance weights; one None if there is no guidance.
 
     Raises:
-      ValueError: If a weight is negative, or the model cannot be guided.
+      ValueError: If the model cannot be guided.
     """
     weights = tuple(config.evaluate.w)
     if not weights:
         return (None,)
-    if not config.model.num_classes or min(weights) < 0.0:
+    if not config.model.num_classes:
         raise ValueError(
-            f"evaluate.w={weights} must be guidance weights from 0 up, of a model that"
-            " is conditioned on a class"
-            f" (model.num_classes={config.model.num_classes})."
+            f"evaluate.w={weights} needs a model that is conditioned on a class, and"
+            " this one is not (model.num_classes=0)."
         )
     return weights
 

@@ -89,7 +89,7 @@ def _run_name(role: Role) -> str:
     if not role.is_student:
         return role.name
     steps = count(role.num_steps)
-    return steps if role.method == "deterministic" else f"{steps}, {role.method}"
+    return steps if role.method == "progressive" else f"{steps}, {role.method}"
 
 
 def _loss(project: Project, role: Role) -> Loss:
@@ -112,7 +112,7 @@ def _cost(project: Project, role: Role) -> dict[str, Any] | None:
     result = layout.result(folder) or {}
     if "seconds" not in result:
         return None
-    section = layout.section_of(layout.made_with(folder), role)
+    section = layout.recorded_section(layout.made_with(folder), role)
     return {
         "run": _run_name(role),
         "updates": result["step"],
@@ -211,11 +211,12 @@ def _provenance(
     """What was measured against what."""
     facts = references[0].facts
     sample, spec = config.sample, config.evaluate
-    clip = "no clipping"
-    if sample.clip_value:
-        clip = f"x_hat and eps_hat clipped to {sample.clip_value}"
-    elif sample.clip:
-        clip = "x_hat clipped to [-1, 1]"
+    clip = {"none": "no clipping", "x": "x_hat clipped to [-1, 1]"}.get(sample.clip)
+    if clip is None:
+        kind, _, size = sample.clip.partition(":")
+        clip = f"x_hat and eps_hat clipped to {size}"
+        if kind == "dynamic":
+            clip = f"x_hat thresholded by its quantile {size}"
     said = [
         (
             "real images",

@@ -40,11 +40,6 @@ def check(project: Project) -> None:
     asked_strengths(project.config, model)
     first_step(project.config)
     schedules.check_num_steps(model.schedule, section.steps)
-    for field, least in (("num", 1), ("interpolate", 0)):
-        if section[field] < least:
-            raise ValueError(
-                f"sample.{field} must be at least {least}, got {section[field]}."
-            )
 
 
 def plan(project: Project) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ def first_step(config: Config) -> int | None:
     """
     spec = config.sample
     first = spec.from_t * spec.steps
-    if not 0.0 < spec.from_t <= 1.0 or abs(first - round(first)) > 1e-6:
+    if abs(first - round(first)) > 1e-6:
         raise ValueError(
             f"sample.from_t={spec.from_t} must be one of the times i / sample.steps ="
             f" i / {spec.steps}, above 0."

@@ -1,0 +1,168 @@
+"""The values that a field of a config may take, and how a message says them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+# Seeds and counts are int32 where they meet a device.
+LARGEST = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A set of values.
+
+    Attributes:
+      words: What is right, to be read after "must be".
+      contains: Whether a value is one of them.
+    """
+
+    words: str
+    contains: Callable[[Any], bool]
+
+    def describe(self) -> str:
+        """What is right, to be read after "must be"."""
+        return self.words
+
+
+def whole(low: int, high: int = LARGEST) -> Range:
+    """Whole numbers from `low` to `high`, both included; True is none."""
+    words = f"a whole number of at least {low}"
+    if high != LARGEST:
+        words = f"a whole number from {low} to {high}"
+    return Range(words, lambda value: _is_whole(value) and low <= value <= high)
+
+
+def at_least(low: int | float) -> Range:
+    """Finite numbers from `low` up."""
+    return Range(
+        f"a number of at least {low:g}",
+        lambda value: _is_finite(value) and low <= value,
+    )
+
+
+def above(low: int | float) -> Range:
+    """Finite numbers greater than `low`."""
+    return Range(
+        f"a number above {low:g}", lambda value: _is_finite(value) and low < value
+    )
+
+
+def between(low: int | float, high: int | float) -> Range:
+    """Numbers from `low` to `high`, both included."""
+    return Range(
+        f"a number from {low:g} to {high:g}",
+        lambda value: _is_finite(value) and low <= value <= high,
+    )
+
+
+def from_to_below(low: int | float, high: int | float) -> Range:
+    """Numbers from `low` up that are smaller than `high`."""
+    return Range(
+        f"a number from {low:g} to below {high:g}",
+        lambda value: _is_finite(value) and low <= value < high,
+    )
+
+
+def above_up_to(low: int | float, high: int | float) -> Range:
+    """Numbers greater than `low` and not greater than `high`."""
+    return Range(
+        f"a number above {low:g} and up to {high:g}",
+        lambda value: _is_finite(value) and low < value <= high,
+    )
+
+
+def yes_or_no() -> Range:
+    """True and False."""
+    return Range("True or False", lambda value: isinstance(value, bool))
+
+
+def any_text(meaning: str = "text") -> Range:
+    """Every text; for what only a disk or a service can refuse.
+
+    Args:
+      meaning: What the text is: a folder, a name.
+    """
+    return Range(meaning, lambda value: isinstance(value, str))
+
+
+def one_of(*texts: str) -> Range:
+    """Some texts; `""` is described as empty."""
+    said = [text or '"" (empty)' for text in texts]
+    return Range(
+        f"one of {', '.join(said)}",
+        lambda value: isinstance(value, str) and value in texts,
+    )
+
+
+def one_of_literal(literal: Any, *more: str) -> Range:
+    """The texts of a `Literal`, after some others."""
+    return one_of(*more, *get_args(literal))
+
+
+def parsed_by(parse: Callable[[str], Any], words: str) -> Range:
+    """Texts of a little language.
+
+    Args:
+      parse: Raises a ValueError for any other text.
+      words: The language.
+    """
+
+    def contains(value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            parse(value)
+        except ValueError:
+            return False
+        return True
+
+    return Range(words, contains)
+
+
+def own_or(*names: str) -> Range:
+    """Some names, or where a function of the user's own is: `package.module:name`."""
+
+    def contains(value: Any) -> bool:
+        if not isinstance(value, str):
+            return False
+        module, _, name = value.partition(":")
+        parts = [*module.split("."), name]
+        return value in names or all(part.isidentifier() for part in parts)
+
+    words = f"{', '.join(names)}, or a function of your own, package.module:function"
+    return Range(words, contains)
+
+
+def tuple_of(
+    each: Range, *, least: int = 0, most: int | None = None, words: str = ""
+) -> Range:
+    """Tuples whose entries are of one range.
+
+    Args:
+      each: Of an entry.
+      least: The smallest number of entries.
+      most: The largest; None for any.
+      words: What is right, in place of what follows from the above.
+    """
+
+    def contains(value: Any) -> bool:
+        return (
+            isinstance(value, tuple)
+            and least <= len(value) <= (len(value) if most is None else most)
+            and all(each.contains(entry) for entry in value)
+        )
+
+    count = f"at least {least}, " if least else ""
+    count = f"at most {most}, " if most is not None else count
+    return Range(words or f"a tuple: {count}each {each.describe()}", contains)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
