@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vdiff_jax.distillation.role import Method
 from vdiff_jax.from_config.fields import (
     FIELDS,
     LOOP,
@@ -25,8 +26,12 @@ from vdiff_jax.nets.unet import UNet
 
 Nested = dict[str, Any]
 
-# The one ladder whose method has another name.
-METHODS = {"deterministic": "progressive"}
+# Methods by their former names.
+METHODS: dict[str, Method] = {
+    "deterministic": "progressive",
+    "stochastic": "stochastic",
+    "encode": "encode",
+}
 # Where an old field went; a value like those that it had tells its type.
 _UNET = [name for name in SECTIONS["model.unet"].fields if name != "layout"]
 _TRAINED = [*SECTIONS["train"].fields, *LOOP]

@@ -19,7 +19,6 @@ from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import has_guide, make_model, w_range
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.generation.sampler import request
-from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
@@ -28,7 +27,7 @@ from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import is_finished, load_params
+from vdiff_jax.workdir.trained import check_can_be_guided, is_finished, load_params
 
 
 def check(project: Project) -> None:
@@ -135,26 +134,6 @@ def _teacher(project: Project) -> pathlib.Path:
         )
     check_can_be_guided(folder)
     return folder
-
-
-def check_can_be_guided(folder: pathlib.Path) -> None:
-    """Refuses a base model that has never seen an example without its class.
-
-    Args:
-      folder: Of its run, or a file that export wrote.
-
-    Raises:
-      ValueError: If its classes were never left out in training.
-    """
-    if folder.suffix == ".safetensors":
-        train = model_file.read_about(folder).fields["train"]
-    else:
-        train = layout.made_with(folder)["train"]
-    if not train.get("label_dropout", 0.0):
-        raise ValueError(
-            f"The model in {folder} cannot be guided: its classes were never left out"
-            " in training. Train one with train.label_dropout=0.1."
-        )
 
 
 STAGE = Stage(

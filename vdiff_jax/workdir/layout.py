@@ -12,16 +12,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.role import Method, Role
+from vdiff_jax.distillation.role import BASE, GUIDED, Method, Role, student
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.fields import TRAINING
-from vdiff_jax.from_config.moved import current
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.run import CHECKPOINTS, RESULT
+from vdiff_jax.workdir.migration import SCHEMA, read_config
 
 # Fields that change what is written or shown, but not the numbers of a run, or only
 # the order of its sums.
@@ -46,6 +46,7 @@ BOOKKEEPING = frozenset(
         "workers",
     }
 )
+CONFIG = "config.json"
 MODEL_SECTIONS = ("seed", "model", "diffusion", "data")
 
 
@@ -75,6 +76,22 @@ def folder_of(workdir: pathlib.Path, role: Role) -> pathlib.Path:
     return students_folder(workdir, role.method) / f"{role.num_steps:04d}"
 
 
+def role_of_folder(path: pathlib.Path) -> tuple[pathlib.Path, Role] | None:
+    """The workdir and the role of a run's folder; None for any other folder."""
+    for role, workdir in (
+        (BASE, path.parent),
+        (GUIDED, path.parent),
+        *(
+            (student(int(path.name), method), path.parent.parent)
+            for method in get_args(Method)
+            if path.name.isdigit()
+        ),
+    ):
+        if folder_of(workdir, role) == path and (workdir / CONFIG).exists():
+            return workdir, role
+    return None
+
+
 def students_folder(workdir: pathlib.Path, method: Method) -> pathlib.Path:
     """The folder of all students of a method."""
     return workdir / ("distill" if method == "progressive" else f"distill_{method}")
@@ -95,9 +112,9 @@ def made_with(folder: pathlib.Path) -> dict[str, Any]:
       ValueError: If there is none.
     """
     for place in (folder.parent, folder.parent.parent):
-        path = place / "config.json"
+        path = place / CONFIG
         if path.exists():
-            return current(json.loads(path.read_text())["config"])
+            return read_config(path)
     raise ValueError(f"{folder} is no folder of a workdir: there is no config.json.")
 
 
@@ -194,13 +211,13 @@ def claim(project: Project, section: str | None) -> None:
       ValueError: Naming every field that differs from the runs already there.
     """
     workdir = project.workdir
-    path, ours = workdir / "config.json", _with_loop(as_json(project.config))
+    path, ours = workdir / CONFIG, _with_loop(as_json(project.config))
     if section is not None and section.startswith("distill_"):
         ours[section] = ours["distill"]  # a workdir may have several methods
     sections = (*MODEL_SECTIONS, *([section] if section else []))
     recorded = ours
     if path.exists():
-        recorded = current(json.loads(path.read_text())["config"])
+        recorded = read_config(path)
         binding = [name for name in sections if _has_runs(workdir, name)]
         differences = [
             f"{field}: {theirs!r} there, {mine!r} now"
@@ -217,7 +234,7 @@ def claim(project: Project, section: str | None) -> None:
         recorded = {**recorded, **{name: ours[name] for name in sections}}
     made_by = {"versions": _versions(), "commit": _commit()}
     if parallel.is_main():
-        write_json(path, {"config": recorded, **made_by})
+        write_json(path, {"schema": SCHEMA, "config": recorded, **made_by})
 
 
 def _with_loop(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +55,9 @@ class Trained:
         return (layout.result(self.folder) or {}).get("params_sha256")
 
     @property
-    def is_guided_in_two(self) -> bool:
-        """True if guidance asks its network twice, and not a network that takes w."""
-        return self.model.w_range is None
+    def takes_w(self) -> bool:
+        """True if its network takes w; without it, guidance asks the network twice."""
+        return self.model.w_range is not None
 
 
 def is_finished(project: Project, role: Role) -> bool:
@@ -166,8 +166,27 @@ def role_in(about: model_file.About) -> Role:
     if "method" in about.facts:
         return student(about.num_steps, about.facts["method"])
     # Of version 0.1, whose facts have a ladder.
-    ladder: Any = about.facts["ladder"]
-    return student(about.num_steps, METHODS.get(ladder, ladder))
+    return student(about.num_steps, METHODS[about.facts["ladder"]])
+
+
+def check_can_be_guided(folder: pathlib.Path) -> None:
+    """Refuses a base model that has never seen an example without its class.
+
+    Args:
+      folder: Of its run, or a file that export wrote.
+
+    Raises:
+      ValueError: If its classes were never left out in training.
+    """
+    if folder.suffix == ".safetensors":
+        train = model_file.read_about(folder).fields["train"]
+    else:
+        train = layout.made_with(folder)["train"]
+    if not train.get("label_dropout", 0.0):
+        raise ValueError(
+            f"The model in {folder} cannot be guided: its classes were never left out"
+            " in training. Train one with train.label_dropout=0.1."
+        )
 
 
 def load_params(

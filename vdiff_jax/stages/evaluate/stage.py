@@ -21,10 +21,9 @@ from vdiff_jax.stages.evaluate.candidates import (
     of_finished,
 )
 from vdiff_jax.stages.evaluate.likelihood import measure_likelihood
-from vdiff_jax.stages.guide import check_can_be_guided
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import find
+from vdiff_jax.workdir.trained import check_can_be_guided, find
 
 GRID_COLUMNS = 12
 

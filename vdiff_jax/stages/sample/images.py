@@ -21,12 +21,17 @@ from vdiff_jax.generation.sampler import Request, request
 from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
 from vdiff_jax.stages import Stage
-from vdiff_jax.stages.guide import check_can_be_guided
 from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import Trained, find, in_file, roles_named
+from vdiff_jax.workdir.trained import (
+    Trained,
+    check_can_be_guided,
+    find,
+    in_file,
+    roles_named,
+)
 
 GRID = 64
 ROWS = 8  # of trajectories and interpolations

@@ -1,0 +1,236 @@
+"""The door for Python users: a finished model, wherever it lies, to draw from.
+
+import vdiff_jax
+
+model = vdiff_jax.load("data/pretrained/digits-1step.safetensors")
+images = model.sample(16, seed=0)  # uint8 [16, height, width, channels]
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Num
+
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
+from vdiff_jax.from_config.check import check
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.defaults import defaults
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.sampler import asked_strengths
+from vdiff_jax.from_config.starts import Starts
+from vdiff_jax.generation.batches import draw
+from vdiff_jax.generation.sampler import request
+from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.types import Denoiser, Params, Schedule
+from vdiff_jax.workdir import imported
+from vdiff_jax.workdir.layout import CONFIG, Project, role_of_folder
+from vdiff_jax.workdir.migration import read_config
+from vdiff_jax.workdir.trained import (
+    Trained,
+    check_can_be_guided,
+    find,
+    finished,
+    in_file,
+    placed,
+)
+
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LoadedModel:
+    """A finished model with its parameters.
+
+    Attributes:
+      path: Where it was loaded from.
+      trained: Its role, its file or folder, and its network.
+      config: Its network, schedule and sampling, as a config says it.
+      params: Its parameters, whole on every device.
+    """
+
+    path: pathlib.Path
+    trained: Trained
+    config: Config
+    params: Params
+
+    def sample(
+        self,
+        num: int,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        labels: Sequence[int] = (),
+        w: float | None = None,
+        sampler: str | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Num[np.ndarray, " num height width channels"]:
+        """Draws images: number i of a seed is that of the command's `sample` stage.
+
+        Args:
+          num: How many.
+          seed: Of the noise.
+          steps: Of the sampler; by default those that a student was distilled for.
+          labels: Classes, in turn; by default all, in turn.
+          w: The guidance weight; None is no guidance.
+          sampler: Its name; by default the one that the model was taught.
+          batch_size: Images drawn at once, over all devices.
+
+        Returns:
+          uint8 images; float32 latents, for a model of latents.
+
+        Raises:
+          ValueError: If a value is out of its range, or does not suit the model.
+        """
+        config = self._config(num, seed, steps, labels, w, sampler, batch_size)
+        starts = Starts(config, self.trained.model)
+        return draw(
+            starts.sampler,
+            self.params,
+            range(num),
+            request=request(config.sample.steps, w=w),
+            batch_size=_divisible(min(num, batch_size)),
+            start_of=starts,
+        ).images
+
+    def denoiser(
+        self, labels: Sequence[int] | None = None, w: float | None = None
+    ) -> Denoiser:
+        """The model as a function (z_t, logsnr_t) -> x, eps and v; see `types`.
+
+        Args:
+          labels: The class of each example of a batch; None if it has none.
+          w: The guidance weight; None is no guidance.
+        """
+        label = None if labels is None else jnp.asarray(labels, jnp.int32)
+        weight = None if w is None or label is None else jnp.full(label.shape, w)
+        return self.trained.model.denoiser(self.params, label, weight)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Time in [0, 1] to log-SNR in nats."""
+        return self.trained.model.schedule
+
+    def __repr__(self) -> str:
+        """One line: what it is, of what, for how many steps, and from where."""
+        model = self.trained.model
+        size = " x ".join(map(str, model.image_shape))
+        facts = [
+            f"{self.trained.role}",
+            f"predicts {model.output}",
+            f"{'latents' if model.latent_scale else 'images'} of {size}",
+            f"{model.num_parameters():,} parameters",
+        ]
+        if model.num_classes:
+            facts.append(f"{model.num_classes} classes")
+        if model.w_range is not None:
+            low, high = model.w_range
+            facts.append(f"guidance weight w from {low:g} to {high:g}")
+        return f"<vdiff_jax model: {', '.join(facts)}; from {self.path}>"
+
+    def _config(
+        self,
+        num: int,
+        seed: int,
+        steps: int | None,
+        labels: Sequence[int],
+        w: float | None,
+        sampler: str | None,
+        batch_size: int,
+    ) -> Config:
+        """The config of the command that would draw the same images."""
+        role = self.trained.role
+        if steps is None:
+            steps = role.num_steps or self.config.loop.sample_steps
+        config = self.config.copy_and_resolve_references()
+        config.sample.update(
+            {
+                "num": num,
+                "seed": seed,
+                "steps": steps,
+                "labels": tuple(labels),
+                "w": () if w is None else (w,),
+                "sampler": sampler or role.sampler,
+                "batch_size": batch_size,
+            }
+        )
+        check(config)
+        if asked_strengths(config, self.trained.model) and not self.trained.takes_w:
+            check_can_be_guided(self.trained.folder)
+        return config
+
+
+def load(path: str | os.PathLike[str]) -> LoadedModel:
+    """Loads a model that was trained, distilled, imported or exported.
+
+    Args:
+      path: A .safetensors file of the export stage; a workdir, of which the student of
+        the fewest steps is taken, or else the guided model, or the base; the folder of
+        a run, such as `runs/x/distill/0004`; or a folder of diffusers.
+
+    Raises:
+      ValueError: If there is no finished model.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        config, trained = in_file(defaults("sample"), path)
+    elif (place := role_of_folder(path)) is not None:
+        workdir, role = place
+        config = _recorded(workdir)
+        trained = find(Project(config, workdir), role)
+    elif (path / CONFIG).exists():
+        project = Project(_recorded(path), path)
+        config, trained = project.config, find(project, *_preferred(project))
+    elif path.is_dir():
+        return _of_diffusers(path)
+    else:
+        raise ValueError(
+            f"There is no model in {str(path)!r}: name a .safetensors file of export, a"
+            " workdir, a folder of a run in it, or a folder of diffusers."
+        )
+    return LoadedModel(path, trained, config, trained.params())
+
+
+def _recorded(workdir: pathlib.Path) -> Config:
+    """The config that a workdir was made with."""
+    config: Config = defaults("sample")
+    record = read_config(workdir / CONFIG)
+    config.update({name: _as_tuples(record[name]) for name in config if name in record})
+    config.stage = "sample"
+    return imported.resolved(config, workdir)
+
+
+def _as_tuples(value: Any) -> Any:
+    """A value of JSON with tuples for lists, as configs have them."""
+    if isinstance(value, dict):
+        return {name: _as_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+def _preferred(project: Project) -> list[Role]:
+    """The finished models of a workdir that draw images, the most wanted first."""
+    students = [role for role in finished(project) if role.is_student and role.draws]
+    methods = list(dict.fromkeys(role.method for role in students))
+    students.sort(key=lambda role: (methods.index(role.method), role.num_steps))
+    return [*students, GUIDED, BASE]
+
+
+def _of_diffusers(path: pathlib.Path) -> LoadedModel:
+    source = read_folder(path)
+    config: Config = defaults("sample")
+    config.data.update({"channels": 0, "image_size": 0})
+    config = imported.with_fields(config, source.fields)
+    role = student(source.num_steps) if source.num_steps else BASE
+    model = make_model(config)
+    params = placed(source.params, model.abstract_params(), path)
+    return LoadedModel(path, Trained(role, path, model), config, params)
+
+
+def _divisible(batch_size: int) -> int:
+    """The next batch size that the devices can share."""
+    return -(-batch_size // jax.device_count()) * jax.device_count()

@@ -1,0 +1,38 @@
+"""Workdirs of earlier versions, read as those of today.
+
+Version 0.1 wrote no schema number: its workdirs are of schema 1. Fields that have moved
+since are told by `from_config.moved`, and what a file does not say takes the value that
+it had then.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from vdiff_jax.from_config.moved import current
+
+SCHEMA = 2
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config that a `config.json` records, as it is written today.
+
+    Args:
+      path: The file.
+
+    Raises:
+      ValueError: If a later version wrote it, or it is damaged.
+    """
+    try:
+        record = json.loads(path.read_text())
+        schema, config = record.get("schema", 1), record["config"]
+    except (AttributeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error!r}): restore it, or use another --workdir."
+        ) from error
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{path} is of schema {schema}, and this version knows up to {SCHEMA}: use"
+            " the version that wrote it, or a later one."
+        )
+    return current(config)
