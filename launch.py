@@ -27,6 +27,7 @@ from ml_collections import ConfigDict, config_flags
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config.check import check, check_fields, check_files
 from vdiff_jax.from_config.choices import as_json, section_of
 from vdiff_jax.from_config.fields import TRAINING
 from vdiff_jax.from_config.model import has_finetune, has_guide, make_model
@@ -130,6 +131,7 @@ def launch(
     Raises:
       ValueError: For anything in the config or the workdir that does not fit.
     """
+    check_fields(config)
     stages = {
         "train": finetune if has_finetune(config) else train,
         "guide": guide,
@@ -141,13 +143,11 @@ def launch(
     }
     if config.stage != "import":
         config = imported.resolved(config, workdir)
+    check(config)
+    check_files(config)
     guided = ("guide",) if has_guide(config) else ()
     everything = ("train", *guided, "distill", "evaluate")
     chosen = everything if config.stage == "all" else (str(config.stage),)
-    if not stages.keys() >= set(chosen):
-        raise ValueError(
-            f"Unknown stage {config.stage!r}; choose all or one of {tuple(stages)}."
-        )
     plan = [entry for name in chosen for entry in stages[name].plan(config, workdir)]
     if dry_run:
         if chosen == ("import",):

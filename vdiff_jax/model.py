@@ -1,6 +1,7 @@
 """A network with all that is needed to use it: as a denoiser, and to draw pictures."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -62,7 +63,11 @@ class Model:
         return jax.jit(self.net.init)(key, z_t, jnp.zeros(1), *conditions)["params"]
 
     def abstract_params(self) -> Params:
-        """Shapes of the parameters; nothing is allocated."""
+        """Shapes of the parameters; nothing is allocated, and it is traced once."""
+        return self._abstract_params
+
+    @functools.cached_property
+    def _abstract_params(self) -> Params:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def forward_flops(self) -> float:

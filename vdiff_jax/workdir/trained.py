@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
+from vdiff_jax.from_config.check import check_sample
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import Ladder, ladder_of
 from vdiff_jax.from_config.model import has_guide, make_model
@@ -103,6 +104,7 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Found]:
     made = with_fields(made, current(about.fields))
     if about.num_steps:
         made.sample.steps = about.num_steps
+    check_sample(made)
     sampler, ladder = made.sample.sampler, about.facts["ladder"]
     if about.kind == "distilled" and ladder != ladder_of(sampler):
         raise ValueError(
