@@ -27,6 +27,7 @@ from ml_collections import ConfigDict, config_flags
 from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config.check import check, check_fields, check_files
 from vdiff_jax.from_config.choices import as_json, section_of
 from vdiff_jax.from_config.fields import TRAINING
 from vdiff_jax.from_config.model import has_guide, make_model
@@ -127,12 +128,15 @@ def launch(
     Raises:
       ValueError: For anything in the config or the workdir that does not fit.
     """
+    check_fields(config)
     stages = chosen_stages(config)
     if import_model.STAGE in stages:
         if dry_run:
             config = import_model.described(config)
     else:
         config = imported.resolved(config, workdir)
+    check(config)
+    check_files(config)
     project = Project(config, workdir, profile)
     for stage in stages:
         stage.check(project)
@@ -153,18 +157,10 @@ def launch(
 
 
 def chosen_stages(config: ConfigDict) -> list[Stage]:
-    """The stages that a config selects, in their order.
-
-    Raises:
-      ValueError: If there is no such stage.
-    """
+    """The stages that a config selects, in their order."""
     if config.stage == "all":
         guided = [guide.STAGE] if has_guide(config) else []
         return [train.STAGE, *guided, distill.STAGE, evaluate.STAGE]
-    if config.stage not in STAGES:
-        raise ValueError(
-            f"Unknown stage {config.stage!r}; choose all or one of {tuple(STAGES)}."
-        )
     return [STAGES[config.stage]]
 
 

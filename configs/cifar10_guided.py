@@ -29,7 +29,15 @@ def get_config(stage: str = "all") -> ConfigDict:
     config.update(
         {
             "model": {"num_classes": 10},
-            "train": {"label_dropout": 0.1},
+            "diffusion": {"schedule": "cosine"},
+            "train": {
+                "steps": 800_000,
+                "batch_size": 128,
+                "learning_rate": 2e-4,
+                "label_dropout": 0.1,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
             "guide": {
                 "steps": 100_000,
                 "w_min": 0.0,
@@ -39,7 +47,14 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "ema_decay": 0.9999,
                 "weight": "snr_trunc",
             },
-            "distill": {"start_steps": 1024},
+            "distill": {
+                "start_steps": 1024,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 128,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+            },
             "evaluate": {
                 "w": (0.0, 0.3, 1.0, 2.0, 4.0),
                 "steps": (1, 2, 4, 8, 16),

@@ -41,7 +41,15 @@ def get_config(stage: str = "all") -> ConfigDict:
     config.update(
         {
             "model": {"num_classes": 10},
-            "train": {"steps": 6000, "label_dropout": 0.1},
+            "diffusion": {"schedule": "cosine"},
+            "train": {
+                "steps": 6000,
+                "batch_size": 64,
+                "learning_rate": 1e-3,
+                "label_dropout": 0.1,
+                "ema_decay": 0.998,
+                "weight": "snr_trunc",
+            },
             "guide": {
                 "steps": 6000,
                 "w_min": 0.0,
@@ -56,7 +64,12 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "weight": "snr_trunc",
             },
             "distill": {
+                "start_steps": 128,
                 "updates": "400, 16: 600, 8: 1500, 4: 2500, 2: 2500, 1: 4000",
+                "batch_size": 64,
+                "learning_rate": 5e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
             },
             "evaluate": {
                 "steps": (1, 2, 4, 8),

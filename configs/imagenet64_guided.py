@@ -28,7 +28,15 @@ def get_config(stage: str = "all") -> ConfigDict:
     config = imagenet64.get_config(stage)
     config.update(
         {
-            "train": {"label_dropout": 0.1},
+            "diffusion": {"schedule": "cosine"},
+            "train": {
+                "steps": 550_000,
+                "batch_size": 2048,
+                "learning_rate": 3e-4,
+                "label_dropout": 0.1,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
             "guide": {
                 "steps": 100_000,
                 "w_min": 0.0,
@@ -36,6 +44,14 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "batch_size": 2048,
                 "learning_rate": 1e-4,
                 "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
+            "distill": {
+                "start_steps": 1024,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
                 "weight": "snr_trunc",
             },
             "evaluate": {

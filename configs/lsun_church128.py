@@ -16,5 +16,25 @@ from configs import lsun_bedroom128
 def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
     config = lsun_bedroom128.get_config(stage)
-    config.update({"data": {"name": "lsun/church_outdoor"}})
+    config.update(
+        {
+            "data": {"name": "lsun/church_outdoor"},
+            "diffusion": {"schedule": "cosine"},
+            "train": {
+                "steps": 400_000,
+                "batch_size": 2048,
+                "learning_rate": 3e-4,
+                "ema_decay": 0.9999,
+                "weight": "snr_trunc",
+            },
+            "distill": {
+                "start_steps": 1024,
+                "updates": "50000, 2: 100000, 1: 100000",
+                "batch_size": 2048,
+                "learning_rate": 1e-4,
+                "ema_decay": 0.0,
+                "weight": "snr_trunc",
+            },
+        }
+    )
     return config

@@ -243,10 +243,13 @@ def test_statistics_of_other_pictures_are_refused(workdir):
     ("spec", "message"),
     [
         ({"features": ("inception",)}, "no FID: fetch https://.*inception_weights"),
-        ({"features": ("vgg",)}, r"evaluate\.features=\('vgg',\) is unknown"),
-        ({"samplers": ("euler",)}, r"evaluate\.samplers has \['euler'\]"),
-        ({"reference_split": "val"}, r"reference_split='val' is unknown"),
-        ({"repeats": 0}, r"evaluate\.repeats must be at least 1, got 0"),
+        ({"features": ("vgg",)}, r"evaluate\.features=\('vgg',\) must be a tuple of"),
+        ({"samplers": ("euler",)}, r"evaluate\.samplers=\('euler',\) must be a tuple"),
+        (
+            {"reference_split": "val"},
+            r"reference_split='val' must be one of train, test",
+        ),
+        ({"repeats": 0}, r"evaluate\.repeats=0 must be a whole number of at l"),
         ({"reference_stats": "x.npz"}, r"set evaluate\.inception_weights too"),
         ({"inception_weights": "none.pth"}, "none.pth"),
     ],

@@ -22,7 +22,6 @@ from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.defaults import defaults
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.sampler import asked_strengths
 from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.sampler import request
@@ -160,7 +159,7 @@ class LoadedModel:
             }
         )
         check(config)
-        if asked_strengths(config, self.trained.model) and not self.trained.takes_w:
+        if config.sample.w and not self.trained.takes_w:
             check_can_be_guided(self.trained.folder)
         return config
 

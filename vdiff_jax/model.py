@@ -1,6 +1,7 @@
 """A network with all that is needed to use it: as a denoiser, and to draw pictures."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -17,9 +18,6 @@ from vdiff_jax.types import (
     PerExample,
     Schedule,
 )
-
-# Shapes of the parameters of the networks that were traced: a large one takes seconds.
-_TRACED: dict[tuple[Any, ...], Params] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +61,12 @@ class Model:
         return jax.jit(self.net.init)(key, *self._example())["params"]
 
     def abstract_params(self) -> Params:
-        """Shapes of the parameters; nothing is allocated.
+        """Shapes of the parameters; nothing is allocated, and it is traced once."""
+        return self._abstract_params
 
-        Equal networks are traced once in a process, if they have a hash.
-        """
-        traced = self.net, self.image_shape, self.num_classes > 0, self.w_range is None
-        try:
-            hash(self.net)
-        except TypeError:  # of the user's own
-            return jax.eval_shape(self.init, jax.random.key(0))
-        if traced not in _TRACED:
-            _TRACED[traced] = jax.eval_shape(self.init, jax.random.key(0))
-        return _TRACED[traced]
+    @functools.cached_property
+    def _abstract_params(self) -> Params:
+        return jax.eval_shape(self.init, jax.random.key(0))
 
     def forward_flops(self) -> float:
         """Floating-point operations of one pass of the network over one example."""

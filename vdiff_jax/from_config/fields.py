@@ -361,7 +361,7 @@ _DISTILL = {
         one_of_literal(Method),
         "How a student learns; encode distills an encoder.",
     ),
-    "start_steps": Field(1024, whole(2), "Steps of the first teacher."),
+    "start_steps": Field(1024, whole(1), "Steps of the first teacher."),
     "end_steps": Field(1, whole(1), "Steps of the last student."),
     "updates": Field(
         "50000, 2: 100000, 1: 100000",

@@ -21,16 +21,32 @@ from vdiff_jax.types import Schedule
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", schedules.Chain]
 StyleName = Literal["salimans_ho", "ddpm", "adm"]
+# What of a config a model is made of.
+READ = (
+    "model", "diffusion", "data.image_size", "data.channels", "data.latent_scale",
+    "parallel.remat", "train.dropout", "guide.w_min", "guide.w_max",
+    "guide.w_features", "guide.w_scale",
+)  # fmt: skip
+_MODELS: dict[str, Model] = {}
 STYLES: dict[str, Style] = {"salimans_ho": SALIMANS_HO, "ddpm": DDPM, "adm": ADM}
 
 
 def make_model(config: Config, *, guided: bool = False) -> Model:
     """The network, its output kind and its schedule; see `check` for what must hold.
 
+    The same config gives the same object, so that its shapes are traced once.
+
     Args:
       config: The whole config.
       guided: Whether it is a student that takes the guidance weight.
     """
+    key = repr((guided, *(config[path] for path in READ)))
+    if key not in _MODELS:
+        _MODELS[key] = _new_model(config, guided)
+    return _MODELS[key]
+
+
+def _new_model(config: Config, guided: bool) -> Model:
     size, channels = config.data.image_size, config.data.channels
     output = config.model.output
     predicted = config.model.computed_from or output

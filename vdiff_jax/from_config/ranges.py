@@ -154,9 +154,8 @@ def tuple_of(
             and all(each.contains(entry) for entry in value)
         )
 
-    count = f"at least {least}, " if least else ""
-    count = f"at most {most}, " if most is not None else count
-    return Range(words or f"a tuple: {count}each {each.describe()}", contains)
+    count = " of at least one" if least else ""
+    return Range(words or f"a tuple{count}, each {each.describe()}", contains)
 
 
 def _is_whole(value: Any) -> bool:

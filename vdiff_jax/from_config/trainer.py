@@ -48,7 +48,7 @@ def make_tools(
     parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
     optimizer = optimizer_of(section)
     abstract_state = jax.eval_shape(
-        lambda: init_state(model.init(jax.random.key(0)), optimizer)
+        lambda params: init_state(params, optimizer), model.abstract_params()
     )
     shardings = parallel.state_shardings(abstract_state, mesh)
     feeder = make_feeder(config, section, mesh)

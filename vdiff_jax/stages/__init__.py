@@ -17,10 +17,10 @@ class Stage:
 
     Attributes:
       name: The word behind the colon of --config.
-      check: Raises ValueError for all that the stage would refuse in a project, but
-        for what an earlier stage of the same command makes; starts nothing.
       plan: A list of what `run` would do, for --dry_run; starts nothing.
       run: Does it, goes on with it, or finds that it is done.
+      check: Raises ValueError for what the stage would refuse in other folders than
+        the workdir; what a config alone tells, `from_config.check` refuses.
       claim: Records the config in the workdir, and refuses a workdir whose runs were
         made with another; of a stage that trains.
       under_way: The run that the stage goes on with, or its last, with the tools of
@@ -29,9 +29,9 @@ class Stage:
     """
 
     name: str
-    check: Callable[[Project], None]
     plan: Callable[[Project], list[dict[str, Any]]]
     run: Callable[[Project], None]
+    check: Callable[[Project], None] = lambda project: None
     claim: Callable[[Project], None] = lambda project: None
     under_way: Callable[[Project], tuple[Tools, Run]] | None = None
     is_finished: Callable[[Project], bool] = lambda project: False

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.role import Role, method_of
+from vdiff_jax.distillation.role import Role
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.sampler import make_sampler
@@ -24,18 +24,6 @@ from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import Trained, find, roles_named
-
-
-def check(project: Project) -> None:
-    """Refuses formats that cannot hold the model that is asked for."""
-    section, sampler = project.config.export, project.config.sample.sampler
-    drawing = {"diffusers", "stablehlo"}.intersection(section.formats)
-    if drawing and method_of(sampler) == "stochastic":
-        raise ValueError(
-            f"Students of the stochastic ladder cannot be exported as {min(drawing)},"
-            " which samples by DDIM: leave it out of export.formats, or set"
-            " sample.sampler=ddim for those of the first ladder."
-        )
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -59,7 +47,6 @@ def run(project: Project) -> None:
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
         check_writable(trained.model, w)
-        _clips(config)
     params = jax.tree.map(parallel.fetch, trained.params())
     if not parallel.is_main():
         return
@@ -140,16 +127,6 @@ def _guidance_weight(config: Config, model: Model) -> float | None:
     return weights[0] if weights else None
 
 
-def _clips(config: Config) -> bool:
-    """Whether x_hat is clipped to [-1, 1], the one limit that diffusers has, too."""
-    clip = config.sample.clip
-    if clip not in ("x", "none"):
-        raise ValueError(
-            f"sample.clip={clip!r} cannot be exported to diffusers: set x or none."
-        )
-    return clip == "x"
-
-
 def _write_orbax(folder: pathlib.Path, params: Params, about: model_file.About) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((folder / "params").resolve(), params)
@@ -165,11 +142,13 @@ def _write_diffusers(
     about: model_file.About,
 ) -> None:
     steps, model = config.export.steps, sampler.model
-    write_folder(folder, model, params, num_steps=steps, clip=_clips(config), w=w)
+    write_folder(
+        folder, model, params, num_steps=steps, clip=config.sample.clip == "x", w=w
+    )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     strength = None if w is None else describe(w)
     text = model_card.diffusers(model, about.kind, steps, strength, rows)
     (folder / "README.md").write_text(text)
 
 
-STAGE = Stage(name="export", check=check, plan=plan, run=run)
+STAGE = Stage(name="export", plan=plan, run=run)

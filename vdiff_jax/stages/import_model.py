@@ -85,17 +85,6 @@ def described(config: Config) -> Config:
     return with_fields(config, _read(config).fields)
 
 
-def check(project: Project) -> None:
-    """Refuses a source that cannot be, before anything is read."""
-    config = project.config
-    if not config.source.path and config.model.net == "unet":
-        raise ValueError(
-            "source.path is empty: name a folder of diffusers, a .safetensors of export"
-            " or a checkpoint of the paper; or set model.net, package.module:function,"
-            " which makes a network, or a pair of a function and its parameters."
-        )
-
-
 def _kind(config: Config) -> Kind:
     """The kind of source that `source.path` names."""
     path = pathlib.Path(config.source.path)
@@ -147,4 +136,4 @@ def _never_without_class(source: Imported) -> Imported:
     return source._replace(fields={**source.fields, "train": {"label_dropout": 0.0}})
 
 
-STAGE = Stage(name="import", check=check, plan=plan, run=run)
+STAGE = Stage(name="import", plan=plan, run=run)

@@ -19,6 +19,7 @@ from vdiff_jax.distillation.role import (
     student,
 )
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
+from vdiff_jax.from_config.check import check_sample
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import has_guide, make_model
 from vdiff_jax.from_config.moved import METHODS, current
@@ -148,6 +149,7 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
     own = with_fields(own, current(about.fields))
     if about.num_steps:
         own.sample.steps = about.num_steps
+    check_sample(own)
     role = role_in(about)
     if role.is_student and role.method != method_of(own.sample.sampler):
         raise ValueError(

@@ -28,11 +28,6 @@ from vdiff_jax.workdir.trained import check_can_be_guided, find
 GRID_COLUMNS = 12
 
 
-def check(project: Project) -> None:
-    """Refuses candidates that cannot be."""
-    candidates(project.config)
-
-
 def plan(project: Project) -> list[dict[str, Any]]:
     """What `run` would do."""
     section = project.config.evaluate
@@ -113,4 +108,4 @@ def _label(row: Measurement) -> str:
     return name if row.w is None else f"{name}, w = {row.w:g}"
 
 
-STAGE = Stage(name="evaluate", check=check, plan=plan, run=run)
+STAGE = Stage(name="evaluate", plan=plan, run=run)

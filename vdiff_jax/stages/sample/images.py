@@ -9,11 +9,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Num
 
-from vdiff_jax import parallel, schedules
+from vdiff_jax import parallel
 from vdiff_jax.evaluation import figures
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
 from vdiff_jax.from_config.starts import StartOf, Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
@@ -36,15 +34,6 @@ from vdiff_jax.workdir.trained import (
 GRID = 64
 ROWS = 8  # of trajectories and interpolations
 COLUMNS = 12  # of the grid over guidance weights
-
-
-def check(project: Project) -> None:
-    """Refuses what `sample` in the config cannot ask of the model."""
-    model, section = make_model(project.config), project.config.sample
-    make_sampler(project.config, model)
-    asked_strengths(project.config, model)
-    first_step(project.config)
-    schedules.check_num_steps(model.schedule, section.steps)
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -101,7 +90,7 @@ def _trained(project: Project) -> tuple[Config, Trained]:
 
 def _guidance_weights(config: Config, trained: Trained) -> list[float | None]:
     """The guidance weights that are asked for; one None for no guidance."""
-    weights = list(asked_strengths(config, trained.model))
+    weights = list(config.sample.w)
     if not weights:
         return [None]
     if trained.model.w_range is None:
@@ -178,4 +167,4 @@ def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
     save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
 
 
-STAGE = Stage(name="sample", check=check, plan=plan, run=run)
+STAGE = Stage(name="sample", plan=plan, run=run)

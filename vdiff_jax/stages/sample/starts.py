@@ -52,23 +52,9 @@ def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
 
 
 def first_step(config: Config) -> int | None:
-    """How many of the steps are taken; None for all.
-
-    Raises:
-      ValueError: If `sample.from_t` is no time of the sampler's grid.
-    """
-    spec = config.sample
-    first = spec.from_t * spec.steps
-    if abs(first - round(first)) > 1e-6:
-        raise ValueError(
-            f"sample.from_t={spec.from_t} must be one of the times i / sample.steps ="
-            f" i / {spec.steps}, above 0."
-        )
-    if spec.from_t < 1.0 and not spec.image:
-        raise ValueError(
-            f"sample.from_t={spec.from_t} starts from pictures: set sample.image."
-        )
-    return None if spec.from_t == 1.0 else round(first)
+    """The number of steps that are taken from `sample.from_t` on; None for all."""
+    from_t, num_steps = config.sample.from_t, config.sample.steps
+    return None if from_t == 1.0 else round(from_t * num_steps)
 
 
 def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartOf:

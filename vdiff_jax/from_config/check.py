@@ -1,0 +1,382 @@
+"""What must hold of a config before anything is done with it.
+
+First every field for itself, by the table in `fields`; then what ties fields to each
+other, section by section. Every stage is checked whichever is to run, save where a
+field of one is tied to what another project's model brings with it (its noise schedule,
+its number of steps): that is asked of the stages that will run.
+
+Not here: what needs the devices, the data or a workdir.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdiff_jax import schedules
+from vdiff_jax.distillation.progressive import ladder
+from vdiff_jax.evaluation.inception.weights import WEIGHTS
+from vdiff_jax.from_config.choices import Config, user_function
+from vdiff_jax.from_config.fields import TRAINING, field_at
+from vdiff_jax.from_config.model import (
+    attending,
+    has_guide,
+    make_model,
+    make_schedule,
+)
+from vdiff_jax.types import Params
+
+
+def check(config: Config) -> None:
+    """Refuses a config that no stage should begin with.
+
+    Nothing is read, written or allocated; a network is traced once in a process.
+
+    Raises:
+      ValueError: In one line: the field, its value, and what would be right.
+    """
+    check_fields(config)
+    _check_model(config)
+    _check_unet(config)
+    _check_diffusion(config)
+    _check_data(config)
+    _check_train(config)
+    _check_guide(config)
+    _check_distill(config)
+    _check_source(config)
+    _check_export(config)
+    if not config.sample.from_file:  # else it is of the model in that file
+        check_sample(config)
+    _check_evaluate(config)
+    if config.data.image_size:
+        traced(config)
+
+
+def check_fields(config: Config) -> None:
+    """Refuses a value that is out of its field's range, whatever the others are.
+
+    Raises:
+      ValueError: See `check`.
+    """
+    for path, value in leaves(config):
+        allowed = field_at(path).allowed
+        if not allowed.contains(value):
+            raise ValueError(f"{path}={value!r} must be {allowed.describe()}.")
+
+
+def check_files(config: Config) -> None:
+    """Refuses files that a later stage will read and that are not there.
+
+    Raises:
+      ValueError: See `check`.
+    """
+    if not _runs(config, "evaluate"):
+        return
+    for path in ("evaluate.inception_weights", "evaluate.reference_stats"):
+        if config[path] and not pathlib.Path(config[path]).is_file():
+            raise ValueError(f"{path}={config[path]!r} must be a file; there is none.")
+
+
+def leaves(config: Config, section: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of every field."""
+    for name, value in config.items():
+        path = f"{section}.{name}" if section else name
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, path)
+        else:
+            yield path, value
+
+
+def traced(config: Config) -> list[Params]:
+    """Shapes of the parameters of every network that the stages train.
+
+    Raises:
+      ValueError: If sizes do not fit together.
+    """
+    kinds = (False, True) if has_guide(config) else (False,)
+    return [make_model(config, guided=guided).abstract_params() for guided in kinds]
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.net != "unet":
+        user_function("model.net", model.net)
+    if model.computed_from not in ("", model.output) and model.output == "both":
+        raise ValueError(
+            f"model.output='both' cannot be computed from {model.computed_from!r}:"
+            " choose x, eps or v."
+        )
+    if not model.convention:
+        return
+    if model.net == "unet":
+        raise ValueError(
+            f"model.convention={model.convention!r} is of a network of your own"
+            " (model.net); the U-Net follows ours."
+        )
+    if model.output == "both":
+        raise ValueError(
+            f"model.output='both' is nothing that model.convention={model.convention!r}"
+            " has: choose x, eps or v."
+        )
+    if (model.convention == "ddpm") != bool(model.timesteps):
+        raise ValueError(
+            f"model.convention={model.convention!r} and model.timesteps="
+            f"{model.timesteps!r} do not fit: a ddpm, and nothing else, takes the"
+            " number of a step of a chain."
+        )
+
+
+def _check_unet(config: Config) -> None:
+    unet, size = config.model.unet, config.data.image_size
+    if config.model.net != "unet" or not size:
+        return
+    if not unet.layout:
+        _check_levels(unet, size)
+    depth = len(unet.multipliers)
+    smallest = unet.patch * 2 ** (depth - 1)
+    if size % smallest and not unet.layout:
+        raise ValueError(
+            f"data.image_size={size} does not divide by {smallest}, which the {depth}"
+            f" levels of model.unet.multipliers and model.unet.patch={unet.patch} need."
+        )
+
+
+def _check_levels(unet: Config, size: int) -> None:
+    """Whether heads, groups and waves fit into the features of every level."""
+    if unet.channels % 2 or unet.channels < 4:
+        raise ValueError(
+            f"model.unet.channels={unet.channels} must be even and at least 4."
+        )
+    # The middle has attention, and as many features as the last level.
+    attends = [*attending(unet, size)[:-1], True]
+    for depth, multiplier in enumerate(unet.multipliers):
+        features = unet.channels * multiplier
+        if features % unet.groups:
+            raise ValueError(
+                f"model.unet.groups={unet.groups} does not divide the {features}"
+                f" channels of level {depth}."
+            )
+        if attends[depth] and features % unet.head_dim:
+            raise ValueError(
+                f"model.unet.head_dim={unet.head_dim} does not divide the {features}"
+                f" channels of level {depth}, which has attention."
+            )
+
+
+def _check_diffusion(config: Config) -> None:
+    spec = config.diffusion
+    if not spec.logsnr_min < spec.logsnr_max:
+        raise ValueError(
+            f"diffusion.logsnr_min={spec.logsnr_min} must be below"
+            f" diffusion.logsnr_max={spec.logsnr_max}."
+        )
+    needs_betas = "betas" in (spec.schedule, config.model.timesteps)
+    if needs_betas and not (spec.betas and spec.betas[0] > 0.0):
+        raise ValueError(
+            f"diffusion.betas={spec.betas} must be the betas of a chain, the first"
+            " above 0, for diffusion.schedule or model.timesteps 'betas'."
+        )
+    _check_num_steps(config, "train.num_steps", config.train.num_steps)
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    for field in ("image_size", "channels"):
+        if not data[field] and config.stage != "import":
+            raise ValueError(
+                f"data.{field}=0 must be at least 1, save where an imported model"
+                " brings it."
+            )
+    if _runs(config, *TRAINING, "evaluate"):
+        if ":" in data.source:
+            user_function("data.source", data.source)
+        if data.source == "tfds" and not data.name:
+            raise ValueError(
+                "data.name='' must be a data set of TensorFlow Datasets, for"
+                " data.source='tfds'."
+            )
+    clip = config.sample.clip
+    if data.latent_scale and (clip == "x" or clip.startswith("dynamic")):
+        raise ValueError(
+            f"sample.clip={clip!r} keeps x in [-1, 1], but latents (data.latent_scale="
+            f"{data.latent_scale}) have no bounds: set sample.clip='none'."
+        )
+
+
+def _check_train(config: Config) -> None:
+    if config.stage != "all" or config.train.label_dropout:
+        return
+    for field, guided in (
+        ("guide.steps", has_guide(config) and not config.guide.teacher),
+        ("evaluate.w", any(config.evaluate.w)),
+    ):
+        if guided:
+            raise ValueError(
+                "train.label_dropout=0.0 leaves out no class, so that the base model"
+                f" cannot be guided as {field} asks: set train.label_dropout=0.1."
+            )
+
+
+def _check_guide(config: Config) -> None:
+    guide = config.guide
+    if not guide.w_min <= guide.w_max:
+        raise ValueError(
+            f"guide.w_min={guide.w_min} must not be above guide.w_max={guide.w_max}."
+        )
+    if guide.w_features % 2:
+        raise ValueError(f"guide.w_features={guide.w_features} must be even.")
+    if has_guide(config) and not config.model.num_classes:
+        raise ValueError(
+            f"guide.steps={guide.steps} needs a model that is conditioned on a class:"
+            " set model.num_classes, and train with train.label_dropout above 0."
+        )
+    if config.stage == "guide" and not has_guide(config):
+        raise ValueError(
+            "guide.steps=0 turns the guide stage off: set the number of its updates."
+        )
+
+
+def _check_distill(config: Config) -> None:
+    distill = config.distill
+    # An imported student of one step has no students, but can be sampled from.
+    if distill.start_steps > 1 or _runs(config, "distill"):
+        ladder(distill.start_steps, distill.end_steps)
+    if _runs(config, "distill"):
+        _check_num_steps(config, "distill.start_steps", distill.start_steps)
+
+
+def _check_source(config: Config) -> None:
+    if config.stage != "import" or config.source.path or config.model.net != "unet":
+        return
+    raise ValueError(
+        "source.path='' is empty: name a folder of diffusers, a .safetensors of export"
+        " or a checkpoint of the paper; or set model.net, package.module:function,"
+        " which makes a network, or a pair of a function and its parameters."
+    )
+
+
+def _check_export(config: Config) -> None:
+    export, sample = config.export, config.sample
+    drawing = {"diffusers", "stablehlo"}.intersection(export.formats)
+    if drawing and sample.sampler == "stochastic":
+        raise ValueError(
+            f"export.formats={export.formats}: students of the stochastic ladder cannot"
+            f" be exported as {min(drawing)}, which samples by DDIM: leave it out, or"
+            " set sample.sampler='ddim' for those of another."
+        )
+    if "diffusers" in export.formats and sample.clip not in ("x", "none"):
+        raise ValueError(
+            f"sample.clip={sample.clip!r} cannot be exported to diffusers: set x or"
+            " none."
+        )
+    if export.w and not has_guide(config):
+        raise ValueError(
+            f"export.w={export.w}, but without guide.steps no model takes a guidance"
+            " weight: run the guide stage, and distill."
+        )
+    _check_num_steps(config, "export.steps", export.steps)
+
+
+def check_sample(config: Config) -> None:
+    """Refuses a `sample` that does not fit the model; part of `check`.
+
+    Raises:
+      ValueError: See `check`.
+    """
+    sample, num_classes = config.sample, config.model.num_classes
+    if sample.w and not num_classes:
+        raise _no_classes("sample.w", sample.w)
+    for field in ("labels", "image_labels"):
+        _check_labels(f"sample.{field}", sample[field], num_classes)
+    first, last = sample.guidance_interval
+    if not first < last:
+        raise ValueError(
+            f"sample.guidance_interval={sample.guidance_interval} must be two times t,"
+            " rising, from 0 to 1."
+        )
+    _check_num_steps(config, "sample.steps", sample.steps)
+    taken = sample.from_t * sample.steps
+    if abs(taken - round(taken)) > 1e-6:
+        raise ValueError(
+            f"sample.from_t={sample.from_t} must be one of the times i / sample.steps ="
+            f" i / {sample.steps}, above 0."
+        )
+    if sample.from_t < 1.0 and not sample.image:
+        raise ValueError(
+            f"sample.from_t={sample.from_t} starts from images: set sample.image."
+        )
+    if sample.image and sample.from_t == 1.0:
+        _check_num_steps(config, "sample.encode_steps", sample.encode_steps)
+        if num_classes and not sample.image_labels:
+            raise ValueError(
+                "sample.image_labels=() must be the classes of sample.image, to encode"
+                f" it by a model of {num_classes} classes."
+            )
+
+
+def _check_labels(path: str, labels: tuple[int, ...], num_classes: int) -> None:
+    if labels and not num_classes:
+        raise ValueError(
+            f"{path}={labels}, but this model knows no classes (model.num_classes=0):"
+            f" leave {path} out."
+        )
+    if any(label >= num_classes for label in labels):
+        raise ValueError(
+            f"{path}={labels} must be from 0 to {num_classes - 1}, the last of"
+            f" model.num_classes={num_classes}."
+        )
+
+
+def _check_evaluate(config: Config) -> None:
+    evaluate, data = config.evaluate, config.data
+    for field in ("w", "judge"):
+        if evaluate[field] and not config.model.num_classes:
+            raise _no_classes(f"evaluate.{field}", evaluate[field])
+    if "inception" in evaluate.features:
+        if not evaluate.inception_weights:
+            raise ValueError(
+                f"evaluate.features={evaluate.features}, but no FID: fetch {WEIGHTS}"
+                " and set evaluate.inception_weights to where it lies."
+            )
+        if data.channels not in (1, 3):
+            raise ValueError(
+                f"evaluate.features={evaluate.features}: Inception sees grey or RGB"
+                f" images, and data.channels={data.channels}."
+            )
+    if evaluate.reference_stats and not evaluate.inception_weights:
+        raise ValueError(
+            f"evaluate.reference_stats={evaluate.reference_stats!r} are of Inception"
+            " features: set evaluate.inception_weights too."
+        )
+    if not _runs(config, "evaluate"):
+        return
+    if data.latent_scale:
+        raise ValueError(
+            "The evaluate stage compares images, and these data are latents"
+            f" (data.latent_scale={data.latent_scale}): use the other stages."
+        )
+    _check_num_steps(config, "evaluate.reference_steps", evaluate.reference_steps)
+    for num_steps in evaluate.steps:
+        _check_num_steps(config, "evaluate.steps", num_steps)
+
+
+def _no_classes(path: str, value: Any) -> ValueError:
+    return ValueError(
+        f"{path}={value} needs a model that is conditioned on a class, and this one is"
+        " not (model.num_classes=0)."
+    )
+
+
+def _check_num_steps(config: Config, path: str, num_steps: int) -> None:
+    if not num_steps:
+        return
+    try:
+        schedules.check_num_steps(make_schedule(config), num_steps)
+    except ValueError as error:
+        raise ValueError(f"{path}={num_steps}: {error}") from error
+
+
+def _runs(config: Config, *stages: str) -> bool:
+    """Whether one of these stages is to run."""
+    return config.stage == "all" or config.stage in stages
