@@ -90,8 +90,7 @@ def main(argv: Sequence[str]) -> int:
             launch(config, workdir, dry_run=DRY_RUN.value, profile=PROFILE.value)
         else:
             with places.lock(workdir):
-                found = imported.resolved(config, workdir)
-                replay.run(found, workdir, REPLAY.value)
+                replay.run(_checked(config, workdir), workdir, REPLAY.value)
         return 0
     except ValueError as error:
         return _end(error, 2)
@@ -131,7 +130,7 @@ def launch(
     Raises:
       ValueError: For anything in the config or the workdir that does not fit.
     """
-    check_fields(config)
+    config = _checked(config, workdir)
     stages = {
         "train": finetune if has_finetune(config) else train,
         "guide": guide,
@@ -141,10 +140,6 @@ def launch(
         "export": export,
         "import": import_model,
     }
-    if config.stage != "import":
-        config = imported.resolved(config, workdir)
-    check(config)
-    check_files(config)
     guided = ("guide",) if has_guide(config) else ()
     everything = ("train", *guided, "distill", "evaluate")
     chosen = everything if config.stage == "all" else (str(config.stage),)
@@ -166,6 +161,20 @@ def launch(
         for name in chosen:
             options = {"profile": profile} if name in TRAINING else {}
             stages[name].run(config, workdir, **options)
+
+
+def _checked(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """The config with what a workdir knows of its model, if nothing is wrong with it.
+
+    Raises:
+      ValueError: Naming a field, its value, and what would be right.
+    """
+    check_fields(config)
+    if config.stage != "import":
+        config = imported.resolved(config, workdir)
+    check(config)
+    check_files(config)
+    return config
 
 
 def _join() -> None:

@@ -74,21 +74,6 @@ def limits_of(text: str) -> list[diffusion.Limit]:
     )
 
 
-def asked_strengths(config: Config, model: Model) -> tuple[float, ...]:
-    """The strengths w of guidance that `sample` asks for.
-
-    Raises:
-      ValueError: If the model cannot be guided.
-    """
-    found = tuple(config.sample.w)
-    if found and not model.num_classes:
-        raise ValueError(
-            f"sample.w={found} needs a model that is conditioned on a class, and this"
-            " one is not (model.num_classes=0)."
-        )
-    return found
-
-
 def make_guidance(config: Config, schedule: Schedule) -> Guidance:
     """What `sample` says of guidance, its strength apart."""
     spec = config.sample

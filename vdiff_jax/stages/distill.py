@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdiff_jax import parallel, schedules
+from vdiff_jax import parallel
 from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config, updates_of
 from vdiff_jax.from_config.losses import distill_loss, ladder_name
-from vdiff_jax.from_config.model import has_guide, make_schedule, make_student, w_range
+from vdiff_jax.from_config.model import has_guide, make_student, w_range
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.model import Model
@@ -27,7 +27,6 @@ from vdiff_jax.workdir.trained import load_params
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     return [
         {
             "stage": "distill",
@@ -42,7 +41,6 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
     """Distills, or resumes in the stage that was under way."""
-    _check(config)
     teacher = _first_teacher(config, workdir)
     model = make_student(config)
     places.claim(workdir, config, _ladder_folder(config, workdir).name)
@@ -77,7 +75,6 @@ def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     Raises:
       ValueError: If all are finished.
     """
-    _check(config)
     teacher = _first_teacher(config, workdir)
     model = make_student(config)
     places.claim(workdir, config, _ladder_folder(config, workdir).name)
@@ -167,10 +164,6 @@ def _write_ledger(config: Config, workdir: pathlib.Path) -> None:
             )
     if rows and parallel.is_main():
         write_json(_ladder_folder(config, workdir) / "ladder.json", rows)
-
-
-def _check(config: Config) -> None:
-    schedules.check_num_steps(make_schedule(config), config.distill.start_steps)
 
 
 def _first_teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:

@@ -26,7 +26,6 @@ from vdiff_jax.workdir.trained import Found, find, kind_of, load_params
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     return [
         {
             "stage": "export",
@@ -39,7 +38,6 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `export.formats` of the model for `export.steps` steps."""
-    _check(config)
     spec = config.export
     ladder = ladder_of(config.sample.sampler)
     found = find(config, workdir, spec.model, spec.steps, ladder)
@@ -48,7 +46,6 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     for name in spec.formats:  # refuse before anything is written
         if name == "diffusers":
             check_writable(found.model, w)
-            _clips(config)
     params = load_params(found.model, found.folder)
     params = jax.tree.map(parallel.fetch, params)
     if not parallel.is_main():
@@ -126,17 +123,6 @@ def _measured(
     ]
 
 
-def _check(config: Config) -> None:
-    spec = config.export
-    drawing = {"diffusers", "stablehlo"}.intersection(spec.formats)
-    if drawing and ladder_of(config.sample.sampler) == "stochastic":
-        raise ValueError(
-            f"Students of the stochastic ladder cannot be exported as {min(drawing)},"
-            " which samples by DDIM: leave it out of export.formats, or set"
-            " sample.sampler=ddim for those of the first ladder."
-        )
-
-
 def _strength(config: Config, model: Model) -> float | None:
     """The strength that is folded in where a format has no place for one."""
     found = tuple(config.export.w)
@@ -150,12 +136,7 @@ def _strength(config: Config, model: Model) -> float | None:
 
 def _clips(config: Config) -> bool:
     """Whether x_hat is clipped to [-1, 1], the one limit that diffusers has, too."""
-    clip = config.sample.clip
-    if clip not in ("x", "none"):
-        raise ValueError(
-            f"sample.clip={clip!r} cannot be exported to diffusers: set x or none."
-        )
-    return clip == "x"
+    return config.sample.clip == "x"
 
 
 def _write_orbax(folder: pathlib.Path, params: Params, about: model_file.About) -> None:

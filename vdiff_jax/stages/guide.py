@@ -14,7 +14,7 @@ from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config, section_of
 from vdiff_jax.from_config.losses import guide_loss
-from vdiff_jax.from_config.model import has_guide, make_model, make_student, w_range
+from vdiff_jax.from_config.model import make_model, w_range
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
@@ -28,7 +28,6 @@ from vdiff_jax.workdir.trained import load_params
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     folder = places.guide_folder(workdir)
     return [
         {
@@ -42,7 +41,6 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
     """Trains, or resumes, or finds that it is done."""
-    _check(config)
     teacher = _teacher(config, workdir)
     places.claim(workdir, config, "guide")
     if not places.is_finished("guide", places.guide_folder(workdir)):
@@ -51,7 +49,6 @@ def run(config: Config, workdir: pathlib.Path, profile: int = 0) -> None:
 
 def under_way(config: Config, workdir: pathlib.Path) -> tuple[Tools, Run]:
     """The tools, and the run of the guided student."""
-    _check(config)
     return _under_way(config, workdir, _teacher(config, workdir))
 
 
@@ -104,14 +101,6 @@ def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params
             " your own must be the teacher's, and more."
         )
     return flax.traverse_util.unflatten_dict({**own, **theirs})
-
-
-def _check(config: Config) -> None:
-    if not has_guide(config):
-        raise ValueError(
-            "The guide stage is off (guide.steps=0): set the number of its updates."
-        )
-    guide_loss(config, make_model(config), make_student(config))
 
 
 def _teacher(config: Config, workdir: pathlib.Path) -> pathlib.Path:

@@ -28,7 +28,6 @@ OWN = ("net", "convention", "output", "timesteps", "num_classes")
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     folder = places.train_folder(workdir)
     return [
         {
@@ -43,7 +42,6 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes the train folder of the imported model, or finds that it is there."""
-    _check(config)
     found = _read(config)
     config = with_fields(config, found.fields)
     model, folder = make_model(config), places.train_folder(workdir)
@@ -81,16 +79,6 @@ def run(config: Config, workdir: pathlib.Path) -> None:
 def described(config: Config) -> Config:
     """The config with what the model to import is; nothing is written."""
     return with_fields(config, _read(config).fields)
-
-
-def _check(config: Config) -> None:
-    """Refuses what cannot be imported before anything is read."""
-    if not config.source.path and config.model.net == "unet":
-        raise ValueError(
-            "source.path is empty: name a folder of diffusers, a .safetensors of export"
-            " or a checkpoint of the paper; or set model.net, package.module:function,"
-            " which makes a network, or a pair of a function and its parameters."
-        )
 
 
 def _kind(config: Config) -> Kind:

@@ -4,10 +4,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vdiff_jax import samplers, schedules
+from vdiff_jax import samplers
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import Ladder, ladder_of
-from vdiff_jax.from_config.model import has_guide, make_schedule
+from vdiff_jax.from_config.model import has_guide
 from vdiff_jax.from_config.sampler import PREDICTORS
 from vdiff_jax.workdir import layout as places
 
@@ -69,22 +69,12 @@ def candidates(
 
     With one step all samplers are the same, so only ddim takes one. Where there is
     guidance, all this for every strength.
-
-    Raises:
-      ValueError: If a number of steps is not allowed, or the data are latents.
     """
-    if config.data.latent_scale:
-        raise ValueError(
-            "The evaluate stage compares pictures, and these data are latents"
-            f" (data.latent_scale={config.data.latent_scale}): use the other stages."
-        )
     found = [
         candidate
         for w in _strengths(config)
         for candidate in _candidates_at(config, ladders, w)
     ]
-    for candidate in found:
-        schedules.check_num_steps(make_schedule(config), candidate.steps)
     return list(dict.fromkeys(found))
 
 
@@ -108,20 +98,8 @@ def _candidates_at(
 
 
 def _strengths(config: Config) -> tuple[float, ...] | tuple[None]:
-    """The strengths of guidance; one None if there is none.
-
-    Raises:
-      ValueError: If the model cannot be guided.
-    """
-    found = tuple(config.evaluate.w)
-    if not found:
-        return (None,)
-    if not config.model.num_classes:
-        raise ValueError(
-            f"evaluate.w={found} needs a model that is conditioned on a class, and this"
-            " one is not (model.num_classes=0)."
-        )
-    return found
+    """The guidance weights; one None if there is none."""
+    return tuple(config.evaluate.w) or (None,)
 
 
 def _is_there(found: Candidate, workdir: pathlib.Path) -> bool:

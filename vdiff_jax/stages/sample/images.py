@@ -9,12 +9,10 @@ import numpy as np
 import tqdm
 from jaxtyping import Num
 
-from vdiff_jax import parallel, schedules
+from vdiff_jax import parallel
 from vdiff_jax.evaluation import figures
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.losses import ladder_of
-from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.sampler import asked_strengths, make_sampler
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
 from vdiff_jax.generation.sampler import Sampler
@@ -34,7 +32,6 @@ COLUMNS = 12  # of the grid over strengths of guidance
 
 def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """What `run` would do."""
-    _check(config)
     return [
         {
             "stage": "sample",
@@ -48,7 +45,6 @@ def plan(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
 def run(config: Config, workdir: pathlib.Path) -> None:
     """Writes `sample.num` pictures of the model for `sample.steps` steps."""
     spec = config.sample
-    _check(config)
     if spec.from_file:
         config, (folder, model) = in_file(config, pathlib.Path(spec.from_file))
         spec = config.sample
@@ -85,7 +81,7 @@ def _strengths(
     config: Config, folder: pathlib.Path, model: Model
 ) -> list[float | None]:
     """The strengths of guidance; one None for no guidance."""
-    found = asked_strengths(config, model)
+    found = tuple(config.sample.w)
     if not found:
         return [None]
     if model.w_range is None:
@@ -169,11 +165,3 @@ def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
         np.savez(out / "latents.npz", latents=images)
     columns = int(np.ceil(np.sqrt(min(len(images), GRID))))
     save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
-
-
-def _check(config: Config) -> None:
-    model, spec = make_model(config), config.sample
-    make_sampler(config, model)
-    asked_strengths(config, model)
-    first_step(config)
-    schedules.check_num_steps(model.schedule, spec.steps)
