@@ -8,12 +8,12 @@ set (Krause et al., 2013) is no longer at its first address; any copy will do, a
 folder, a zip or a tar with a folder for each model of car. Whoever has it in TensorFlow
 Datasets takes --config.data.source=tfds --config.data.name=cars196
 --config.data.path=data --config.data.train_split=train
---config.data.held_out_fraction=0. For a model that is told which of the 196 cars to
-draw add --config.model.num_classes=196.
+--config.data.held_out_fraction=0. For a model that is conditioned on which of the
+196 cars to draw add --config.model.num_classes=196.
 
 Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), which has not these data: a
-network of a size that 16,000 pictures can teach, and the optimisation of its CIFAR-10.
-All of both splits is trained on, but for one picture in fifty.
+network of a size that 16,000 images can teach, and the optimisation of its CIFAR-10.
+All of both splits is trained on, but for one image in fifty.
 
 Result: not yet run at this size.
 """

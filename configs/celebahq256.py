@@ -11,7 +11,7 @@ read as it is: --config.data.path=its/folder. From TensorFlow Datasets take
 
 Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), which has not these data:
 network and optimisation are those of Ho et al. (2020), arXiv:2006.11239, App. B, for
-CelebA-HQ, with the schedule, the loss and the blocks of the paper. One picture in
+CelebA-HQ, with the schedule, the loss and the blocks of the paper. One image in
 thirty is held out.
 
 Result: not yet run at this size.

@@ -1,4 +1,4 @@
-r"""CIFAR-10, told the class: one student for every strength of guidance in [0, 4].
+r"""CIFAR-10, conditioned on class: one student for every guidance weight w in [0, 4].
 
     python launch.py --config configs/cifar10_guided.py --workdir runs/cifar10_guided
 
@@ -6,8 +6,8 @@ or stage by stage: --config configs/cifar10_guided.py:train, then :guide, :disti
 :evaluate, :sample. The network, the data and the base model's training are those of
 configs/cifar10.py.
 
-Follows Meng et al. (2023), arXiv:2210.03142, in what it trains and in the range of
-strengths. What the appendix of that paper sets was not at hand, and is ours:
+Follows Meng et al. (2023), arXiv:2210.03142, in what it trains and in the
+range of w. What the appendix of that paper sets was not at hand, and is ours:
 
 - train.label_dropout 0.1; Ho & Salimans (2022), arXiv:2207.12598, found 0.1 and 0.2
   equal, and 0.5 worse.

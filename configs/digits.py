@@ -4,18 +4,18 @@ r"""Handwritten digits, 8x8: the whole path on a CPU, without a download.
 
 or stage by stage: --config configs/digits.py:train, then :distill, :evaluate, :sample.
 The 1,797 scans come with scikit-learn; 180 of them are held out. For a model that is
-told the class add --config.model.num_classes=10 and another --workdir.
+conditioned on the class add --config.model.num_classes=10 and another --workdir.
 
 Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), which has no data so small:
 
 - A network of 0.25 M parameters on 2x2 patches, attention in its middle only.
 - Times are stratified over the batch, for less noisy gradients.
 - Training decays the learning rate and has a shorter EMA, for so few updates.
-- Each stage of distillation begins with 50 steps of warm-up: Adam's first steps at the
-  full rate would take the student away from a teacher it already is.
+- Each student begins with 50 updates of warm-up: Adam's first updates at the full rate
+  would take it away from the teacher that it already is.
 
-Result: `frechet_classifier` (not FID) to the training pictures, mean over the seeds 0,
-1 and 2 of 1,536 samples each; one half of the pictures is at 3.50 from the other half:
+Result: `frechet_classifier` (not FID) to the training images, mean over the seeds 0,
+1 and 2 of 1,536 samples each; one half of the images is at 3.50 from the other half:
 
     evaluations              1      2      4     8     16    128
     distilled                12.0   10.0   8.4   7.9   7.6
@@ -23,7 +23,7 @@ Result: `frechet_classifier` (not FID) to the training pictures, mean over the s
     base, DPM-Solver++(2M)          130    24.9  8.3   6.7
 
 with standard deviations of 0.3 to 0.5 below 13. The base has 5.63 bits/dim on the 180
-held-out pictures, by the flow. 8 minutes on 2 cores, as `make demo` runs it.
+held-out images, by the flow. 8 minutes on 2 cores, as `make demo` runs it.
 """
 
 from ml_collections import ConfigDict

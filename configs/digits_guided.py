@@ -1,21 +1,21 @@
-r"""Handwritten digits, 8x8, told the class: one student for every strength of guidance.
+r"""Handwritten digits, 8x8, by class: one student for every guidance weight w.
 
     python launch.py --config configs/digits_guided.py
 
 or stage by stage: --config configs/digits_guided.py:train, then :guide, :distill,
-:evaluate, :sample. The stochastic ladder is another one, beside the first:
+:evaluate, :sample. Stochastic students are others, beside the first:
 --config configs/digits_guided.py:distill --config.distill.method=stochastic
 
 The network is that of configs/digits.py, with 10 classes; what is taught, and the range
-of strengths, are those of Meng et al. (2023), arXiv:2210.03142. Theirs are pictures of
-other sizes, so these are ours: 6,000 updates of training and as many of the guide
+of w, are those of Meng et al. (2023), arXiv:2210.03142. Theirs are images of other
+sizes, so these are ours: 6,000 updates of training and as many of the guide
 stage, more updates of the last students than without guidance, and a sinusoid of w of
-32 features up to an angle of 4 w, since the usual 1000 w tells neighbouring strengths
+32 features up to an angle of 4 w, since the usual 1000 w tells neighbouring weights
 apart that should be alike.
 
 Result: accuracy of a classifier that had no part in it, of another architecture and
 98.3 % right on held-out digits, and `frechet_classifier` (not FID) to the training
-pictures; mean over the seeds 0, 1 and 2 of 1,536 samples each:
+images; mean over the seeds 0, 1 and 2 of 1,536 samples each:
 
     w (guidance scale)             0 (1)         1 (2)         4 (5)
     base, DDIM, 128 steps        98.4 %  2.6   100.0 %  6.7  100.0 %  17.8
@@ -25,9 +25,9 @@ pictures; mean over the seeds 0, 1 and 2 of 1,536 samples each:
     distilled, 1 step            99.5 %  4.6   100.0 %  7.2  100.0 %  26.7
 
 where the base takes 128 evaluations at w = 0 and 256 at the others. DPM-Solver++(2M)
-with 8 steps of the base is at 3.1, 6.6 and 17.5, in 8, 16 and 16 evaluations. The
-stochastic ladder is at 3.5, 4.5 and 14.7 with 8 steps and 6.5, 7.9 and 24.9 with 1. 14
-minutes on 2 cores, and less than 10 for the stochastic ladder.
+with 8 steps of the base is at 3.1, 6.6 and 17.5, in 8, 16 and 16 evaluations.
+Stochastic students are at 3.5, 4.5 and 14.7 with 8 steps and 6.5, 7.9 and 24.9 with 1.
+14 minutes on 2 cores, and less than 10 for the stochastic students.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ or stage by stage: --config configs/fashion_mnist.py:train, then :distill, :eval
 Datasets from data/; data/README.md says how to put it there.
 
 Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), which has not these data: a
-small network and few updates, for grey pictures of ten kinds of clothes.
+small network and few updates, for grey images of ten kinds of clothes.
 
 Result: not yet run at this size.
 """

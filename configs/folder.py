@@ -1,4 +1,4 @@
-r"""A folder of your own pictures: copy this file, and change the three fields.
+r"""A folder of your own images: copy this file, and change the three fields.
 
     cp configs/folder.py configs/mine.py
     python launch.py --config configs/mine.py:train --workdir runs/mine
@@ -6,14 +6,14 @@ r"""A folder of your own pictures: copy this file, and change the three fields.
 then :distill, :evaluate and :sample. As it stands:
 --config configs/folder.py. The folder holds JPEG, PNG or WebP files of any size, flat
 or with one sub-folder for each class; a square in the centre of each is resized. One
-picture in twenty is held out. Large files are read faster once they are prepared:
+image in twenty is held out. Large files are read faster once they are prepared:
 
     python -m vdiff_jax.datasets.prepare PATH --out data/mine --size 64
 
 and "source" is then "lmdb" and "path" data/mine. docs/data.md has the other sources.
 
 Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512): a network for some ten
-thousand pictures of 64x64. For 32x32 one level less will do; every level halves the
+thousand images of 64x64. For 32x32 one level less will do; every level halves the
 size.
 
 Result: yours.
@@ -38,7 +38,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "held_out": 256,
             },
             "model": {
-                "num_classes": 0,  # 3. the number of sub-folders; 0: not told which
+                "num_classes": 0,  # 3. the number of sub-folders; 0: no classes
                 "output": "v",
                 "unet": {
                     "channels": 128,

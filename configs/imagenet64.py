@@ -9,7 +9,7 @@ Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except
 
 - model.output is v; theirs is both (--config.model.output=both, 295,905,222
   parameters).
-- The pictures are those of `imagenet_resized/64x64` (box-resized, the ones of
+- The images are those of `imagenet_resized/64x64` (box-resized, the ones of
   Chrabaszcz et al., 2017); theirs were cropped and area-resized from the originals.
   --config.data.name=imagenet2012 does that as it reads; done once, by `python -m
   vdiff_jax.datasets.prepare`, it is read faster (docs/data.md).

@@ -1,15 +1,15 @@
-r"""ImageNet, 64x64: one student for every strength of guidance in [0, 4].
+r"""ImageNet, 64x64: one student for every guidance weight w in [0, 4].
 
     python launch.py --config configs/imagenet64_guided.py --workdir runs/guided64
 
 or stage by stage: --config configs/imagenet64_guided.py:train, then :guide, :distill,
-:evaluate, :sample. The stochastic ladder, which the paper finds better from 4 steps on
-for w = 0, is another: --config configs/imagenet64_guided.py:distill
+:evaluate, :sample. Stochastic students, which the paper finds better from 4 steps on
+for w = 0, are others: --config configs/imagenet64_guided.py:distill
 --config.distill.method=stochastic. The network and the data are those of
 configs/imagenet64.py.
 
-Follows Meng et al. (2023), arXiv:2210.03142, in what it trains and in the range of
-strengths. What the appendix of that paper sets was not at hand, and is ours:
+Follows Meng et al. (2023), arXiv:2210.03142, in what it trains and in the
+range of w. What the appendix of that paper sets was not at hand, and is ours:
 
 - train.label_dropout 0.1, as in configs/cifar10_guided.py.
 - guide: 100,000 updates at 1e-4, with the batch, the weight and the EMA of training.

@@ -1,4 +1,4 @@
-"""A model of another project: imported, and then a teacher like any other.
+r"""A model of another project: imported, and then a teacher like any other.
 
     python launch.py --config configs/import_model.py:import --workdir runs/x \
         --config.source.path=ddpm-cifar10-32

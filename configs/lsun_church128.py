@@ -1,4 +1,4 @@
-r"""LSUN churches, 128x128, unconditional: as the bedrooms, with other pictures.
+r"""LSUN churches, 128x128, unconditional: as the bedrooms, with other images.
 
     python launch.py --config configs/lsun_church128.py --workdir runs/church
 

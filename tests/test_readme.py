@@ -3,6 +3,8 @@ import re
 import sys
 import types
 
+import numpy as np
+
 from configs import folder
 from vdiff_jax.from_config.data import make_source
 
@@ -10,18 +12,38 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs_as_it_stands():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def _run_example(number):
+    """The names that an example of the README leaves."""
+    codes = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(codes) == 2
     scope = {}
-    exec(code, scope)
+    exec(codes[number], scope)
+    return scope
+
+
+def test_the_first_example_draws_what_its_comment_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    scope = _run_example(0)
+    assert scope["images"].dtype == np.uint8
+    assert scope["images"].shape == (16, 8, 8, 1)
+    assert scope["images"].std() > 50  # digits, not grey
+
+
+def test_the_example_runs_as_it_stands():
+    scope = _run_example(1)
     assert scope["loss"].shape == (8,)
     assert (scope["loss"] >= 0).all()
-    assert scope["pictures"].shape == scope["x"].shape
+    assert scope["images"].shape == scope["x"].shape
+
+
+def test_the_pages_it_names_are_there():
+    for path in re.findall(r"\]\((?!http)(.*?)\)", README):
+        assert (ROOT / path).is_file()
 
 
 def test_the_pictures_it_shows_are_there():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (pathlib.Path(__file__).parents[1] / path).is_file()
+        assert (ROOT / path).is_file()
 
 
 def test_the_source_of_the_docs_is_one(monkeypatch):
