@@ -11,7 +11,8 @@ from flax.traverse_util import flatten_dict
 
 import launch
 import tiny
-from vdiff_jax import build, diffusion, losses
+from vdiff_jax import diffusion, losses
+from vdiff_jax.from_config import trainer
 from vdiff_jax.from_config.losses import distill_loss, guide_loss, train_loss
 from vdiff_jax.from_config.model import make_model, make_student
 from vdiff_jax.from_config.sampler import make_sampler
@@ -56,7 +57,7 @@ def made(tmp_path_factory):
         return step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "train_step", watched)
+        patch.setattr(trainer, "compiled_train_step", watched)
         for stage in ("train", "guide", "distill"):
             launch.launch(_config(stage), workdir)
         stochastic = {**DISTILL, "ladder": "stochastic"}

@@ -8,7 +8,7 @@ from vdiff_jax.training.interrupts import Interrupts
 
 SCRIPT = """
 import os, signal, sys, time
-from vdiff_jax.interrupts import Interrupts
+from vdiff_jax.training.interrupts import Interrupts
 with Interrupts() as interrupts:
     for number in sys.argv[1:]:
         os.kill(os.getpid(), int(number))

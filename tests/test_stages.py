@@ -15,9 +15,9 @@ import pytest
 import launch
 import tiny
 from configs import folder
-from vdiff_jax import build
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config import trainer
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay
 from vdiff_jax.training import checkpoints, loop
@@ -57,7 +57,7 @@ class _StopAt:
 
             return counted
 
-        monkeypatch.setattr(build, "train_step", made)
+        monkeypatch.setattr(trainer, "compiled_train_step", made)
 
 
 def test_training_leaves_what_the_design_says(project):
