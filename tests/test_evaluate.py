@@ -46,11 +46,14 @@ def _short():
 
 
 @pytest.fixture(scope="module")
-def measured(project, tmp_path_factory):
-    """The project after evaluation."""
-    workdir = shutil.copytree(project, tmp_path_factory.mktemp("measured") / "project")
-    launch.launch(tiny.config("evaluate"), workdir)
-    return workdir
+def measured(project, once):
+    """The project after evaluation; for reading."""
+
+    def make(workdir):
+        shutil.copytree(project, workdir, dirs_exist_ok=True)
+        launch.launch(tiny.config("evaluate"), workdir)
+
+    return once("measured", make)
 
 
 @pytest.fixture

@@ -35,10 +35,10 @@ def _config(stage, source="", output="v", computed_from="", **changes):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """The train folder of a model that predicts eps."""
-    workdir = tmp_path_factory.mktemp("eps")
-    launch.launch(_config("train", output="eps"), workdir)
+def source(once):
+    """The train folder of a model that predicts eps; for reading."""
+    config = _config("train", output="eps")
+    workdir = once("eps", lambda workdir: launch.launch(config, workdir))
     return places.train_folder(workdir)
 
 

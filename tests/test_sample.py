@@ -38,9 +38,9 @@ def test_pictures_are_the_same_whatever_the_batch(workdir):
     assert (workdir / "sample" / "grid.png").exists()
 
 
-def test_a_student_that_was_not_trained_cannot_be_sampled(project):
+def test_a_student_that_was_not_trained_cannot_be_sampled(workdir):
     with pytest.raises(ValueError, match="No finished distilled model"):
-        _drawn(project, model="distilled", steps=64)
+        _drawn(workdir, model="distilled", steps=64)
 
 
 def test_pictures_of_a_seed_are_those_of_its_noise(workdir):

@@ -185,14 +185,15 @@ def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_pa
     assert found["params_sha256"] == expected["params_sha256"]
 
 
-def test_a_second_run_in_a_workdir_is_refused_by_name(project):
-    with places.lock(project):
+def test_a_second_run_in_a_workdir_is_refused_by_name(project, tmp_path):
+    workdir = shutil.copytree(project, tmp_path / "copy")
+    with places.lock(workdir):
         with pytest.raises(
             ValueError, match=rf"Another run is at work in .*pid {os.getpid()}"
         ):
-            launch.launch(tiny.config("train"), project)
-        launch.launch(tiny.config("sample"), project)  # pictures can be drawn meanwhile
-    launch.launch(tiny.config("train"), project)
+            launch.launch(tiny.config("train"), workdir)
+        launch.launch(tiny.config("sample"), workdir)  # pictures can be drawn meanwhile
+    launch.launch(tiny.config("train"), workdir)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
@@ -201,12 +202,13 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
         launch.launch(tiny.config("train"), tmp_path / "file" / "run")
 
 
-def test_a_finished_project_does_nothing_again(project, monkeypatch):
+def test_a_finished_project_does_nothing_again(project, tmp_path, monkeypatch):
     _StopAt(monkeypatch, 1)
+    workdir = shutil.copytree(project, tmp_path / "copy")
+    launch.launch(tiny.config("train"), workdir)
+    launch.launch(tiny.config("distill"), workdir)
     before = _result(project / "distill" / "0001")
-    launch.launch(tiny.config("train"), project)
-    launch.launch(tiny.config("distill"), project)
-    assert _result(project / "distill" / "0001") == before
+    assert _result(workdir / "distill" / "0001") == before
 
 
 def test_an_interrupted_project_ends_as_one_never_stopped(
@@ -335,15 +337,16 @@ def test_a_network_of_the_users_own_trains(tmp_path):
     assert _result(tmp_path / "train")["parameters"] == 2
 
 
-def test_a_workdir_of_another_config_is_refused_by_field(project):
-    before = (project / "config.json").read_text()
+def test_a_workdir_of_another_config_is_refused_by_field(project, tmp_path):
+    workdir = shutil.copytree(project, tmp_path / "copy")
+    before = (workdir / "config.json").read_text()
     changed = {"learning_rate": 0.5, "log_every_steps": 1}
     other = tiny.config("train", seed=3, train=changed)
     with pytest.raises(ValueError, match=r"seed: 0 there, 3 now") as error:
-        launch.launch(other, project)
+        launch.launch(other, workdir)
     assert "train.learning_rate: 0.001 there, 0.5 now" in str(error.value)
     assert "log_every_steps" not in str(error.value)
-    assert (project / "config.json").read_text() == before
+    assert (workdir / "config.json").read_text() == before
 
 
 def test_a_missing_teacher_is_never_replaced(tmp_path):
