@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import filelock
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 import launch
 import tiny
@@ -142,12 +143,18 @@ def _listing(folder: pathlib.Path) -> dict[str, list[int]]:
 @pytest.fixture(scope="session")
 def project(once: Once) -> pathlib.Path:
     """A workdir with a base model and its students of 4, 2 and 1 steps; for reading."""
+    return once("project", lambda workdir: _run(tiny.config, workdir))
 
-    def make(workdir: pathlib.Path) -> None:
-        launch.launch(tiny.config("train"), workdir)
-        launch.launch(tiny.config("distill"), workdir)
 
-    return once("project", make)
+@pytest.fixture(scope="session")
+def small_project(once: Once) -> pathlib.Path:
+    """The same of `tiny.small`."""
+    return once("small_project", lambda workdir: _run(tiny.small, workdir))
+
+
+def _run(config: Callable[[str], ConfigDict], workdir: pathlib.Path) -> None:
+    for stage in ("train", "distill"):
+        launch.launch(config(stage), workdir)
 
 
 @pytest.fixture(scope="session")
