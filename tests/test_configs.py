@@ -135,7 +135,7 @@ def test_ladders_have_the_papers_stages():
 def test_mistakes_are_refused_with_their_value(
     section, field, value, message, tmp_path, monkeypatch
 ):
-    from vdiff_jax.training import step
+    from vdiff_jax.from_config import step
 
     # Under the hook, jaxtyping would refuse these before our own checks do.
     for module, name in ((step, "make_learning_rate"),):

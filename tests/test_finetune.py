@@ -24,7 +24,7 @@ def _config(stage, source="", output="v", computed_from="", **changes):
     return tiny.config(
         stage,
         model={
-            **tiny.TINY["model"],
+            "net": "tiny:make_net",
             "num_classes": 10,
             "output": output,
             "computed_from": computed_from,
