@@ -2,19 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick lint faults bench
+.PHONY: demo test quick long lint faults bench
+
+# Two tests at a time: most of the time goes into compiling, on one core each. They
+# share on disk what takes long to make, so that whoever is done takes from the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: .venv/ready
 	$(BIN)/python launch.py --config configs/digits.py
 
-# Two tests at a time: most of the time goes into compiling, on one core each.
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake \
-		tests docs/quickstart.ipynb
+	$(PYTEST) -m "not long"
 
 # Without the tests that train: for while you write.
 quick: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+# What trains to convergence, the faults that take many runs, and the notebook.
+long: .venv/ready
+	$(PYTEST) -m long --nbmake tests docs/quickstart.ipynb
 
 # Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
 faults: .venv/ready

@@ -218,7 +218,7 @@ def test_a_ladder_that_does_not_halve_is_refused(start, end):
         ladder(start, end)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_beats_better_solvers_of_the_exact_flow_in_few_evaluations():
     for row in mixture.table(updates=600, batch_size=256):
         evaluations, of_student, *of_solvers = row.values()

@@ -36,6 +36,12 @@ def _numbers(workdir):
     return [{k: v for k, v in row.items() if k not in varies} for row in _rows(workdir)]
 
 
+@pytest.fixture(scope="module")
+def project(small_project):
+    """What holds here holds whatever the network."""
+    return small_project
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _short():
     """A classifier of a few updates is enough here."""
@@ -47,11 +53,14 @@ def _short():
 
 
 @pytest.fixture(scope="module")
-def measured(project, tmp_path_factory):
-    """The project after evaluation."""
-    workdir = shutil.copytree(project, tmp_path_factory.mktemp("measured") / "project")
-    launch.launch(tiny.config("evaluate"), workdir)
-    return workdir
+def measured(project, once):
+    """The project after evaluation; for reading."""
+
+    def make(workdir):
+        shutil.copytree(project, workdir, dirs_exist_ok=True)
+        launch.launch(tiny.small("evaluate"), workdir)
+
+    return once("measured", make)
 
 
 @pytest.fixture
@@ -144,7 +153,7 @@ def test_the_likelihood_is_of_the_base_model_on_held_out_pictures(measured):
 def test_what_was_measured_is_not_measured_again(workdir, monkeypatch):
     draws = _Draws(monkeypatch)
     before = _numbers(workdir)
-    launch.launch(tiny.config("evaluate"), workdir)
+    launch.launch(tiny.small("evaluate"), workdir)
     assert draws.calls == 0
     assert _numbers(workdir) == before
 
@@ -155,7 +164,7 @@ def test_only_what_changed_is_measured_again(workdir, monkeypatch):
     path = workdir / "evaluate" / "ladder.json"
     rows = [{**row, "key": "other"} if row["steps"] == 8 else row for row in before]
     path.write_text(json.dumps(rows))
-    launch.launch(tiny.config("evaluate"), workdir)
+    launch.launch(tiny.small("evaluate"), workdir)
     assert draws.calls == 2 * 2  # seeds, and parts of each
     assert [row["values"] for row in _rows(workdir)] == [
         row["values"] for row in before
@@ -176,20 +185,20 @@ def test_only_what_changed_is_measured_again(workdir, monkeypatch):
 def test_other_numbers_are_not_taken_for_these(workdir, monkeypatch, changes):
     _Draws(monkeypatch, fail_at=1)
     with pytest.raises(KeyboardInterrupt):
-        launch.launch(tiny.config("evaluate", **changes), workdir)
+        launch.launch(tiny.small("evaluate", **changes), workdir)
 
 
 def test_another_model_is_measured_again(workdir, monkeypatch):
     _Draws(monkeypatch, fail_at=1)
     monkeypatch.setattr(Trained, "sha256", "other")
     with pytest.raises(KeyboardInterrupt):
-        launch.launch(tiny.config("evaluate"), workdir)
+        launch.launch(tiny.small("evaluate"), workdir)
 
 
 def test_a_base_model_without_students_is_measured_alone(workdir, capsys):
     shutil.rmtree(workdir / "distill")
     (workdir / "evaluate" / "report.html").unlink()
-    launch.launch(tiny.config("evaluate"), workdir)
+    launch.launch(tiny.small("evaluate"), workdir)
     assert {row["model"] for row in _rows(workdir)} == {"base"}
     assert "no finished student of 2 steps" in capsys.readouterr().out
     assert "base, DDIM" in (workdir / "evaluate" / "report.html").read_text()
@@ -203,7 +212,7 @@ def test_a_part_that_cannot_be_read_is_named(workdir):
     part = workdir / "evaluate" / "parts" / rows[0]["key"] / "0-00000000.npz"
     part.write_bytes(b"half a file")
     with pytest.raises(DamagedError, match=r"0-00000000\.npz cannot be read"):
-        launch.launch(tiny.config("evaluate"), workdir)
+        launch.launch(tiny.small("evaluate"), workdir)
 
 
 def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
@@ -213,11 +222,11 @@ def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
     with monkeypatch.context() as patch:
         draws = _Draws(patch, fail_at=8)
         with pytest.raises(KeyboardInterrupt):
-            launch.launch(tiny.config("evaluate"), workdir)
+            launch.launch(tiny.small("evaluate"), workdir)
     assert draws.calls == 8
     with monkeypatch.context() as patch:
         draws = _Draws(patch)
-        launch.launch(tiny.config("evaluate"), workdir)
+        launch.launch(tiny.small("evaluate"), workdir)
     whole = 4 * len(CANDIDATES) + len(bench.VARIANCES)
     assert draws.calls == whole - 7
     assert _numbers(workdir) == _numbers(measured)
@@ -226,14 +235,14 @@ def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
 def test_the_batch_size_changes_no_number_beyond_rounding(measured, project, tmp_path):
     workdir = shutil.copytree(project, tmp_path / "project")
     sample = {"batch_size": 6}
-    launch.launch(tiny.config("evaluate", sample=sample), workdir)
+    launch.launch(tiny.small("evaluate", sample=sample), workdir)
     for ours, theirs in zip(_rows(workdir), _rows(measured), strict=True):
         assert ours["key"] == theirs["key"]
         assert ours["value"] == pytest.approx(theirs["value"], rel=0.01, abs=0.05)
 
 
 def test_statistics_of_other_pictures_are_refused(workdir):
-    config = tiny.config("evaluate", evaluate={"reference_num": 1000})
+    config = tiny.small("evaluate", evaluate={"reference_num": 1000})
     with pytest.raises(
         ValueError,
         match=r"computed from something else \(.*num_images: 1617 there, 1000",
@@ -258,7 +267,7 @@ def test_statistics_of_other_pictures_are_refused(workdir):
 )
 def test_what_cannot_be_measured_is_refused(workdir, spec, message):
     with pytest.raises(ValueError, match=message):
-        launch.launch(tiny.config("evaluate", evaluate=spec), workdir)
+        launch.launch(tiny.small("evaluate", evaluate=spec), workdir)
 
 
 def test_every_network_is_traced_once_for_its_shapes(workdir, monkeypatch):
@@ -272,7 +281,7 @@ def test_every_network_is_traced_once_for_its_shapes(workdir, monkeypatch):
     monkeypatch.setattr(Model, "init", counted)
     monkeypatch.setattr(from_config_model, "_MODELS", {})
     (workdir / "evaluate" / "ladder.json").write_text("[]")
-    launch.launch(tiny.config("evaluate"), workdir)
+    launch.launch(tiny.small("evaluate"), workdir)
     assert len(networks) == 1
 
 
@@ -282,12 +291,12 @@ def test_the_page_has_the_losses_and_costs_of_students_of_every_method(
     """Once it looked for those of one method."""
     for method in ("stochastic", "encode"):
         distill = {**tiny.TINY["distill"], "method": method, "end_steps": 2}
-        launch.launch(tiny.config("distill", distill=distill), workdir)
+        launch.launch(tiny.small("distill", distill=distill), workdir)
     contents = []
     monkeypatch.setattr(
         page.page, "render", lambda content: contents.append(content) or ""
     )
-    launch.launch(tiny.config("evaluate", evaluate={"steps": (2,)}), workdir)
+    launch.launch(tiny.small("evaluate", evaluate={"steps": (2,)}), workdir)
     (content,) = contents
     runs = [
         "base", "4 steps", "2 steps", "1 step", "4 steps, stochastic",

@@ -47,10 +47,12 @@ def _config(stage, **changes):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A base model, its guided student, and two ladders of it; and all their steps."""
-    workdir, steps = tmp_path_factory.mktemp("guided"), []
-    make = compiled_train_step
+def workdir(once):
+    """A base model, its guided student, and two ladders of it; for reading.
+
+    In `compiled.json`, how often the step of each of these four was compiled.
+    """
+    make, steps = compiled_train_step, []
 
     def watched(*args, plain=False):
         step = make(*args, plain=plain)
@@ -58,22 +60,21 @@ def made(tmp_path_factory):
             steps.append(step)
         return step
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "compiled_train_step", watched)
-        for stage in ("train", "guide", "distill"):
-            launch.launch(_config(stage), workdir)
-        stochastic = {**DISTILL, "method": "stochastic"}
-        launch.launch(_config("distill", distill=stochastic), workdir)
-    return workdir, steps
+    def train(workdir):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(trainer, "compiled_train_step", watched)
+            for stage in ("train", "guide", "distill"):
+                launch.launch(_config(stage), workdir)
+            stochastic = {**DISTILL, "method": "stochastic"}
+            launch.launch(_config("distill", distill=stochastic), workdir)
+        counts = [step._cache_size() for step in steps]
+        (workdir / "compiled.json").write_text(json.dumps(counts))
+
+    return once("guided", train)
 
 
-@pytest.fixture(scope="module")
-def workdir(made):
-    return made[0]
-
-
-def test_every_stage_is_one_step_compiled_once(made):
-    assert [step._cache_size() for step in made[1]] == [1, 1, 1, 1]
+def test_every_stage_is_one_step_compiled_once(workdir):
+    assert json.loads((workdir / "compiled.json").read_text()) == [1, 1, 1, 1]
 
 
 def _result(folder):
@@ -248,11 +249,12 @@ def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys)
         ({"sample": {"sampler": "stochastic", "steps": 64}}, "steps of 1/64 only"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(workdir, changes, message):
+def test_what_cannot_be_sampled_is_refused(workdir, tmp_path, changes, message):
     config = _config("sample")
     for section, fields in changes.items():
         config[section].update(fields)
     if "64" in message:  # a deterministic student alone
+        workdir = shutil.copytree(workdir, tmp_path / "copy")
         fake = layout.folder_of(workdir, student(64))
         fake.mkdir(parents=True)
         (fake / "result.json").write_text("{}")

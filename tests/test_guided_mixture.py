@@ -12,7 +12,7 @@ from vdiff_jax.distillation.guided import decoding_stochastically, imitation_los
 from vdiff_jax.distillation.progressive import decoding, distillation_loss, ladder
 from vdiff_jax.guidance import NO_CLASS, Guidance, classifier_free
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("optimized")]
 
 SCHEDULE = schedules.cosine()
 CLASSES = GaussianData(-0.5, 0.2), GaussianData(0.5, 0.2)

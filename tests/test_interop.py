@@ -38,28 +38,36 @@ def _export(**options):
 
 
 @pytest.fixture(scope="module")
-def exported(project, tmp_path_factory):
-    """The project, and its student of one step in all formats that take it."""
-    workdir = shutil.copytree(project, tmp_path_factory.mktemp("out") / "project")
-    formats = tuple(name for name in FORMATS if name != "diffusers")
-    launch.launch(_export(formats=formats), workdir)
-    launch.launch(_export(model="base", steps=8), workdir)
-    return workdir
+def exported(project, once):
+    """The project, and its student of one step in all formats that take it.
+
+    For reading.
+    """
+
+    def make(workdir):
+        shutil.copytree(project, workdir, dirs_exist_ok=True)
+        formats = tuple(name for name in FORMATS if name != "diffusers")
+        launch.launch(_export(formats=formats), workdir)
+        launch.launch(_export(model="base", steps=8), workdir)
+
+    return once("exported", make)
 
 
 def test_a_file_draws_the_pictures_of_the_student_it_is_of(exported, tmp_path):
     file = exported / "export" / "distilled-1step" / "safetensors" / "model.safetensors"
     sample = {**tiny.TINY["sample"], "steps": 1}
-    launch.launch(tiny.config("sample", sample=sample), exported)
+    theirs = shutil.copytree(exported, tmp_path / "theirs")
+    launch.launch(tiny.config("sample", sample=sample), theirs)
     # In its own number of steps, whatever the config says.
     config = tiny.config(
         "sample", sample={**tiny.TINY["sample"], "from_file": str(file)}
     )
     config.model.unet.channels = 16  # and it is its own network
-    launch.launch(config, tmp_path)
+    ours = tmp_path / "ours"
+    launch.launch(config, ours)
     for i in range(5):
         name = f"sample/{i:06d}.png"
-        assert (tmp_path / name).read_bytes() == (exported / name).read_bytes()
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
 
 
 def test_a_file_says_what_it_is(exported):
@@ -97,11 +105,12 @@ print(sorted(tree)[0], float(abs(tree["conv_in"]["kernel"]).sum()))
     )
 
 
-def test_nothing_is_written_if_one_of_the_formats_cannot_be(exported):
+def test_nothing_is_written_if_one_of_the_formats_cannot_be(exported, tmp_path):
+    workdir = shutil.copytree(exported, tmp_path / "copy")
     config = _export(steps=2, formats=("safetensors", "diffusers"))
     with pytest.raises(ValueError, match=r"model\.unet\.patch=2"):
-        launch.launch(config, exported)
-    assert not (exported / "export" / "distilled-2step").exists()
+        launch.launch(config, workdir)
+    assert not (workdir / "export" / "distilled-2step").exists()
 
 
 def test_an_exported_base_is_imported_as_the_same_teacher(exported, tmp_path):
@@ -204,7 +213,9 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
     ids=range(8),
 )
 def test_what_cannot_be_done_is_refused(exported, tmp_path, config, message):
-    workdir = exported if config.stage == "export" else tmp_path
+    workdir = tmp_path
+    if config.stage == "export":
+        workdir = shutil.copytree(exported, tmp_path / "copy")
     if config.export.steps == 3:
         config.export.model = "distilled"
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,3 @@
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,17 +34,18 @@ def _inputs(size=8, num_classes=0):
     return z_t, jnp.array([-3.0, 5.0]), label
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _perturbed(net, *inputs):
     """Parameters away from the zeros that hide mistakes."""
-    params = net.init(jax.random.key(0), *inputs)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [
-        p + 0.2 * jax.random.normal(k, p.shape)
-        for p, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        # Of a kernel [..., in, out] each output has a variance near one.
+        inputs = np.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else np.inf
+        values = np.hypot(inputs**-0.5, 0.2) * rng.normal(size=leaf.shape)
+        return (values + (path[-1].key == "scale")).astype(np.float32)
+
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map_with_path(draw, shapes)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +89,8 @@ def test_the_small_reference_network_has_its_published_size():
 
 
 def test_parts_are_named_as_in_released_checkpoints():
-    params = _unet(num_classes=2).init(jax.random.key(0), *_inputs(num_classes=2))
+    init = _unet(num_classes=2).init
+    params = jax.eval_shape(init, jax.random.key(0), *_inputs(num_classes=2))
     names = set(params["params"])
     assert {
         "conv_in",
@@ -124,7 +124,7 @@ def test_parts_are_named_as_in_released_checkpoints():
 
 def test_the_output_is_zero_at_initialisation():
     inputs = _inputs()
-    output, _ = _unet().init_with_output(jax.random.key(0), *inputs)
+    output, _ = jax.jit(_unet().init_with_output)(jax.random.key(0), *inputs)
     np.testing.assert_array_equal(output, jnp.zeros_like(inputs[0]))
 
 
@@ -157,9 +157,10 @@ def test_log_snr_and_class_matter():
     net = _unet(num_classes=3)
     z_t, logsnr, label = _inputs(num_classes=3)
     params = {"params": _perturbed(net, z_t, logsnr, label)}
-    plain = net.apply(params, z_t, logsnr, label)
-    assert jnp.abs(net.apply(params, z_t, logsnr + 1.0, label) - plain).max() > 1e-3
-    assert jnp.abs(net.apply(params, z_t, logsnr, 2 - label) - plain).max() > 1e-3
+    apply = jax.jit(net.apply)
+    plain = apply(params, z_t, logsnr, label)
+    assert jnp.abs(apply(params, z_t, logsnr + 1.0, label) - plain).max() > 1e-3
+    assert jnp.abs(apply(params, z_t, logsnr, 2 - label) - plain).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -178,12 +179,14 @@ def test_dropout_is_on_only_in_training():
     z_t, logsnr, _ = _inputs()
     params = {"params": _perturbed(net, z_t, logsnr)}
 
+    @jax.jit
     def run(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return net.apply(params, z_t, logsnr, train=True, rngs=rngs)
 
-    still = net.apply(params, z_t, logsnr)
-    np.testing.assert_array_equal(still, net.apply(params, z_t, logsnr))
+    apply = jax.jit(net.apply)
+    still = apply(params, z_t, logsnr)
+    np.testing.assert_array_equal(still, apply(params, z_t, logsnr))
     assert jnp.abs(run(0) - run(1)).max() > 1e-3
 
 
@@ -282,7 +285,7 @@ def test_folding_pixels_into_channels_is_undone_and_keeps_neighbours():
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="does not divide by 2"):
-        _unet().init(jax.random.key(0), *_inputs(size=7))
+        jax.eval_shape(_unet().init, jax.random.key(0), *_inputs(size=7))
     with pytest.raises(ValueError, match="patch=3 does not divide"):
         layers.space_to_depth(jnp.zeros((1, 4, 4, 1)), 3)
     with pytest.raises(ValueError, match="num_classes=3 got label=None"):

@@ -1,12 +1,13 @@
 """Runs of the command as processes: hurt in all ways, and on two hosts.
 
 The short form of `make faults`, one fault of each kind and a few random kills; and two
-processes joined by gloo over 127.0.0.1. They are in one file for their one `trial`.
+processes joined by gloo over 127.0.0.1.
 """
 
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -24,7 +25,17 @@ SAMPLE = (
 )
 
 
-@pytest.mark.parametrize("name", SHORT)
+# Those that start a run again and again, or wait for a lost host.
+LONG = ("kills", "full_disk", "removed", "host_ends")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in LONG else ())
+        for name in SHORT
+    ],
+)
 def test_a_run_survives(trial, name):
     outcomes = list(FAULTS[name](trial))
     failures = [failure for outcome in outcomes for failure in outcome.failures]
@@ -57,16 +68,20 @@ def _on_two_hosts(lab, workdir, stage, *flags):
 
 
 @pytest.fixture(scope="module")
-def workdirs(trial):
+def workdirs(trial, once):
     """The same stages on one host of two devices, and on two hosts of one."""
-    one, two = trial.untouched, trial.new_workdir("two-hosts")
-    for stage, flags in (("train", ()), ("distill", ()), ("sample", SAMPLE)):
-        said = _on_two_hosts(trial.lab, two, stage, *flags)
-        # Only the first host shows its progress.
-        assert "images/s" in said[0]
-        assert "images/s" not in said[1]
-    trial.lab.finish(one, "sample", *SAMPLE)
-    return one, two
+
+    def make(folder):
+        one, two = shutil.copytree(trial.untouched, folder / "one"), folder / "two"
+        for stage, flags in (("train", ()), ("distill", ()), ("sample", SAMPLE)):
+            said = _on_two_hosts(trial.lab, two, stage, *flags)
+            # Only the first host shows its progress.
+            assert "images/s" in said[0]
+            assert "images/s" not in said[1]
+        trial.lab.finish(one, "sample", *SAMPLE)
+
+    folder = once("hosts", make)
+    return folder / "one", folder / "two"
 
 
 def _metrics(workdir, place):
@@ -74,6 +89,7 @@ def _metrics(workdir, place):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["train", "distill/0004", "distill/0001"])
 def test_two_hosts_have_the_losses_of_one(workdirs, place):
     one, two = (_metrics(workdir, place) for workdir in workdirs)
@@ -84,6 +100,7 @@ def test_two_hosts_have_the_losses_of_one(workdirs, place):
         np.testing.assert_allclose(*values, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_two_hosts_leave_the_files_of_one(workdirs):
     def files(workdir):
         found = {p.relative_to(workdir) for p in workdir.rglob("*") if p.is_file()}
@@ -100,6 +117,7 @@ def test_two_hosts_leave_the_files_of_one(workdirs):
         assert [row["num_steps"] for row in ledger] == [4, 2, 1]
 
 
+@pytest.mark.long
 def test_two_hosts_draw_the_pictures_of_one(workdirs):
     one, two = (
         [

@@ -18,6 +18,12 @@ from vdiff_jax.generation.trajectories import interpolation, slerp
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def project(small_project):
+    """What holds here holds whatever the network."""
+    return small_project
+
+
 @pytest.fixture
 def workdir(project, tmp_path):
     """A project of one's own."""
@@ -26,7 +32,7 @@ def workdir(project, tmp_path):
 
 def _drawn(workdir, stage="sample", **sample):
     shutil.rmtree(workdir / "sample", ignore_errors=True)
-    config = tiny.config(stage, sample={"batch_size": 16, "steps": 2, **sample})
+    config = tiny.small(stage, sample={"batch_size": 16, "steps": 2, **sample})
     launch.launch(config, workdir)
     paths = sorted((workdir / "sample").glob("[0-9]*.png"))
     return np.stack([np.asarray(PIL.Image.open(path)) for path in paths])
@@ -39,9 +45,9 @@ def test_pictures_are_the_same_whatever_the_batch(workdir):
     assert (workdir / "sample" / "grid.png").exists()
 
 
-def test_a_student_that_was_not_trained_cannot_be_sampled(project):
+def test_a_student_that_was_not_trained_cannot_be_sampled(workdir):
     with pytest.raises(ValueError, match="No finished distilled model"):
-        _drawn(project, model="distilled", steps=64)
+        _drawn(workdir, model="distilled", steps=64)
 
 
 def test_pictures_of_a_seed_are_those_of_its_noise(workdir):
@@ -56,8 +62,8 @@ def test_pictures_of_a_seed_are_those_of_its_noise(workdir):
     np.testing.assert_array_equal(_drawn(workdir, noise=noise), by_seed[::-1])
 
 
-def _built(**changes):
-    config = tiny.config("sample", **changes)
+def _built():
+    config = tiny.small("sample")
     return config, make_model(config)
 
 
@@ -113,7 +119,8 @@ def test_between_two_noises_the_way_is_even_and_of_constant_length():
 
 
 def test_classes_can_be_chosen_and_a_row_keeps_the_class_of_its_first():
-    config, model = _built(model={"num_classes": 10})
+    config = tiny.config("sample", model={"num_classes": 10})
+    model = make_model(config)
     sampler = make_sampler(config, model)
     # Every parameter away from zero, so that the label matters.
     params = _random(model)
@@ -152,7 +159,7 @@ def _random(model):
 )
 def test_what_cannot_be_sampled_is_refused(project, sample, message):
     with pytest.raises(ValueError, match=message):
-        launch.launch(tiny.config("sample", sample=sample), project)
+        launch.launch(tiny.small("sample", sample=sample), project)
 
 
 def test_labels_and_noise_that_do_not_fit_are_refused(project, tmp_path):
@@ -161,12 +168,12 @@ def test_labels_and_noise_that_do_not_fit_are_refused(project, tmp_path):
     with pytest.raises(
         ValueError, match=r"holds \(5, 8, 8, 3\); it should be .*8, 1\)"
     ):
-        launch.launch(tiny.config("sample", sample=noise), project)
+        launch.launch(tiny.small("sample", sample=noise), project)
     np.save(tmp_path / "z.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(ValueError, match="cannot be read"):
-        launch.launch(tiny.config("sample", sample=noise), project)
+        launch.launch(tiny.small("sample", sample=noise), project)
     with pytest.raises(ValueError, match="must be from 0 to 9"):
         launch.launch(
-            tiny.config("sample", sample={"labels": (10,)}, model={"num_classes": 10}),
+            tiny.small("sample", sample={"labels": (10,)}, model={"num_classes": 10}),
             project,
         )

@@ -28,6 +28,12 @@ from vdiff_jax.workdir.layout import Project
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def project(small_project):
+    """What holds here holds whatever the network."""
+    return small_project
+
+
 def _result(folder):
     return json.loads((folder / "result.json").read_text())
 
@@ -127,7 +133,7 @@ def test_only_the_last_finished_student_is_read_again(project, tmp_path, monkeyp
         "restore_ema",
         lambda folder, *rest: [read.append(folder), restore(folder, *rest)][1],
     )
-    launch.launch(tiny.config("distill"), workdir)
+    launch.launch(tiny.small("distill"), workdir)
     assert read == [workdir / "distill" / "0002" / "checkpoints"]
     found = _result(workdir / "distill" / "0001")["params_sha256"]
     assert found == _result(project / "distill" / "0001")["params_sha256"]
@@ -143,11 +149,11 @@ def test_a_damaged_teacher_is_made_again_from_the_checkpoint_before(project, tmp
     for file in (student / "checkpoints" / "4" / "ema_params").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(DamagedError, match="counts as unfinished"):
-        launch.launch(tiny.config("distill"), workdir)
+        launch.launch(tiny.small("distill"), workdir)
     gc.collect()
     assert (student / "damaged" / "4").is_dir()
     assert not (student / "result.json").exists()
-    launch.launch(tiny.config("distill"), workdir)
+    launch.launch(tiny.small("distill"), workdir)
     for place in ("distill/0002", "distill/0001"):
         found, expected = _result(workdir / place), _result(project / place)
         assert found["params_sha256"] == expected["params_sha256"]
@@ -160,7 +166,7 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
     path = workdir / "train" / "result.json"
     path.write_text(json.dumps({**_result(workdir / "train"), "params_sha256": "0"}))
     with pytest.raises(DamagedError, match=r"and result\.json says 0"):
-        launch.launch(tiny.config("distill"), workdir)
+        launch.launch(tiny.small("distill"), workdir)
 
 
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
@@ -179,35 +185,37 @@ def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_pa
         "checkpoint_every_steps": 0, "checkpoint_every_minutes": 1e-9,
         "keep_checkpoints": 9,
     }  # fmt: skip
-    launch.launch(tiny.config("train", train=by_the_clock), tmp_path, profile=2)
+    launch.launch(tiny.small("train", train=by_the_clock), tmp_path, profile=2)
     assert list((tmp_path / "train" / "profile").rglob("*.xplane.pb"))
     assert checkpoints.steps(tmp_path / "train" / "checkpoints") == [4, 6]
     found, expected = _result(tmp_path / "train"), _result(project / "train")
     assert found["params_sha256"] == expected["params_sha256"]
 
 
-def test_a_second_run_in_a_workdir_is_refused_by_name(project):
-    with layout.lock(project):
+def test_a_second_run_in_a_workdir_is_refused_by_name(project, tmp_path):
+    workdir = shutil.copytree(project, tmp_path / "copy")
+    with layout.lock(workdir):
         with pytest.raises(
             ValueError, match=rf"Another run is at work in .*pid {os.getpid()}"
         ):
-            launch.launch(tiny.config("train"), project)
-        launch.launch(tiny.config("sample"), project)  # pictures can be drawn meanwhile
-    launch.launch(tiny.config("train"), project)
+            launch.launch(tiny.small("train"), workdir)
+        launch.launch(tiny.small("sample"), workdir)  # pictures can be drawn meanwhile
+    launch.launch(tiny.small("train"), workdir)
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="Nothing can be written in"):
-        launch.launch(tiny.config("train"), tmp_path / "file" / "run")
+        launch.launch(tiny.small("train"), tmp_path / "file" / "run")
 
 
-def test_a_finished_project_does_nothing_again(project, monkeypatch):
+def test_a_finished_project_does_nothing_again(project, tmp_path, monkeypatch):
     _StopAt(monkeypatch, 1)
+    workdir = shutil.copytree(project, tmp_path / "copy")
+    launch.launch(tiny.small("train"), workdir)
+    launch.launch(tiny.small("distill"), workdir)
     before = _result(project / "distill" / "0001")
-    launch.launch(tiny.config("train"), project)
-    launch.launch(tiny.config("distill"), project)
-    assert _result(project / "distill" / "0001") == before
+    assert _result(workdir / "distill" / "0001") == before
 
 
 def test_an_interrupted_project_ends_as_one_never_stopped(
@@ -216,15 +224,15 @@ def test_an_interrupted_project_ends_as_one_never_stopped(
     with monkeypatch.context() as patch:
         _StopAt(patch, 3)
         with pytest.raises(KeyboardInterrupt):
-            launch.launch(tiny.config("train"), tmp_path)
+            launch.launch(tiny.small("train"), tmp_path)
     assert checkpoints.latest_step(tmp_path / "train" / "checkpoints") in (2, 4)
-    launch.launch(tiny.config("train"), tmp_path)
+    launch.launch(tiny.small("train"), tmp_path)
     with monkeypatch.context() as patch:
         _StopAt(patch, 4)  # the second call of the second student
         with pytest.raises(KeyboardInterrupt):
-            launch.launch(tiny.config("distill"), tmp_path)
+            launch.launch(tiny.small("distill"), tmp_path)
     assert checkpoints.latest_step(tmp_path / "distill" / "0002" / "checkpoints") == 2
-    launch.launch(tiny.config("distill"), tmp_path)
+    launch.launch(tiny.small("distill"), tmp_path)
 
     for place in ("train", "distill/0004", "distill/0002", "distill/0001"):
         found, expected = _result(tmp_path / place), _result(project / place)
@@ -238,7 +246,7 @@ def test_a_run_fed_from_the_host_ends_as_one_whose_data_are_on_the_device(
     project, tmp_path, monkeypatch
 ):
     data = {"on_device": "never", "held_out": 16, "workers": 1}
-    config = tiny.config("train", data=data)
+    config = tiny.small("train", data=data)
     with monkeypatch.context() as patch:
         _StopAt(patch, 3)
         with pytest.raises(KeyboardInterrupt):
@@ -251,7 +259,7 @@ def test_a_run_fed_from_the_host_ends_as_one_whose_data_are_on_the_device(
 
 def test_the_whole_ladder_compiles_its_step_once(project, tmp_path, monkeypatch):
     spy = _StopAt(monkeypatch, -1)
-    config = tiny.config("distill", distill={"teacher": str(project / "train")})
+    config = tiny.small("distill", distill={"teacher": str(project / "train")})
     launch.launch(config, tmp_path)
     (step,) = spy.steps
     assert spy.calls == 7
@@ -274,10 +282,7 @@ def test_the_template_for_a_folder_needs_its_three_fields_only(tmp_path):
     )
     config.update(  # and less of everything
         {
-            "model": {
-                "num_classes": 2,
-                "unet": {**tiny.TINY["model"]["unet"], "multipliers": (1,)},
-            },
+            "model": {"num_classes": 2, "net": "tiny:make_net"},
             "train": {"steps": 2, "batch_size": 8, "sample_steps": 2},
             "data": {"held_out": 8, "workers": 1},
         }
@@ -304,7 +309,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
     sample = {"clip": "none", "num": 30, "batch_size": 30, "steps": 2}
     workdir = tmp_path / "workdir"
     for stage in ("train", "sample"):
-        launch.launch(tiny.config(stage, data=data, sample=sample), workdir)
+        launch.launch(tiny.small(stage, data=data, sample=sample), workdir)
     # An untrained network predicts v = 0, so that x_hat = alpha z: of two DDIM steps
     # remains cos(pi / 4)^2 of the noise, here 5 * 0.5.
     drawn = np.load(workdir / "sample" / "latents.npz")["latents"]
@@ -313,9 +318,9 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
     with PIL.Image.open(workdir / "sample" / "grid.png") as grid:
         assert grid.mode == "RGB"
     with pytest.raises(ValueError, match="compares images, and these data are latents"):
-        launch.launch(tiny.config("evaluate", data=data, sample=sample), workdir)
+        launch.launch(tiny.small("evaluate", data=data, sample=sample), workdir)
     with pytest.raises(ValueError, match=r"set sample\.clip='none'"):
-        launch.launch(tiny.config("train", data=data), tmp_path / "other")
+        launch.launch(tiny.small("train", data=data), tmp_path / "other")
 
 
 class _OwnNet(nn.Module):
@@ -333,32 +338,33 @@ def make_own_net(out_channels, num_classes):
 
 
 def test_a_network_of_the_users_own_trains(tmp_path):
-    config = tiny.config("train", model={"net": "test_stages:make_own_net"})
+    config = tiny.small("train", model={"net": "test_stages:make_own_net"})
     launch.launch(config, tmp_path)
     assert _result(tmp_path / "train")["parameters"] == 2
 
 
-def test_a_workdir_of_another_config_is_refused_by_field(project):
-    before = (project / "config.json").read_text()
+def test_a_workdir_of_another_config_is_refused_by_field(project, tmp_path):
+    workdir = shutil.copytree(project, tmp_path / "copy")
+    before = (workdir / "config.json").read_text()
     changed = {"learning_rate": 0.5, "log_every_steps": 1}
-    other = tiny.config("train", seed=3, train=changed)
+    other = tiny.small("train", seed=3, train=changed)
     with pytest.raises(ValueError, match=r"seed: 0 there, 3 now") as error:
-        launch.launch(other, project)
+        launch.launch(other, workdir)
     assert "train.learning_rate: 0.001 there, 0.5 now" in str(error.value)
     assert "log_every_steps" not in str(error.value)
-    assert (project / "config.json").read_text() == before
+    assert (workdir / "config.json").read_text() == before
 
 
 def test_a_missing_teacher_is_never_replaced(tmp_path):
     with pytest.raises(ValueError, match="No finished teacher"):
-        launch.launch(tiny.config("distill"), tmp_path)
+        launch.launch(tiny.small("distill"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_teacher_of_another_architecture_is_refused(project, tmp_path):
-    config = tiny.config(
+    config = tiny.small(
         "distill",
-        model={"unet": {"channels": 16}},
+        model={"net": "tiny:make_wider_net"},
         distill={"teacher": str(project / "train")},
     )
     with pytest.raises(ValueError, match="of another architecture"):
@@ -366,7 +372,7 @@ def test_a_teacher_of_another_architecture_is_refused(project, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
-    config = tiny.config("train", train={"learning_rate": 1e30})
+    config = tiny.small("train", train={"learning_rate": 1e30})
     with pytest.raises(NonFiniteError, match=r"train: loss is (nan|inf) at step 2"):
         launch.launch(config, tmp_path)
     assert not (tmp_path / "train" / "result.json").exists()
@@ -376,7 +382,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
 
 
 def test_a_step_that_went_wrong_can_be_replayed(tmp_path, capsys):
-    config = tiny.config(
+    config = tiny.small(
         "train",
         train={"learning_rate": 1e30},
         model={"net": "test_stages:make_own_net"},
@@ -398,15 +404,15 @@ def test_a_step_that_went_wrong_can_be_replayed(tmp_path, capsys):
 def test_a_step_of_the_student_under_way_can_be_replayed(tmp_path, capsys):
     own = {"net": "test_stages:make_own_net"}
     for stage in ("train", "distill"):
-        launch.launch(tiny.config(stage, model=own), tmp_path)
+        launch.launch(tiny.small(stage, model=own), tmp_path)
     (tmp_path / "distill" / "0001" / "result.json").unlink()
-    config = tiny.config("distill", model=own)
+    config = tiny.small("distill", model=own)
     replay.run(Project(config, tmp_path), launch.chosen_stages(config), 3)
     assert "distill 2 -> 1, step 3:\nLoss and gradient" in capsys.readouterr().out
 
 
 def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):
-    config = tiny.config("train", train={"learning_rate": 1e30, "on_nonfinite": "skip"})
+    config = tiny.small("train", train={"learning_rate": 1e30, "on_nonfinite": "skip"})
     launch.launch(config, tmp_path)
     result = _result(tmp_path / "train")
     assert result["step"] == 6

@@ -12,6 +12,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
+def project(small_project):
+    """What holds here holds whatever the network."""
+    return small_project
+
+
+@pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Five digits, in an .npy and as PNG files."""
     folder = tmp_path_factory.mktemp("pictures")
@@ -24,7 +30,7 @@ def pictures(tmp_path_factory):
 
 
 def _drawn(project, tmp_path, **sample):
-    config = tiny.config("sample")
+    config = tiny.small("sample")
     config.sample.update({"model": "base", **sample})
     (tmp_path / "train").symlink_to(project / "train")
     (tmp_path / "config.json").write_bytes((project / "config.json").read_bytes())
@@ -53,9 +59,8 @@ def test_a_student_that_was_distilled_to_encode_does(
     project, pictures, tmp_path, capsys
 ):
     folder, _ = pictures
-    config = tiny.config(
-        "distill", distill={**tiny.TINY["distill"], "method": "encode"}
-    )
+    distill = {**tiny.TINY["distill"], "method": "encode"}
+    config = tiny.small("distill", distill=distill)
     config.distill.teacher = str(project / "train")
     launch.launch(config, tmp_path)
     student = tmp_path / "distill_encode" / "0004"

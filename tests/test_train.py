@@ -27,7 +27,7 @@ def _config(init_from="", output="v", computed_from=""):
     return tiny.config(
         "train",
         model={
-            **tiny.TINY["model"],
+            "net": "tiny:make_net",
             "num_classes": 10,
             "output": output,
             "computed_from": computed_from,
@@ -37,10 +37,10 @@ def _config(init_from="", output="v", computed_from=""):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """The train folder of a model that predicts eps."""
-    workdir = tmp_path_factory.mktemp("eps")
-    launch.launch(_config(output="eps"), workdir)
+def source(once):
+    """The train folder of a model that predicts eps; for reading."""
+    config = _config(output="eps")
+    workdir = once("eps", lambda workdir: launch.launch(config, workdir))
     return layout.folder_of(workdir, BASE)
 
 

@@ -1,5 +1,7 @@
 """The path of the digits, shrunk to seconds, for the tests of the stages."""
 
+import flax.linen as nn
+
 from configs import digits
 
 TINY = {
@@ -35,3 +37,38 @@ def config(stage, **changes):
     made.update(TINY)
     made.update(changes)
     return made
+
+
+def small(stage, **changes):
+    """The same with two convolutions for a U-Net, which takes long to compile.
+
+    For what holds whatever the network.
+    """
+    made = config(stage, model={"net": "tiny:make_net"})
+    made.update(changes)
+    return made
+
+
+class Net(nn.Module):
+    """Two convolutions and the log-SNR; zero at initialisation, as the U-Net is."""
+
+    out_channels: int
+    features: int = 8
+
+    @nn.compact
+    def __call__(self, z_t, logsnr_t, label=None, *, train=False):
+        del label, train
+        shift = nn.Dense(self.features)(logsnr_t[:, None] / 20.0)
+        h = nn.Conv(self.features, (3, 3))(z_t) + shift[:, None, None]
+        zeros = nn.initializers.zeros
+        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros)(nn.swish(h))
+
+
+def make_net(out_channels, num_classes):
+    del num_classes
+    return Net(out_channels)
+
+
+def make_wider_net(out_channels, num_classes):
+    del num_classes
+    return Net(out_channels, features=16)

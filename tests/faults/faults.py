@@ -232,10 +232,13 @@ def _number(path: pathlib.Path) -> int:
 
 def _interrupted(trial: Trial) -> pathlib.Path:
     """A workdir with two checkpoints of an unfinished train stage."""
-    original, workdir = trial.lab.folder / "interrupted", trial.new_workdir("damage")
+    original = trial.lab.folder / "interrupted"
     if not original.exists():
-        _interrupt(trial, original)
-    return shutil.copytree(original, workdir)
+        workdir = trial.new_workdir("interrupted")
+        _interrupt(trial, workdir)
+        with contextlib.suppress(OSError):  # another process was first
+            workdir.rename(original)
+    return shutil.copytree(original, trial.new_workdir("damage"))
 
 
 def _interrupt(trial: Trial, workdir: pathlib.Path) -> None:
@@ -497,13 +500,18 @@ SHORT = (
 
 
 def prepare(lab: Lab, tries: int) -> Trial:
-    """The run that nothing happens to."""
+    """Makes the run that nothing happens to."""
     workdir = lab.folder / "untouched"
     lab.finish(workdir, "train")
-    trained = lab.folder / "trained"
-    shutil.copytree(workdir, trained)
+    shutil.copytree(workdir, lab.folder / "trained")
     lab.finish(workdir, "distill")
-    return Trial(lab, results(workdir), workdir, trained, tries)
+    return prepared(lab, lab.folder, tries)
+
+
+def prepared(lab: Lab, folder: pathlib.Path, tries: int) -> Trial:
+    """A trial in a lab against the run that another made in a folder."""
+    untouched, trained = folder / "untouched", folder / "trained"
+    return Trial(lab, results(untouched), untouched, trained, tries)
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -84,7 +84,8 @@ class Lab:
     """Where runs are made.
 
     Attributes:
-      folder: For logs, workdirs and compiled programs.
+      folder: For logs, workdirs and, unless the environment names a place for them,
+        compiled programs.
       devices: Virtual devices of a run.
     """
 
@@ -114,10 +115,10 @@ class Lab:
             *flags,
         ]
         environment = {
-            **os.environ,
-            "JAX_NUM_CPU_DEVICES": str(self.devices),
             # Most of a start is compiling; what is compiled is the same.
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": str(self.devices),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": str(ROOT),
