@@ -86,9 +86,9 @@ def main(argv: Sequence[str]) -> int:
         if REPLAY.value is None:
             launch(config, workdir, dry_run=DRY_RUN.value, profile=PROFILE.value)
         else:
-            project = Project(imported.resolved(config, workdir), workdir)
+            project = Project(_checked(config, workdir), workdir)
             with lock(workdir):
-                replay.run(project, chosen_stages(config), REPLAY.value)
+                replay.run(project, chosen_stages(project.config), REPLAY.value)
         return 0
     except ValueError as error:
         return _end(error, 2)
@@ -128,19 +128,14 @@ def launch(
     Raises:
       ValueError: For anything in the config or the workdir that does not fit.
     """
-    check_fields(config)
+    config = _checked(config, workdir)
     stages = chosen_stages(config)
-    if import_model.STAGE in stages:
-        if dry_run:
-            config = import_model.described(config)
-    else:
-        config = imported.resolved(config, workdir)
-    check(config)
-    check_files(config)
     project = Project(config, workdir, profile)
     for stage in stages:
         stage.check(project)
     if dry_run:
+        if import_model.STAGE in stages:
+            config = import_model.described(config)
         description = {
             "config": as_json(config),
             "parameters": make_model(config).num_parameters(),
@@ -162,6 +157,20 @@ def chosen_stages(config: ConfigDict) -> list[Stage]:
         guided = [guide.STAGE] if has_guide(config) else []
         return [train.STAGE, *guided, distill.STAGE, evaluate.STAGE]
     return [STAGES[config.stage]]
+
+
+def _checked(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """The config with what a workdir knows of its model, if nothing is wrong with it.
+
+    Raises:
+      ValueError: Naming a field, its value, and what would be right.
+    """
+    check_fields(config)
+    if config.stage != "import":
+        config = imported.resolved(config, workdir)
+    check(config)
+    check_files(config)
+    return config
 
 
 def _join() -> None:

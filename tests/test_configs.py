@@ -1,6 +1,8 @@
 """What holds for every file in configs/."""
 
+import ast
 import importlib
+import inspect
 import json
 import pathlib
 
@@ -67,6 +69,21 @@ def test_every_config_says_its_command_and_its_result(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_shows_what_a_reader_of_the_paper_looks_for(name):
+    module = ast.parse(inspect.getsource(importlib.import_module(f"configs.{name}")))
+    (changes,) = [
+        ast.literal_eval(call.args[0])
+        for call in ast.walk(module)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "config.update"
+    ]
+    trained = {"steps", "batch_size", "learning_rate", "ema_decay", "weight"}
+    assert "schedule" in changes["diffusion"]
+    assert trained <= changes["train"].keys()
+    assert {"start_steps", "updates", *trained} - {"steps"} <= changes["distill"].keys()
+    assert "guide" not in changes or trained <= changes["guide"].keys()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_refuses_a_field_it_does_not_have(name):
     config = _config(name)
     with pytest.raises(KeyError, match="stepz"):
@@ -129,9 +146,9 @@ def test_ladders_have_the_papers_stages():
 )
 def test_mistakes_are_refused_with_their_value(section, field, value, message):
     config, change = _config("digits"), {field: value}
-    config.update(
-        {"model": {"unet": change}} if section == "unet" else {section: change}
-    )
+    if section == "unet":
+        section, change = "model", {"unet": change}
+    config.update({section: change})
     with pytest.raises(ValueError, match=message):
         check(config)
 

@@ -12,7 +12,9 @@ import launch
 import tiny
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.stages.evaluate import bench
+from vdiff_jax.from_config import model as from_config_model
+from vdiff_jax.model import Model
+from vdiff_jax.stages.evaluate import bench, page
 from vdiff_jax.workdir.trained import Trained
 
 pytestmark = pytest.mark.slow
@@ -257,3 +259,41 @@ def test_statistics_of_other_pictures_are_refused(workdir):
 def test_what_cannot_be_measured_is_refused(workdir, spec, message):
     with pytest.raises(ValueError, match=message):
         launch.launch(tiny.config("evaluate", evaluate=spec), workdir)
+
+
+def test_every_network_is_traced_once_for_its_shapes(workdir, monkeypatch):
+    """Once it was five times for every candidate."""
+    init, networks = Model.init, []
+
+    def counted(self, key):
+        networks.append(self.net)
+        return init(self, key)
+
+    monkeypatch.setattr(Model, "init", counted)
+    monkeypatch.setattr(from_config_model, "_MODELS", {})
+    (workdir / "evaluate" / "ladder.json").write_text("[]")
+    launch.launch(tiny.config("evaluate"), workdir)
+    assert len(networks) == 1
+
+
+def test_the_page_has_the_losses_and_costs_of_students_of_every_method(
+    workdir, monkeypatch
+):
+    """Once it looked for those of one method."""
+    for method in ("stochastic", "encode"):
+        distill = {**tiny.TINY["distill"], "method": method, "end_steps": 2}
+        launch.launch(tiny.config("distill", distill=distill), workdir)
+    contents = []
+    monkeypatch.setattr(
+        page.page, "render", lambda content: contents.append(content) or ""
+    )
+    launch.launch(tiny.config("evaluate", evaluate={"steps": (2,)}), workdir)
+    (content,) = contents
+    runs = [
+        "base", "4 steps", "2 steps", "1 step", "4 steps, stochastic",
+        "2 steps, stochastic", "4 steps, encode", "2 steps, encode",
+    ]  # fmt: skip
+    assert [loss.name for loss in content.losses] == runs
+    assert [cost["run"] for cost in content.costs] == runs
+    assert all(loss.training for loss in content.losses)
+    assert [cost["images"] for cost in content.costs[4:]] == [32, 32, 32, 32]

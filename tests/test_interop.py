@@ -191,7 +191,7 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
             r"export\.formats=\('onnx',\) must be a tuple of at l",
         ),
         (_export(formats=()), r"export\.formats=\(\) must be a tuple of at least one"),
-        (_export(w=(1.0,)), "does not take a strength"),
+        (_export(w=(1.0,)), "no model takes a guidance weight"),
         (_export(formats=("diffusers",)), r"model\.unet\.patch=2"),
         (_export(steps=3), "No finished model|No finished distilled"),
         (tiny.config("import"), "source.path='' is empty: name .* set model.net"),

@@ -45,7 +45,7 @@ def test_the_command_of_the_readme_draws(tmp_path):
         f"--workdir={tmp_path}", "--config.sample.num=4",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "4 pictures in 1 steps" in done.stdout
+    assert "4 images in 1 steps" in done.stdout
     assert len(list((tmp_path / "sample").glob("0*.png"))) == 4
 
 

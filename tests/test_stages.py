@@ -312,7 +312,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
     assert 1.5 < drawn.std() < 3.5
     with PIL.Image.open(workdir / "sample" / "grid.png") as grid:
         assert grid.mode == "RGB"
-    with pytest.raises(ValueError, match="compares pictures, and these data are lat"):
+    with pytest.raises(ValueError, match="compares images, and these data are latents"):
         launch.launch(tiny.config("evaluate", data=data, sample=sample), workdir)
     with pytest.raises(ValueError, match=r"set sample\.clip='none'"):
         launch.launch(tiny.config("train", data=data), tmp_path / "other")

@@ -1,6 +1,7 @@
 """Another model's weights as the base: from eps to v."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import launch
 import tiny
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.from_config.model import make_model
+from vdiff_jax.stages import replay
 from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import load_params
 
 pytestmark = pytest.mark.slow
@@ -90,3 +93,19 @@ def test_a_finetuned_model_comes_from_its_source(source, tmp_path, computed_from
 def test_what_cannot_be_finetuned_is_refused(source, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         launch.launch(_config(**{"init_from": source, **options}), tmp_path)
+
+
+def test_a_replay_goes_on_from_the_weights_that_the_run_went_on_from(
+    source, tmp_path, monkeypatch
+):
+    """Once it was sent to a run of fresh weights."""
+    config, states = _config(source), []
+    launch.launch(config, tmp_path)
+    (layout.folder_of(tmp_path, BASE) / "result.json").unlink()
+    shutil.rmtree(layout.folder_of(tmp_path, BASE) / "checkpoints")
+    monkeypatch.setattr(
+        replay, "origins", lambda step, state, *others: states.append(state) or []
+    )
+    replay.run(Project(config, tmp_path), launch.chosen_stages(config), 1)
+    trained = load_params(make_model(_config(output="eps")), source)
+    jax.tree.map(np.testing.assert_array_equal, states[0].params, trained)

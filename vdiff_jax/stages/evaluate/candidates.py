@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vdiff_jax import samplers, schedules
+from vdiff_jax import samplers
 from vdiff_jax.distillation.role import (
     BASE,
     GUIDED,
@@ -13,7 +13,7 @@ from vdiff_jax.distillation.role import (
 )
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.model import has_guide, make_schedule
+from vdiff_jax.from_config.model import has_guide
 from vdiff_jax.from_config.sampler import PREDICTORS
 from vdiff_jax.workdir.layout import Project, students_folder
 from vdiff_jax.workdir.trained import is_finished
@@ -84,22 +84,12 @@ def candidates(
     Args:
       config: The whole config.
       methods: Those whose students are measured.
-
-    Raises:
-      ValueError: If a number of steps is not allowed, or the data are latents.
     """
-    if config.data.latent_scale:
-        raise ValueError(
-            "The evaluate stage compares images, and these data are latents"
-            f" (data.latent_scale={config.data.latent_scale}): use the other stages."
-        )
     ordered = [
         candidate
         for w in _guidance_weights(config)
         for candidate in _candidates_at(config, methods, w)
     ]
-    for candidate in ordered:
-        schedules.check_num_steps(make_schedule(config), candidate.steps)
     return list(dict.fromkeys(ordered))
 
 
@@ -124,20 +114,8 @@ def _candidates_at(
 
 
 def _guidance_weights(config: Config) -> tuple[float, ...] | tuple[None]:
-    """The guidance weights; one None if there is no guidance.
-
-    Raises:
-      ValueError: If the model cannot be guided.
-    """
-    weights = tuple(config.evaluate.w)
-    if not weights:
-        return (None,)
-    if not config.model.num_classes:
-        raise ValueError(
-            f"evaluate.w={weights} needs a model that is conditioned on a class, and"
-            " this one is not (model.num_classes=0)."
-        )
-    return weights
+    """The guidance weights; one None if there is no guidance."""
+    return tuple(config.evaluate.w) or (None,)
 
 
 def _is_there(project: Project, candidate: Candidate) -> bool:

@@ -88,20 +88,11 @@ def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartO
 def _encoder(
     project: Project,
 ) -> Callable[[Any, Int[np.ndarray, " n"]], Any]:
-    """Encodes pictures, by a student that was distilled for it, or by the base."""
+    """A function that encodes images, by a student distilled for it or by the base."""
     section = project.config.sample
     num_steps, labels = section.encode_steps, tuple(section.image_labels)
     trained = find(project, student(num_steps, "encode"), BASE)
     model = trained.model
-    if labels and (not model.num_classes or not _are_classes(labels, model)):
-        raise ValueError(
-            f"sample.image_labels={labels} must be classes from 0 to"
-            f" {model.num_classes - 1}."
-        )
-    if model.num_classes and not labels:
-        raise ValueError(
-            "Encoding needs to know what the pictures show: set sample.image_labels."
-        )
     params, sampler = trained.params(), make_sampler(project.config, model, "ddim")
     split = parallel.split(parallel.make_mesh())
     print(f"sample: encoding in {num_steps} steps with {trained.folder}")
@@ -114,7 +105,3 @@ def _encoder(
         return sampler.encode(params, images, label, np.int32(num_steps))
 
     return encode
-
-
-def _are_classes(labels: tuple[int, ...], model: Model) -> bool:
-    return all(0 <= label < model.num_classes for label in labels)

@@ -1,0 +1,263 @@
+"""What an older command, config or file says is understood, and it is said where."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import celebahq256, digits, digits_guided
+from vdiff_jax.from_config.check import check, leaves
+from vdiff_jax.from_config.choices import as_json, section_of
+from vdiff_jax.from_config.defaults import defaults
+from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.moved import FINETUNE, OLD, current, nested, spelled
+from vdiff_jax.nets.layers import DDPM
+from vdiff_jax.nets.serialization import fields_of
+
+# Of the version before fields moved, as a workdir of the guided digits kept it.
+OLDER = pathlib.Path(__file__).parent / "older" / "config.json"
+VALUES = {
+    "distill.ladder": "stochastic",
+    "finetune.source": "runs/x/train",
+    "model.num_heads": 4,
+    "sample.clip_value": 1.5,
+    "sample.guidance_scale": (3.0,),
+    "sample.threshold": 0.9,
+    "source.kind": "released",
+}
+
+
+@pytest.mark.parametrize("path", OLD)
+def test_every_old_field_is_a_current_one_and_says_so_in_one_line(path, capsys):
+    config = defaults()
+    value = VALUES.get(path, OLD[path])
+    if path == "model.unet":
+        value = '{"levels": [], "emb_features": 8}'
+    config.update(nested({path: value}))
+    assert all(name in FIELDS or is_override(name) for name, _ in leaves(config))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"config: {path} is ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"model.channels": 64}, {"model.unet.channels": 64}),
+        ({"model.num_heads": 2, "model.head_dim": 0}, {"model.unet.head_dim": 128}),
+        ({"distill.ladder": "deterministic"}, {"distill.method": "progressive"}),
+        ({"distill.ladder": "encode"}, {"distill.method": "encode"}),
+        ({"train.weight": "v_mse"}, {"train.weight": "snr_plus_one"}),
+        ({"sample.clip": True}, {"sample.clip": "x"}),
+        ({"sample.clip": False}, {"sample.clip": "none"}),
+        ({"sample.clip": False, "sample.clip_value": 1.5}, {"sample.clip": "both:1.5"}),
+        (
+            {"sample.clip": True, "sample.threshold": 0.9},
+            {"sample.clip": "dynamic:0.9"},
+        ),
+        ({"sample.guidance_scale": (1.0, 3.0)}, {"sample.w": (0.0, 2.0)}),
+        ({"source.kind": "function", "source.path": "x"}, {"source.path": ""}),
+        (
+            {"finetune.source": "a/train", "finetune.steps": 7},
+            {"train.init_from": "a/train", "train.steps": 7},
+        ),
+        ({"finetune.source": "", "finetune.steps": 7}, {"train.init_from": ""}),
+        ({"stage": "finetune"}, {"stage": "train"}),
+        ({"profile": 20}, {}),
+    ],
+    ids=str,
+)
+def test_what_an_old_field_meant_the_new_one_says(old, new):
+    config = defaults()
+    config.update(nested(old))
+    changed = {
+        path: value
+        for path, value in leaves(config)
+        if path not in FIELDS or value != FIELDS[path].default
+    }
+    expected = {
+        path: value for path, value in new.items() if value != FIELDS[path].default
+    }
+    assert changed == expected
+
+
+def test_a_number_of_heads_that_no_size_tells_is_refused_with_what_to_set():
+    with pytest.raises(ValueError, match=r"num_heads=2 is gone.*unet\.head_dim"):
+        defaults().update({"model": {"num_heads": 2, "multipliers": (1, 2, 4)}})
+
+
+def test_a_stage_may_have_a_field_of_the_loop_of_its_own():
+    config = digits.get_config()
+    config.update({"train": {"steps_per_call": 4, "sample_steps": 2}})
+    check(config)
+    assert config.loop.steps_per_call == section_of(config, "distill").steps_per_call
+    assert section_of(config, "train").steps_per_call == 4
+    assert section_of(config, "train").sample_steps == 2
+    assert config.is_locked
+    with pytest.raises(KeyError, match="steps_per_cal"):
+        config.update({"train": {"steps_per_cal": 4}})
+    with pytest.raises(KeyError, match="steps_per_call"):  # nothing to train there
+        config.update({"sample": {"steps_per_call": 4}})
+
+
+def test_the_config_of_an_older_workdir_is_that_of_today():
+    older = json.loads(OLDER.read_text())["config"]
+    now, ours = current(older), as_json(digits_guided.get_config())
+    for stage in TRAINING:
+        now[stage] = {**now["loop"], **now[stage]}
+        ours[stage] = {**ours["loop"], **ours[stage]}
+    for config in (now, ours):
+        # A student's grids are of its own steps, whatever this says.
+        del config["loop"], config["distill"]["sample_steps"]
+    assert now == ours
+
+
+def test_what_is_of_today_stays_as_it_is():
+    for config in (digits_guided.get_config(), celebahq256.get_config()):
+        assert current(as_json(config)) == as_json(config)
+    older = json.loads(OLDER.read_text())["config"]
+    assert current(current(older)) == current(older)
+
+
+def test_what_an_older_config_lacks_takes_the_value_that_it_had():
+    older = json.loads(OLDER.read_text())["config"]
+    whole = current(older)
+    del older["model"]["convention"], older["source"], older["evaluate"]["judge"]
+    del older["finetune"]
+    now = current(older)
+    assert now["model"] == whole["model"]
+    assert now["source"] == {"path": "", "output": "x"}
+    assert now["evaluate"]["judge"] is False
+
+
+def test_a_config_that_finetuned_trained_with_its_values():
+    older = json.loads(OLDER.read_text())["config"]
+    older["finetune"] |= {"source": "a/train", "steps": 9, "grad_clip": 2.0}
+    train = current(older)["train"]
+    assert (train["init_from"], train["steps"], train["grad_clip"]) == ("a/train", 9, 2)
+    assert train["label_dropout"] == older["train"]["label_dropout"]
+
+
+def test_heads_of_an_older_file_are_its_heads_though_their_sizes_differ():
+    older = json.loads(OLDER.read_text())["config"]
+    older["model"] |= {
+        "multipliers": [1, 2], "attention_resolutions": [4, 2], "style": "ddpm",
+    }  # fmt: skip
+    model = current({name: older[name] for name in ("model", "diffusion", "data")})
+    shape = fields_of(model["model"]["unet"]["layout"])
+    assert [level.num_heads for level in shape["levels"]] == [2, 2]
+    assert [level.features for level in shape["levels"]] == [32, 64]
+    assert shape["mid_heads"] == 2
+    assert shape["style"] == DDPM
+
+
+def test_a_part_of_an_older_config_stays_a_part():
+    older = {
+        "model": {"net": "unet", "unet": "{}", "patch": 1, "output": "eps"},
+        "data": {"channels": 3, "image_size": 0},
+        "train": {"label_dropout": 0.0},
+        "guide": {"steps": 0},
+    }
+    model = {"net": "unet", "output": "eps", "unet": {"layout": "{}", "patch": 1}}
+    assert current(older) == {**older, "model": model}
+    assert older["model"]["unet"] == "{}"  # what was given is as it was
+
+
+def test_the_heads_of_the_digits_are_as_many_as_they_were():
+    config = digits.get_config()
+    config.update({"model": {"num_heads": 2, "head_dim": 0}})
+    assert make_model(config) is make_model(digits.get_config())
+
+
+@pytest.mark.parametrize(
+    ("words", "kept", "changes"),
+    [
+        (["--config.train.steps=4"], ["--config.train.steps=4"], {}),
+        (["--config.sample.from=x"], ["--config.sample.from_file=x"], {}),
+        (["--config.sample.from", "x"], ["--config.sample.from_file", "x"], {}),
+        (["--config.sample.clip=none"], ["--config.sample.clip=none"], {}),
+        (["--config.sample.clip=False"], [], {"sample": {"clip": False}}),
+        (["--noconfig.sample.clip"], [], {"sample": {"clip": False}}),
+        (
+            ["--config.train.steps_per_call", "5", "--dry_run"],
+            ["--dry_run"],
+            {"train": {"steps_per_call": 5}},
+        ),
+        (["--config.distill.grad_clip=2"], [], {"distill": {"grad_clip": 2.0}}),
+        (
+            ["--config.guide.stratified_times"],
+            [],
+            {"guide": {"stratified_times": True}},
+        ),
+        (
+            ["--config.sample.guidance_scale=(2, 3)"],
+            [],
+            {"sample": {"guidance_scale": (2, 3)}},
+        ),
+        (["--config.model.multipliers=2"], [], {"model": {"multipliers": (2,)}}),
+        (
+            ['--config.model.unet={"levels": []}'],
+            [],
+            {"model": {"unet": '{"levels": []}'}},
+        ),
+        (
+            ["--config=configs/a.py:finetune", "--config.finetune.steps=7"],
+            ["--config=configs/a.py:train"],
+            {"finetune": {**FINETUNE, "steps": 7}},
+        ),
+        (
+            ["--config", "configs/a.py:finetune", "--config.train.steps=7"],
+            ["--config", "configs/a.py:train", "--config.train.steps=7"],
+            {"finetune": {k: v for k, v in FINETUNE.items() if k != "steps"}},
+        ),
+    ],
+    ids=str,
+)
+def test_flags_that_a_config_does_not_have_by_itself_are_set_apart(
+    words, kept, changes
+):
+    assert spelled(["launch.py", *words]) == (["launch.py", *kept], changes)
+
+
+def test_a_flag_of_another_type_is_refused_in_one_line():
+    message = r"train.steps_per_call='x' must be a whole number of at least 1"
+    with pytest.raises(ValueError, match=message):
+        spelled(["--config.train.steps_per_call=x"])
+
+
+def test_the_command_understands_old_spellings_and_says_where_they_went(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, "launch.py", "--config=configs/digits.py:distill",
+            "--config.distill.ladder=stochastic", "--config.model.num_heads=1",
+            "--config.distill.steps_per_call=5", "--config.sample.clip_value=1.5",
+            "--config.train.sample_steps=32", "--dry_run", f"--workdir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )  # fmt: skip
+    config = json.loads(done.stdout)["config"]
+    assert config["distill"]["method"] == "stochastic"
+    assert config["distill"]["steps_per_call"] == 5
+    assert config["loop"]["steps_per_call"] == 10
+    assert config["train"]["sample_steps"] == 32
+    assert config["model"]["unet"]["head_dim"] == 32
+    assert config["sample"]["clip"] == "both:1.5"
+    assert done.stderr.splitlines() == [
+        "config: model.num_heads is now model.unet.head_dim; taken as"
+        " model.unet.head_dim=32.",
+        "config: distill.ladder is now distill.method; taken as"
+        " distill.method='stochastic'.",
+        "config: sample.clip_value is now sample.clip; taken as"
+        " sample.clip='both:1.5'.",
+    ]
+
+
+def test_the_former_name_of_the_defaults_is_understood(capsys):
+    from configs import paper
+
+    assert as_json(paper.get_config("train")) == as_json(defaults("train"))
+    assert "configs/defaults.py" in capsys.readouterr().err
