@@ -3,6 +3,8 @@ import re
 import sys
 import types
 
+import pytest
+
 from configs import folder
 from vdiff_jax.from_config.data import make_source
 
@@ -10,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_it_stands():
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     scope = {}
