@@ -4,9 +4,9 @@ r"""The one command: runs the stages that a config describes.
     python launch.py --config configs/cifar10.py:train --workdir runs/cifar10
 
 The word behind the colon selects one stage. The same command resumes. Any field of the
-config can be set: --config.train.batch_size=64. --dry_run only says what would be done,
+config can be set: --config.train.batch_size=64. --dry_run only prints the plan,
 --profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
-1234. On a cluster say --distributed; docs/scaling.md.
+1234, and --distributed joins the hosts of a cluster (docs/scaling.md).
 
 Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
 config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.
@@ -50,7 +50,7 @@ def _words(argv: Sequence[str]) -> list[str]:
     """The words of the command that the flags know; all of it, if it is wrong."""
     try:
         return spelled(argv).words
-    except ValueError:  # said again where it can be told
+    except ValueError:  # raised again in `main`, which reports it
         return list(argv)
 
 
@@ -64,9 +64,9 @@ WORKDIR = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, as JSON.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many updates, to profile/.")
 REPLAY = flags.DEFINE_integer("replay", None, "Find where this update went wrong.")
-TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where a mistake was found.")
+TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the code that refused.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other hosts, as the cluster says."
+    "distributed", False, "Join the other hosts of the cluster."
 )
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
@@ -120,13 +120,13 @@ def launch(
     """Runs the stages of a config in a workdir, or prints what would be run.
 
     Args:
-      config: Of a file in configs/.
+      config: The config of a file in configs/.
       workdir: The project's folder.
       dry_run: Prints one JSON object, and starts nothing.
       profile: Updates to trace in each stage that trains.
 
     Raises:
-      ValueError: For anything in the config or the workdir that does not fit.
+      ValueError: If anything in the config or the workdir does not fit.
     """
     config = _checked(config, workdir)
     stages = chosen_stages(config)
@@ -160,10 +160,10 @@ def chosen_stages(config: ConfigDict) -> list[Stage]:
 
 
 def _checked(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """The config with what a workdir knows of its model, if nothing is wrong with it.
+    """The config with the fields of the workdir's imported model, checked.
 
     Raises:
-      ValueError: Naming a field, its value, and what would be right.
+      ValueError: If a field is wrong; it names its value, and what would be right.
     """
     check_fields(config)
     if config.stage != "import":
@@ -182,7 +182,7 @@ def _join() -> None:
 
 
 def _batch_sizes(config: ConfigDict) -> list[int]:
-    """Of the parts that go through a device at once, in the stages that train."""
+    """The sizes of the parts that go through a device at once, in training."""
     sections: list[Any] = [section_of(config, stage) for stage in TRAINING]
     return [each.batch_size // max(each.grad_accum_steps, 1) for each in sections]
 
@@ -192,7 +192,7 @@ def _joined() -> bool:
 
 
 def _end(error: BaseException, status: int) -> int:
-    """Says in one line why the run ends; returns the exit status."""
+    """Prints in one line why the run ends; returns the exit status."""
     if FLAGS.is_parsed() and TRACEBACK.value:
         raise error
     print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr)
@@ -207,7 +207,7 @@ def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
     """The config with its overrides, and the workdir.
 
     Raises:
-      ValueError: For anything in the command that cannot be understood.
+      ValueError: If anything in the command cannot be understood.
     """
     words, changes = spelled(argv)
     try:

@@ -1,6 +1,6 @@
 """Contenders take turns: each in a process of its own, only one at work at a time.
 
-So nobody's threads, flags or caches disturb another's, and each has its own peak of
+Nobody's threads, flags or caches disturb another's, and each has its own peak of
 memory. The process that calls `measure` only waits. Machines drift, so a ratio is taken
 between what two contenders did in the same round.
 """
@@ -38,7 +38,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One who takes part.
+    """One side of a comparison.
 
     Attributes:
       name: Unique in a contest.
@@ -46,7 +46,7 @@ class Contender:
         run(n), which does the work n times and comes back when it is done. If run has a
         `per_call`, n is a multiple of it; if it has a `peak_memory`, that gives the
         most MiB used on its device, or None.
-      kwargs: Of `make`.
+      kwargs: Arguments of `make`.
       env: Set before the process starts, and so before it imports anything.
     """
 
@@ -58,17 +58,16 @@ class Contender:
 
 @dataclasses.dataclass
 class Result:
-    """What a contender did.
+    """The measurements of a contender.
 
     Attributes:
-      first_seconds: Until it had been made and had done its warm-up: with compiling,
-        without imports.
-      repetitions: In a round.
-      seconds: Of one repetition, in each round.
+      first_seconds: Time to make it and to warm it up: with compiling, without imports.
+      repetitions: Repetitions in a round.
+      seconds: Time of one repetition, in each round.
       cpu_seconds: The same, of all its threads together.
       peak_mib: Most memory it had.
-      device_peak_mib: Most memory it had on its device, if it can say.
-      failed: Why it did not finish; empty if it did.
+      device_peak_mib: Most memory it had on its device, if that is known.
+      failed: The reason why it did not finish; empty if it did.
     """
 
     first_seconds: float = 0.0
@@ -98,14 +97,14 @@ def measure(
 ) -> dict[str, Result]:
     """Lets the contenders work in turn, A B C A B C.
 
-    Before the first round each is made, warmed up and asked how often it can do its
-    work in a round. Who fails is out, and the others go on.
+    Before the first round each is built, warmed up and asked how often it can do its
+    work in a round. One that fails is out, and the others go on.
 
     Args:
-      contenders: Those who take part.
-      rounds: How often each has its turn.
-      seconds: About how long a turn takes.
-      limit: Seconds for all together; who has not answered by then has failed.
+      contenders: The contenders, in the order of their turns.
+      rounds: The number of turns of each.
+      seconds: The length of a turn, about.
+      limit: Seconds for all together; one without an answer by then has failed.
 
     Returns:
       Results by the contenders' names.
@@ -120,7 +119,7 @@ def measure(
                 child = stack.enter_context(_Child(contender, deadline))
                 result.first_seconds, result.repetitions = child.ask(seconds)
                 children[contender.name] = child
-            _tell(contender.name, result)
+            _report(contender.name, result)
         for _, name in itertools.product(range(rounds), children):
             result = results[name]
             if not result.failed:
@@ -129,10 +128,10 @@ def measure(
     return results
 
 
-def _tell(name: str, result: Result) -> None:
-    """Shows who is ready, for this can take minutes."""
-    said = result.failed or f"ready in {result.first_seconds:.1f} s"
-    print(f"{name}: {said}", file=sys.stderr, flush=True)
+def _report(name: str, result: Result) -> None:
+    """Prints that a contender is ready, for this can take minutes."""
+    status = result.failed or f"ready in {result.first_seconds:.1f} s"
+    print(f"{name}: {status}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -165,19 +164,19 @@ class _Child:
     def __init__(self, contender: Contender, deadline: float):
         self._deadline = deadline
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, other_end = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, contender.make, dict(contender.kwargs))
+            target=_work, args=(other_end, contender.make, dict(contender.kwargs))
         )
         with mock.patch.dict(os.environ, contender.env):
             self._process.start()
-        theirs.close()
+        other_end.close()
 
     def __enter__(self) -> "_Child":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Closing the pipe tells the contender to end."""
+        """Ends the contender by closing the pipe."""
         self._pipe.close()
         self._process.join(timeout=10.0)
         if self._process.is_alive():
@@ -189,7 +188,7 @@ class _Child:
         """Waits for the answer.
 
         Raises:
-          FailedError: If there is none, or the contender says why it failed.
+          FailedError: If there is none, or it is the reason why the contender failed.
         """
         try:
             self._pipe.send(question)
@@ -207,7 +206,7 @@ class _Child:
 
 
 def _work(pipe: Connection, make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-    """The life of a contender: it is made, calibrated, and then takes its turns."""
+    """The life of a contender: it is built, calibrated, and then takes its turns."""
     try:
         with contextlib.suppress(EOFError):
             seconds = pipe.recv()
@@ -227,7 +226,7 @@ def _work(pipe: Connection, make: Callable[..., Any], kwargs: dict[str, Any]) ->
 
 
 def _calibrate(run: Callable[[int], None], per_call: int, seconds: float) -> int:
-    """How many repetitions take about so many seconds."""
+    """The number of repetitions that take about so many seconds."""
     count = per_call
     while (taken := _turn(run, count).seconds * count) < seconds / 8:
         count *= 4
@@ -248,14 +247,14 @@ def _turn(run: Callable[[int], None], repetitions: int) -> _Turn:
 
 
 def _peak_mib() -> float | None:
-    """Most memory that this process had, where Linux says so.
+    """Most memory that this process had; None where the system is not Linux.
 
     `getrusage` would not do: it begins with what the parent had at the start of this.
     """
     status = pathlib.Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return found[0] / 1024 if found else None
+    kib = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return kib[0] / 1024 if kib else None
 
 
 def alone(function: Callable[..., T], *arguments: Any, **env: str) -> T:
@@ -274,15 +273,15 @@ def rows(
     """A row for each contender, with its time as a ratio to ours.
 
     Args:
-      results: From `measure`.
+      results: The results of `measure`.
       ours: The name of the one that the others are compared with.
-      labels: Put into every row.
+      labels: Columns that every row has.
     """
-    made = []
+    table_rows = []
     for name, result in results.items():
         row = {**labels, "what": name}
         if result.failed:
-            made.append({**row, "failed": result.failed})
+            table_rows.append({**row, "failed": result.failed})
             continue
         row |= {"ms": 1000 * result.median}
         if not results[ours].failed:
@@ -295,8 +294,8 @@ def rows(
             "repetitions": result.repetitions,
             "rounds_ms": [1000 * seconds for seconds in result.seconds],
         }
-        made.append(row)
-    return made
+        table_rows.append(row)
+    return table_rows
 
 
 def ratio(result: Result, ours: Result) -> dict[str, float]:
@@ -348,7 +347,7 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what is measured."""
+    """The date, the machine and the versions of a measurement."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
@@ -394,6 +393,12 @@ def _version(library: str) -> str | None:
 def write(
     path: pathlib.Path, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes what `--json` asks for."""
+    """Writes the file of `--json`.
+
+    Args:
+      path: The file.
+      machine: The facts of `machine`.
+      rows: The measurements.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))

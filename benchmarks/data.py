@@ -1,6 +1,6 @@
-r"""How fast examples come, and whether the step ever waits for them.
+r"""The speed of examples, and the time that the step waits for them.
 
-    python -m benchmarks.data                        # on pictures that it makes itself
+    python -m benchmarks.data                        # on images that it makes itself
     python -m benchmarks.data --folder cifar/train --size 32 --workers 2 --json out.json
 
 Three questions, all answered in one run on one machine, with the rounds of everybody in
@@ -59,7 +59,7 @@ def main() -> None:
     """Runs, and prints a table."""
     options = _parse()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.folder or _make_pictures(pathlib.Path(scratch), options.size)
+        folder = options.folder or _make_images(pathlib.Path(scratch), options.size)
         sources = _sources(folder, pathlib.Path(scratch), options)
         rows = []
         for question in (_loading, _hiding):
@@ -73,7 +73,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, help="JPEG files of one size")
-    parser.add_argument("--size", type=int, default=32, help="of the pictures")
+    parser.add_argument("--size", type=int, default=32, help="of the images")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--batches", type=int, default=80, help="in a round")
@@ -85,8 +85,8 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _make_pictures(root: pathlib.Path, size: int, count: int = 4000) -> pathlib.Path:
-    """Smooth random pictures in ten classes, whose files are like those of photos."""
+def _make_images(root: pathlib.Path, size: int, count: int = 4000) -> pathlib.Path:
+    """Smooth random images in ten classes, whose files are like those of photos."""
     rng = np.random.default_rng(0)
     for i in range(count):
         coarse = rng.integers(0, 256, (size // 4, size // 4, 3), np.uint8)
@@ -121,7 +121,7 @@ def _sources(
 
 
 class _PlainFolder(Dataset):
-    """What a user of PyTorch writes."""
+    """The data set that a user of PyTorch writes."""
 
     def __init__(self, root: pathlib.Path):
         self._files = sorted(root.rglob("*.jpg"))
@@ -134,9 +134,8 @@ class _PlainFolder(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         path = self._files[index]
         with path.open("rb") as file:
-            picture = PIL.Image.open(file).convert("RGB")
-        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        return image, self._label[path.parent.name]
+            pixels = np.array(PIL.Image.open(file).convert("RGB"))
+        return torch.from_numpy(pixels).permute(2, 0, 1), self._label[path.parent.name]
 
 
 def _loading(

@@ -1,18 +1,18 @@
-r"""How many multiply-adds the networks need, and how many this machine can do.
+r"""The multiply-adds that the networks need, and those that this machine can do.
 
     python -m benchmarks.flops
     python -m benchmarks.flops --sizes digits --json flops.json
 
-1. The multiply-adds of one pass over one picture, counted layer by layer from the
+1. The multiply-adds of one pass over one image, counted layer by layer from the
    description of the U-Net, and by XLA (half of the FLOPs that `Model.forward_flops`
    reports), beside the numbers that are usually quoted for such networks.
 2. The rate of products of large matrices, which is the most to be hoped for here, and
    that of copies: together the floor of each job, on paper (docs/performance.md).
 
 To three digits our count is what is quoted, although the networks that were counted
-have 0.6 to 2 % fewer parameters: those must be where a parameter is used once for a
-picture, as in the embedding, and not at every pixel. XLA's count is lower, by 4 to 5 %
-for the two large networks. It leaves out the products with the zeros around a picture,
+have 0.6 to 2 % fewer parameters: those must be where a parameter is used once for
+an image, as in the embedding, and not at every pixel. XLA's count is lower, by 4 to 5 %
+for the two large networks. It leaves out the products with the zeros around an image,
 which is column `without_padding`, and adds what is done number by number: norms,
 activations and sums, 0.3 % there.
 """
@@ -32,13 +32,13 @@ from benchmarks import contest, ours, sizes
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.nets.unet import Level, UNet
 
-# Passes of the network over each picture of an update, a gradient counting as two: of
+# Passes of the network over each image of an update, a gradient counting as two: of
 # the network alone, and of the student and, twice, its teacher.
 PASSES = {"train": 3, "distill": 5}
 
 
 class Quoted(NamedTuple):
-    """What others count for a network that is nearly ours."""
+    """The count of others for a network that is nearly ours."""
 
     multiply_adds: float
     parameters: float
@@ -114,15 +114,15 @@ def _line(row: dict[str, Any]) -> str:
 def multiply_adds(
     net: UNet, image_shape: tuple[int, int, int], *, padding: bool = True
 ) -> dict[str, int]:
-    """Multiply-adds of one pass over one square picture, by kind of layer.
+    """Multiply-adds of one pass over one square image, by kind of layer.
 
     Norms, activations and all else that is done number by number is left out.
 
     Args:
       net: The network.
       image_shape: [height, width, channels].
-      padding: Whether products with the zeros around a picture count, as they do when
-        one counts output numbers times the numbers in a kernel.
+      padding: True to count products with the zeros around an image, as one does who
+        multiplies output numbers by the numbers in a kernel.
     """
     total: collections.Counter[str] = collections.Counter()
     for layer in _layers(net, image_shape, padding):
@@ -131,7 +131,7 @@ def multiply_adds(
 
 
 def numbers_read(net: UNet, image_shape: tuple[int, int, int]) -> int:
-    """How many numbers the layers of one pass over one picture read: activations."""
+    """The count of activations that the layers of one pass over one image read."""
     return sum(layer.reads for layer in _layers(net, image_shape, padding=True))
 
 
@@ -148,8 +148,8 @@ def least_seconds(
     Args:
       size: One of `sizes`.
       job: train, distill or sample.
-      gflops: Of the largest products of matrices.
-      gb_per_second: Of a copy, bytes read and written.
+      gflops: The speed of the largest products of matrices.
+      gb_per_second: The speed of a copy, bytes read and written.
       number: Bytes of an activation; parameters have four.
     """
     config = sizes.config(size)
@@ -178,7 +178,7 @@ class _Layer(NamedTuple):
 def _layers(
     net: UNet, image_shape: tuple[int, int, int], padding: bool
 ) -> Iterator[_Layer]:
-    """One layer after another, as the picture meets them."""
+    """One layer after another, as the image meets them."""
     size, channels = image_shape[0] // net.patch, net.patch**2 * image_shape[2]
     features, last = net.levels[0].features, len(net.levels) - 1
     emb = net.emb_features
@@ -235,14 +235,14 @@ def _layers(
 
 
 def forward_flops(size: str) -> float:
-    """FLOPs of one pass over one picture: two for each of our `multiply_adds`."""
+    """FLOPs of one pass over one image: two for each of our `multiply_adds`."""
     model = make_model(sizes.config(size))
     assert isinstance(model.net, UNet)
     return 2.0 * sum(multiply_adds(model.net, model.image_shape).values())
 
 
 def of_size(size: str) -> dict[str, Any]:
-    """What one pass over one picture costs; see the keys."""
+    """The cost of one pass over one image, by key."""
     model = make_model(sizes.config(size))
     assert isinstance(model.net, UNet)
     parts = multiply_adds(model.net, model.image_shape)
@@ -264,7 +264,7 @@ def matmul_ceiling(dtype: str, size: int) -> float:
     CPU one device may use all cores, or they may have to share them out.
 
     Args:
-      dtype: Of the matrices.
+      dtype: The type of the matrices.
       size: Their rows and columns.
     """
     ways = {1, jax.device_count()}

@@ -1,4 +1,4 @@
-r"""How fast the paper's networks are on a GPU, and how much of it they use.
+r"""The speed of the paper's networks on a GPU, and the share of it that they use.
 
     python -m benchmarks.gpu                     # in under 9 minutes
     python -m benchmarks.gpu --sizes imagenet64 --minutes 30 --json out.json
@@ -40,13 +40,13 @@ SPARE_SECONDS = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a device can do.
+    """The speed of a device.
 
     Attributes:
-      name: What JAX calls it.
-      gflops: Of products of matrices.
-      gb_per_second: Of copying.
-      peak_gflops: Of the data sheet, or None if it is not known.
+      name: Its name in JAX.
+      gflops: The speed of products of matrices.
+      gb_per_second: The speed of copying.
+      peak_gflops: The speed of the data sheet, or None if it is not known.
     """
 
     name: str
@@ -91,7 +91,7 @@ def _parse() -> argparse.Namespace:
 
 
 class Session:
-    """What is measured in the minutes that there are."""
+    """The measurements that fit into some minutes."""
 
     def __init__(self, options: argparse.Namespace, cache: str):
         """Measures the device."""
@@ -148,7 +148,7 @@ class Session:
         *,
         peer: bool = False,
     ) -> list[dict[str, Any]]:
-        """Measures ours, beside the peer or alone; or says that there is no time."""
+        """Measures ours, beside the peer or alone; or prints that there is no time."""
         options = self._options
         labels = {"size": size, "job": job, "batch": batch_size}
         given: dict[str, Any] = {
@@ -195,7 +195,13 @@ class Session:
 
 
 def look(dtype: str, matrix: int, copy_mib: int) -> Device:
-    """Measures the device that JAX finds."""
+    """Measures the first device of JAX.
+
+    Args:
+      dtype: The type of the matrices.
+      matrix: Their rows and columns.
+      copy_mib: MiB to copy.
+    """
     device = jax.local_devices()[0]
     peak = throughput.peak_flops(device)
     return Device(

@@ -1,14 +1,14 @@
-r"""How cost grows: with the batch, the size of the pictures, N and the devices.
+r"""The growth of cost with the batch, the size of the images, N and the devices.
 
     python -m benchmarks.growth                     # about 3 minutes
     python -m benchmarks.growth --short --json growth.json
 
 Each is given as the exponent of a power law: the slope of a line through the logarithms
 of sizes and costs, by least squares, and, since small sizes pay for what does not grow,
-that of the largest two alone. Beside them stands what theory says.
+that of the largest two alone. Beside them stands the theory.
 
 1. An update in the batch: 1, in time and in the temporary memory that XLA plans.
-2. The same in the side of square pictures: 2. The network is convolutional but for its
+2. The same in the side of square images: 2. The network is convolutional but for its
    attention in the middle, whose part is small, but grows with the power of 4.
 3. Drawing in N, the steps of the sampler, compiled once: 1.
 4. An update in the number of devices, the batch being the same: -1, as long as each has
@@ -71,7 +71,7 @@ def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def _size(side: int) -> str:
-    """Gives the small network for pictures of this side a name among the sizes."""
+    """Gives the small network for images of this side a name among the sizes."""
     name, data = f"side {side}", {"image_size": side, "channels": 3}
     sizes.SIZES[name] = (digits, {"data": data, "model": {"unet": NET}})
     return name

@@ -58,12 +58,12 @@ def distill(updates: int, batch_size: int) -> dict[int, object]:
     first = jax.jit(lambda params, n, key: fit(params, DATA.denoise, n, key))
     later = jax.jit(lambda params, n, key: fit(params, student(params), n, key))
     params = Net().init(jax.random.key(0), jnp.zeros((1, 1)), jnp.zeros(1))
-    made = {}
+    students = {}
     for num_steps in ladder(2 * START_STEPS, 1):
         step = first if num_steps == START_STEPS else later
         params = step(params, num_steps, jax.random.key(num_steps))
-        made[num_steps] = params
-    return made
+        students[num_steps] = params
+    return students
 
 
 def table(updates: int, batch_size: int) -> list[dict[str, float]]:

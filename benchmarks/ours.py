@@ -1,7 +1,7 @@
 """This project's side of each job: its own functions, put together as its stages do.
 
 Every job is a function whose result is called with a number of repetitions. Data are
-random pictures that are on the device already; `benchmarks.data` measures how they get
+random images that are on the device already; `benchmarks.data` measures how they get
 there.
 """
 
@@ -28,12 +28,12 @@ from vdiff_jax.training.step import Job, Loss, TrainState, init_state
 from vdiff_jax.training.throughput import memory_in_gib
 from vdiff_jax.types import Feed, Params
 
-# So long that the learning rate stays what it is.
+# Long enough that the learning rate stays what it is.
 NUM_UPDATES = 10**6
 
 
 def cpu_devices() -> int:
-    """As how many devices a CPU is used: by every batch here, a power of two."""
+    """The number of devices on a CPU; all batches here are powers of two."""
     return parallel.devices_of_cpu([64])
 
 
@@ -43,9 +43,9 @@ class Updates:
 
     Attributes:
       step: The compiled step.
-      state: Replaced by every call.
-      feed: Of every call.
-      job: Of every call.
+      state: The state after the last call.
+      feed: The feed of every call.
+      job: The job of every call.
       per_call: Updates in a call.
     """
 
@@ -62,19 +62,19 @@ class Updates:
         jax.block_until_ready(self.state)
 
     def peak_memory(self) -> float | None:
-        """See `peak_memory`."""
+        """Most MiB that were in use on the device, or None if that is not known."""
         return peak_memory()
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """Draws batch after batch of pictures, and fetches them.
+    """Draws batch after batch of images, and fetches them.
 
     Attributes:
       sampler: The compiled sampler.
-      params: Of the model.
-      num_steps: Of the sampler.
-      batch_size: Pictures of a batch.
+      params: Parameters of the model.
+      num_steps: The sampler's steps.
+      batch_size: Images of a batch.
     """
 
     sampler: Sampler
@@ -94,7 +94,7 @@ class Drawing:
         )
 
     def peak_memory(self) -> float | None:
-        """See `peak_memory`."""
+        """Most MiB that were in use on the device, or None if that is not known."""
         return peak_memory()
 
 
@@ -107,10 +107,10 @@ def train(
     """Updates of the base model.
 
     Args:
-      size: Of `sizes`.
-      dtype: What the network computes in.
-      batch_size: Instead of the config's.
-      steps_per_call: Instead of the config's.
+      size: A name of `sizes`.
+      dtype: The type that the network computes in.
+      batch_size: Images of an update; None for the config's.
+      steps_per_call: Updates of a call; None for the config's.
     """
     config = sizes.config(size, dtype)
     model = make_model(config)
@@ -126,7 +126,15 @@ def distill(
     steps_per_call: int | None = None,
     num_steps: int = 4,
 ) -> Updates:
-    """Updates of a student of `num_steps` steps; see `train`."""
+    """Updates of a student of `num_steps` steps.
+
+    Args:
+      size: A name of `sizes`.
+      dtype: The type that the network computes in.
+      batch_size: Images of an update; None for the config's.
+      steps_per_call: Updates of a call; None for the config's.
+      num_steps: N.
+    """
     config = sizes.config(size, dtype)
     model = make_model(config)
     loss = distill_loss(config, model)
@@ -142,7 +150,14 @@ def sample(
     batch_size: int | None = None,
     num_steps: int = 4,
 ) -> Drawing:
-    """Batches of pictures by DDIM, of the size of a training batch if of no other."""
+    """Batches of images by DDIM.
+
+    Args:
+      size: A name of `sizes`.
+      dtype: The type that the network computes in.
+      batch_size: Images of a batch; None for those of an update.
+      num_steps: N.
+    """
     config = sizes.config(size, dtype)
     model, mesh = make_model(config), parallel.make_mesh()
     params = parallel.put(model.init(jax.random.key(0)), parallel.replicated(mesh))
@@ -166,7 +181,10 @@ def _updates(
 ) -> Updates:
     mesh, optimizer = parallel.make_mesh(), optimizer_of(section)
     feeder = device_feed.Streamed(
-        _pictures(model, section.batch_size), section.batch_size, mesh, 0
+        Arrays(*images(model.image_shape, section.batch_size, model.num_classes)),
+        section.batch_size,
+        mesh,
+        0,
     )
     (feed,) = feeder.feeds([(0, section.steps_per_call)], seed=(0,))
     state = init_state(model.init(jax.random.key(0)), optimizer)
@@ -180,20 +198,22 @@ def _updates(
     )
 
 
-def _pictures(model: Model, count: int) -> Arrays:
-    return Arrays(*pictures(model.image_shape, count, model.num_classes))
-
-
-def pictures(
+def images(
     image_shape: tuple[int, int, int], count: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random pictures and their classes, 0 where there are none."""
+    """Random uint8 images and their classes, 0 where there are none.
+
+    Args:
+      image_shape: [height, width, channels].
+      count: The number of images.
+      num_classes: The number of classes, or 0.
+    """
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, *image_shape), np.uint8)
-    return images, rng.integers(0, num_classes or 1, count).astype(np.int32)
+    pixels = rng.integers(0, 256, (count, *image_shape), np.uint8)
+    return pixels, rng.integers(0, num_classes or 1, count).astype(np.int32)
 
 
 def peak_memory() -> float | None:
-    """Most MiB that were in use on the device, or None if it does not say."""
+    """Most MiB that were in use on the device, or None if that is not known."""
     gib = memory_in_gib(jax.local_devices()[0])
     return None if gib is None else 1024 * gib

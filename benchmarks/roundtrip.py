@@ -4,7 +4,7 @@ r"""A model of diffusers becomes a sampler of 4 steps of diffusers, by way of ou
 
 A `UNet2DModel` learns eps of the digits in a training loop of torch, as diffusers'
 documentation has it. Then, by our command: import, train on to v, distill 64 -> 4,
-export. Stock diffusers draws, and an independent classifier says whether each picture
+export. Stock diffusers draws, and an independent classifier judges whether each image
 is of the class that was asked for. Needs the extra `bench`; 8 minutes on 2 cores.
 """
 
@@ -59,8 +59,8 @@ def train(real: Arrays) -> diffusers.DDPMPipeline:
         noise = torch.randn(BATCH_SIZE, 1, 8, 8)
         steps = torch.randint(scheduler.config.num_train_timesteps, (BATCH_SIZE,))
         noisy = scheduler.add_noise(data[rows], noise, steps)
-        said = net(noisy, steps, class_labels=classes[rows]).sample
-        loss = torch.nn.functional.mse_loss(said, noise)
+        eps_hat = net(noisy, steps, class_labels=classes[rows]).sample
+        loss = torch.nn.functional.mse_loss(eps_hat, noise)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -70,7 +70,14 @@ def train(real: Arrays) -> diffusers.DDPMPipeline:
 
 
 def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> None:
-    """Runs a stage of ours, with what all of them are told, and one field more."""
+    """Runs a stage of ours, with the fields that all of them have, and one more.
+
+    Args:
+      config: The name of a config and its stage, like "digits:train".
+      workdir: The folder of the project.
+      field: The path of the field.
+      value: Its value.
+    """
     fields = {
         "train.steps": 1500, "train.batch_size": 64, "train.warmup_steps": 50,
         "train.learning_rate": 5e-4, "train.decay": "constant", "train.ema_decay": 0.99,
@@ -80,17 +87,17 @@ def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> Non
     }  # fmt: skip
     name, stage = config.split(":")
     command = [sys.executable, "launch.py", f"--config=configs/{name}.py:{stage}"]
-    flags = [f"--config.{name}={said}" for name, said in fields.items()]
+    flags = [f"--config.{path}={value}" for path, value in fields.items()]
     subprocess.run([*command, f"--workdir={workdir}", *flags], check=True)
 
 
 def measure(out: pathlib.Path) -> None:
-    """What stock diffusers draws: accuracy, distance, and a sheet to look at."""
+    """Judges the images of stock diffusers: accuracy, distance, and a sheet of them."""
     train, test = digits("train"), digits("test")
     known = train.images, train.labels, (test.images, test.labels)
     judge = classifier.train(*known, kind="judge", seed=1)
-    found = features.of_classifier(classifier.train(*known))
-    real = frechet.with_root(moments.moments(found.extract(train.images).pooled))
+    features_of = features.of_classifier(classifier.train(*known)).extract
+    real = frechet.with_root(moments.moments(features_of(train.images).pooled))
     folder = out / "v" / "export" / "distilled-4step" / "diffusers"
     drawn = {
         "their DDIM, 64 steps": draw(out / "theirs", 64),
@@ -98,24 +105,24 @@ def measure(out: pathlib.Path) -> None:
         "exported student, 4 steps": draw(folder, 4),
     }
     rows = []
-    for name, pictures in drawn.items():
-        said = np.asarray(classifier.judge(judge.params, pictures)).argmax(axis=1)
+    for name, images in drawn.items():
+        guess = np.asarray(classifier.judge(judge.params, images)).argmax(axis=1)
         distance = frechet.frechet_distance(
-            moments.moments(found.extract(pictures).pooled), real
+            moments.moments(features_of(images).pooled), real
         )
-        accuracy = float((said == np.arange(NUM) % 10).mean())
+        accuracy = float((guess == np.arange(NUM) % 10).mean())
         rows.append(
             {"of": name, "accuracy": accuracy, "frechet": float(distance.value)}
         )
         print(f"{name}: accuracy {accuracy:.1%}, distance {distance.value:.2f}")
-        sheet = enlarge(tile(pictures[:40], 10))
+        sheet = enlarge(tile(images[:40], 10))
         PIL.Image.fromarray(np.squeeze(sheet)).save(out / f"{name}.png")
     print(f"the judge is right on {judge.accuracy:.1%} of held-out digits")
     (out / "roundtrip.json").write_text(json.dumps(rows, indent=2))
 
 
 def draw(folder: pathlib.Path, num_steps: int) -> np.ndarray:
-    """Pictures of classes 0, 1, ..., 9, 0, ... by diffusers, uint8."""
+    """Images of classes 0, 1, ..., 9, 0, ... by diffusers, uint8."""
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     classes = [i % 10 for i in range(NUM)]
@@ -133,9 +140,10 @@ def draw(folder: pathlib.Path, num_steps: int) -> np.ndarray:
         z = torch.randn(NUM, 1, 8, 8, generator=generator)
         with torch.no_grad():
             for step in scheduler.timesteps:
-                said = pipeline.unet(z, step, class_labels=torch.tensor(classes)).sample
-                z = scheduler.step(said, step, z, use_clipped_model_output=True)
-                z = z.prev_sample
+                output = pipeline.unet(z, step, class_labels=torch.tensor(classes))
+                z = scheduler.step(
+                    output.sample, step, z, use_clipped_model_output=True
+                ).prev_sample
         images = (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return (255 * images).round().astype(np.uint8)
 

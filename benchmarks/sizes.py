@@ -46,7 +46,7 @@ def config(size: str, dtype: str = "float32") -> Config:
     if size not in SIZES:
         raise ValueError(f"Unknown size {size!r}; choose from {tuple(SIZES)}.")
     module, changes = SIZES[size]
-    made = module.get_config()
-    made.update(changes)
-    made.update({"model": {"dtype": dtype}})
-    return made
+    config = module.get_config()
+    config.update(changes)
+    config.update({"model": {"dtype": dtype}})
+    return config

@@ -1,4 +1,4 @@
-r"""Where training stands still, and what it takes of memory.
+r"""The stalls of training, and its memory.
 
     python -m benchmarks.stalls                         # the digits; about 5 minutes
     python -m benchmarks.stalls --only student loop     # some of the questions
@@ -14,7 +14,7 @@ r"""Where training stands still, and what it takes of memory.
    run updates of the digits; its own are taken to last `--large_update_seconds`.
 3. `loop`: what the loop of `training/loop.py` does during calls of 10 updates, with the
    digits on the device, or read from PNG files by worker processes. Waiting for feeds
-   is no stall as long as a call is under way: the ratio of the updates' times tells.
+   is no stall as long as a call is under way: the ratio of the updates' times shows it.
    Host time is the CPU time of the main thread, `time.thread_time`, in all of the loop:
    feeds, dispatch, reading and logging of metrics. It leaves out what waits, and what
    other threads do, which compute on a CPU unless jax_cpu_enable_async_dispatch is off.
@@ -58,6 +58,7 @@ from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState, init_state
 from vdiff_jax.types import Batch, Feed
+from vdiff_jax.workdir.layout import Project
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 # Values by what they are and their unit.
@@ -176,7 +177,7 @@ class _Watched:
     """A feeder that notes when the loop comes for feeds, and in the end ends it.
 
     Attributes:
-      feeder: What it feeds with.
+      feeder: The feeder that it feeds with.
       calls: After so many it ends the loop, before anything is evaluated or saved.
       asked: Seconds of the clock at which the loop asked for each feed.
       given: The same when it had it.
@@ -239,9 +240,9 @@ def _png_files(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def noise(split: str) -> Arrays:
-    """A data set of random pictures like CIFAR-10's."""
+    """A data set of random images like CIFAR-10's."""
     del split
-    return Arrays(*ours.pictures((32, 32, 3), 1024, num_classes=0))
+    return Arrays(*ours.images((32, 32, 3), 1024, num_classes=0))
 
 
 def _under_way(size: str, data: dict[str, Any]) -> tuple[Tools, Run]:
@@ -253,11 +254,18 @@ def _under_way(size: str, data: dict[str, Any]) -> tuple[Tools, Run]:
             "train": {"steps": ours.NUM_UPDATES},
         }
     )
-    return train.under_way(config, pathlib.Path())
+    return train.under_way(Project(config, pathlib.Path()))
 
 
 def _watch(tools: Tools, run: Run, *, warm_up: int, calls: int) -> _Row:
-    """What the loop did in some calls, after some others."""
+    """The times of the loop in some calls, after some others.
+
+    Args:
+      tools: Everything that the stage's runs share.
+      run: The run.
+      warm_up: Calls that are left out.
+      calls: Calls that are measured.
+    """
     watched = _Watched(tools.feeder, warm_up + calls)
     dispatched: list[float] = []
 
@@ -312,15 +320,15 @@ def _peaks(job: str, size: str) -> _Row:
     plan = updates.step.memory_analysis()
     updates(1)
     device = updates.peak_memory()
-    found = re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())
+    status = pathlib.Path("/proc/self/status").read_text()
     mib: dict[str, float] = {
         "arguments": plan.argument_size_in_bytes / 2**20,
         "results in place of arguments": plan.alias_size_in_bytes / 2**20,
         "all results": plan.output_size_in_bytes / 2**20,
         "temporary": plan.temp_size_in_bytes / 2**20,
     }
-    if found:
-        mib["most on the host"] = int(found[1]) / 1024
+    if peak := re.search(r"VmHWM:\s+(\d+)", status):
+        mib["most on the host"] = int(peak[1]) / 1024
     if device is not None:
         mib["most on the device"] = device
     return {(what, "MiB"): value for what, value in mib.items()}

@@ -1,4 +1,4 @@
-r"""How long until a run trains, and from one student of the ladder to the next.
+r"""The time until a run trains, and from one student of the ladder to the next.
 
     python -m benchmarks.startup                    # the digits; about 6 minutes
     python -m benchmarks.startup --rounds 1 --json out.json
@@ -20,8 +20,8 @@ writes. Four questions:
 4. Programs that are compiled, or looked for in the cache, after that: the ladder is to
    need none.
 
-A call is `loop.steps_per_call` updates. Peak memory is what the system says of the
-command's process.
+A call is `loop.steps_per_call` updates. Peak memory is that of the command's
+process by the system's account.
 """
 
 import argparse
@@ -52,13 +52,13 @@ STEP_COMPILED = re.compile(r": compiled in (\S+) s")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a run wrote of its times, in seconds of the clock.
+    """The times of a run, from its files, in seconds of the clock.
 
     Attributes:
-      opened: When its files were opened, all else being built.
-      calls: When each call of updates had ended.
-      drawn: When the samples of its end were drawn, after the held-out loss.
-      finished: When its result was written, after its checkpoint was whole.
+      opened: The time at which its files were opened, all else being built.
+      calls: The times at which each call of updates had ended.
+      drawn: The time of the samples of its end, after the held-out loss.
+      finished: The time of its result, after its checkpoint was whole.
     """
 
     opened: float
@@ -76,10 +76,10 @@ class _Command:
     lines: Sequence[tuple[float, str]]
     gib: float
 
-    def found(
+    def matches(
         self, pattern: re.Pattern[str]
     ) -> Iterator[tuple[float, tuple[str, ...]]]:
-        """When lines came that have the pattern, and its groups."""
+        """The times of the lines that have the pattern, and its groups."""
         for when, text in self.lines:
             if match := pattern.search(text):
                 yield when, match.groups()
@@ -98,7 +98,7 @@ class Table:
         self._more.setdefault(what, {}).update(more)
 
     def rows(self) -> list[dict[str, Any]]:
-        """For each the median, the least and the most."""
+        """The median, the least and the most of each."""
         return [
             {
                 "what": what,
@@ -155,7 +155,7 @@ def read_record(folder: pathlib.Path) -> Record:
 
 
 def parts(before: Record, after: Record) -> dict[str, float]:
-    """Where the time goes between two students, and all of it."""
+    """The parts of the time between two students, and all of it."""
     return {
         "all": after.calls[0] - before.calls[-1],
         "held-out loss and samples": before.drawn - before.calls[-1],
@@ -193,7 +193,7 @@ def _seconds_to_import() -> float:
 def _measure(
     options: argparse.Namespace, scratch: pathlib.Path, cache: str, table: Table
 ) -> None:
-    """Runs both stages, and adds what they say."""
+    """Runs both stages, and adds their times."""
     # The warm cache is the one that the cold one has become.
     folder = None if cache == "without a cache" else scratch / "compiled"
     workdir = scratch / cache
@@ -208,10 +208,10 @@ def _measure(
 
 
 def _add_start(command: _Command, first: Record, name: str, table: Table) -> None:
-    steps = [float(seconds) for _, (seconds,) in command.found(STEP_COMPILED)]
+    steps = [float(seconds) for _, (seconds,) in command.matches(STEP_COMPILED)]
     seconds = [
         float(seconds)
-        for when, (_, seconds) in command.found(COMPILED)
+        for when, (_, seconds) in command.matches(COMPILED)
         if when < first.calls[0]
     ]
     table.add(f"{name}: until it is built", "s", first.opened - command.began)
@@ -229,7 +229,7 @@ def _add_ladder(command: _Command, records: Sequence[Record], table: Table) -> N
         for part, seconds in parts(before, after).items():
             table.add(f"{between}: {part}", "s", seconds)
         table.add("a call among others", "s", *np.diff(after.calls))
-    late = [when for when, _ in command.found(COMPILED) if when > records[1].opened]
+    late = [when for when, _ in command.matches(COMPILED) if when > records[1].opened]
     table.add("programs compiled after the first student", "", len(late))
 
 

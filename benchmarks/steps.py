@@ -1,10 +1,10 @@
-r"""How fast updates and samples are, beside what users of PyTorch have.
+r"""The speed of updates and samples, beside that of PyTorch for its users.
 
     python -m benchmarks.steps                       # digits and cifar4m; long
     python -m benchmarks.steps --short               # the same, cut down
     python -m benchmarks.steps --sizes digits --jobs train --rounds 9 --json out.json
 
-Everybody has all cores, the same shapes and dtypes, and turns in alternation; see
+Everybody has all cores, the same shapes and dtypes, and turns in alternation, by
 `benchmarks.contest`. Four questions:
 
 1. The time of a training update. A ratio is the peer's time over ours of the same
@@ -12,7 +12,7 @@ Everybody has all cores, the same shapes and dtypes, and turns in alternation; s
 2. The time of an update of distillation, at N = 4, though it does not depend on N.
 3. Ours alone: an update of distillation over one of training. It goes through the
    network 5 times, training 3 times: 1.67, and less for what both do once.
-4. The time until a batch of pictures is on the host, in N steps of DDIM.
+4. The time until a batch of images is on the host, in N steps of DDIM.
 
 `gflops` are two for each multiply-add of the network, by the count of
 `benchmarks.flops`; `of_ceiling` compares them with products of large matrices, measured
@@ -121,15 +121,15 @@ def _updates(
     }
     results = compete(lineups, rounds=options.rounds, seconds=options.seconds)
     batch_size = sizes.config(size).train.batch_size
-    made = []
+    all_rows = []
     for job in jobs:
         rows = contest.rows(results[job], OURS, size=size, job=job, batch=batch_size)
         add_work(rows, flops.PASSES[job] * forward, ceiling)
-        made += rows
+        all_rows += rows
     if len(jobs) == 2:
         train, distill = (results[job][OURS] for job in ("train", "distill"))
-        made.append({"size": size, **distill_over_train(train, distill)})
-    return made
+        all_rows.append({"size": size, **distill_over_train(train, distill)})
+    return all_rows
 
 
 def distill_over_train(train: Result, distill: Result) -> dict[str, Any]:
@@ -174,7 +174,13 @@ def compete(
 def add_work(
     rows: Sequence[dict[str, Any]], flops_per_image: float, ceiling: float
 ) -> None:
-    """Adds the network's work in a second, and its share of the ceiling, in GFLOP/s."""
+    """Adds the network's work in a second, and its share of the ceiling.
+
+    Args:
+      rows: The rows to add to.
+      flops_per_image: FLOPs of the network for one image.
+      ceiling: The speed of products of large matrices, in GFLOP/s.
+    """
     for row in rows:
         if "ms" in row:
             images_per_second = row["batch"] / row["ms"] * 1000
@@ -184,7 +190,7 @@ def add_work(
 
 
 def ours_env(**more: str) -> dict[str, str]:
-    """What our processes are started with."""
+    """The environment of our processes."""
     return {"JAX_NUM_CPU_DEVICES": str(ours.cpu_devices()), **more}
 
 
@@ -197,29 +203,29 @@ def lineup(
     env: Mapping[str, str] = CPU,
     **given: Any,
 ) -> list[Contender]:
-    """Those who do a job: ours, and the peers who can.
+    """The contenders of a job: ours, and the peers that can do it.
 
     Args:
       job: One of `JOBS`.
       peers: Some of `PEERS`.
-      cache: Where PyTorch keeps what it compiles.
-      device: Of PyTorch.
-      env: Of ours.
-      given: For all of them: size and dtype, and what else `ours` takes for the job.
+      cache: The folder of PyTorch's compiled code.
+      device: The device of PyTorch.
+      env: The environment of ours.
+      given: Arguments of all: size and dtype, and those of `ours` for the job.
     """
-    # Peers are made from our config and model; that must not take a GPU's memory.
-    theirs = {**CPU, "TORCHINDUCTOR_CACHE_DIR": cache}
+    # Peers are built from our config and model; that must not take a GPU's memory.
+    peer_env = {**CPU, "TORCHINDUCTOR_CACHE_DIR": cache}
     make = {"train": ours.train, "distill": ours.distill, "sample": ours.sample}[job]
-    found = [Contender(OURS, make, given, ours_env(**env))]
+    contenders = [Contender(OURS, make, given, ours_env(**env))]
     for peer in peers:
         if peer != DDIM_PIPELINE:
             compiles = {"compile": peer == COMPILED, "device": device}
             options = {"job": job, **given, **compiles}
-            found.append(Contender(peer, pytorch_job, options, theirs))
+            contenders.append(Contender(peer, pytorch_job, options, peer_env))
         elif job == "sample" and _has_pipeline(**given):
             options = {"size": given["size"], "num_steps": given["num_steps"]}
-            found.append(Contender(peer, diffusers_samples, options, theirs))
-    return found
+            contenders.append(Contender(peer, diffusers_samples, options, peer_env))
+    return contenders
 
 
 def _has_pipeline(size: str, dtype: str = "float32", **_: Any) -> bool:
@@ -232,7 +238,7 @@ class OfTorch:
 
     Attributes:
       work: Does it once, and need not wait.
-      device: Where.
+      device: A device of PyTorch.
     """
 
     work: Callable[[], object]
@@ -261,7 +267,17 @@ def pytorch_job(
     compile: bool,
     device: str = "cpu",
 ) -> OfTorch:
-    """A job of `JOBS` in PyTorch; see `ours` for the arguments."""
+    """A job of `JOBS` in PyTorch.
+
+    Args:
+      job: One of `JOBS`.
+      size: A name of `sizes`.
+      dtype: The type that the network computes in.
+      batch_size: Images of an update or a batch; None for the config's.
+      num_steps: N, of distillation and sampling.
+      compile: True for `torch.compile`.
+      device: A device of PyTorch.
+    """
     torch.set_num_threads(os.cpu_count() or 1)
     config = sizes.config(size, dtype)
     model = make_model(config)
@@ -279,14 +295,14 @@ def pytorch_job(
     step = make(config, model, **options)
     images, labels = (
         torch.from_numpy(array).to(device)
-        for array in ours.pictures(model.image_shape, batch_size, model.num_classes)
+        for array in ours.images(model.image_shape, batch_size, model.num_classes)
     )
     label = labels.long() if model.num_classes else None
     return OfTorch(lambda: step(images, label), device)
 
 
 def diffusers_samples(size: str, num_steps: int) -> OfTorch:
-    """Batches of pictures by the pipeline of diffusers."""
+    """Batches of images by the pipeline of diffusers."""
     torch.set_num_threads(os.cpu_count() or 1)
     batch_size = sizes.config(size).train.batch_size
     draw = diffusers.pipeline(

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def facts(workdir: pathlib.Path) -> dict[str, Any]:
-    """What must not change: the parameters of every run and every measured value."""
+    """The facts that must not change: parameters of every run, and measured values."""
     runs = {
         str(path.parent.relative_to(workdir)): json.loads(path.read_text())
         for path in sorted(workdir.rglob("result.json"))

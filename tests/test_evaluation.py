@@ -179,7 +179,7 @@ def test_the_report_draws_its_pictures(tmp_path):
         for kind in ("base", "distilled")
         for steps in (1, 4)
     ]
-    figures.ladder_figure(tmp_path / "ladder.png", rows, floor=0.1)
+    figures.ladder_figure(tmp_path / "ladder.png", rows, real_vs_real=0.1)
     images = [np.full((3, 8, 8, 1), 50 * i, np.uint8) for i in range(4)]
     figures.comparison_grid(tmp_path / "grid.png", images, ["a", "b", "c", "d"])
     for name in ("ladder.png", "grid.png"):

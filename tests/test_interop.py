@@ -269,7 +269,7 @@ def test_a_student_for_all_strengths_is_no_base_model(tmp_path):
     about = model_file.About({"guide": {"steps": 1}}, "guided", 0, {})
     model_file.write(path, {"x": np.ones(1)}, about)
     source = {"path": str(path)}
-    with pytest.raises(ValueError, match="takes a strength of guidance"):
+    with pytest.raises(ValueError, match="takes a guidance weight"):
         launch.launch(tiny.config("import", source=source), tmp_path / "other")
 
 

@@ -39,10 +39,10 @@ def _noisy(images, amount, seed=0):
 
 def _series(images):
     """Students lose a little; the base model at few steps sees only the mean."""
-    base = page.Frame(label=_name("base", 128), steps=128, pictures=images)
+    base = page.Frame(label=_name("base", 128), steps=128, images=images)
     students = [
         page.Frame(
-            label=_name("distilled", n), steps=n, pictures=_noisy(images, 0.15 / n, n)
+            label=_name("distilled", n), steps=n, images=_noisy(images, 0.15 / n, n)
         )
         for n in STEPS
     ]
@@ -50,7 +50,7 @@ def _series(images):
         page.Frame(
             label=_name("base, DDIM", n),
             steps=n,
-            pictures=_noisy(images * (1 - 1 / n) + images.mean(0) / n, 0.05, n),
+            images=_noisy(images * (1 - 1 / n) + images.mean(0) / n, 0.05, n),
         )
         for n in STEPS[2:]
     ]
@@ -158,7 +158,7 @@ def _content():
         ],
         series=_series(images[:12]),
         ladder=_ladder(),
-        floors={"frechet_classifier": 3.5, "precision": 0.97},
+        real_vs_real={"frechet_classifier": 3.5, "precision": 0.97},
         provenance=[
             ("Data", "digits, train split, 1,617 pictures, 8×8, as they are"),
             ("Features", "classifier, right on 98.3% of the held-out pictures"),
@@ -179,7 +179,7 @@ def _content():
             for n in STEPS
         ],
         trajectories=[_trajectory(images[:3], 8), _trajectory(images[:3], 2)],
-        interpolations=[page.Strip(label="distilled, 8 steps", pictures=between)],
+        interpolations=[page.Strip(label="distilled, 8 steps", images=between)],
         neighbours=_neighbours(images[:6], images[6:600]),
         likelihood=[
             {"model": "base", "split": "train", "bits per dimension": 2.402},
@@ -278,7 +278,7 @@ def test_ids_are_unique_and_links_lead_to_them(text):
 PARTS = [
     field.name
     for field in dataclasses.fields(page.Content)
-    if field.name not in ("title", "command", "date", "summary", "floors")
+    if field.name not in ("title", "command", "date", "summary", "real_vs_real")
 ]
 
 
@@ -298,7 +298,7 @@ def test_each_part_stands_alone(part):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_come_out_as_they_went_in(channels):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 4, channels), np.uint8)
-    strip = page.Strip(label="noise", pictures=images)
+    strip = page.Strip(label="noise", images=images)
     tags = _Tags(page.render(page.Content(title="Noise", interpolations=[strip])))
     shown = [_read(attrs["src"]).reshape(6, 4, channels) for attrs in tags.named("img")]
     np.testing.assert_array_equal(shown, images)
@@ -462,25 +462,25 @@ def test_the_slider_moves_all_noises_along_the_ladder(visit):
     for frame in distilled.frames:
         label, pictures = _shown(tab, 0)
         assert label == slider.get_attribute("aria-valuetext") == frame.label
-        np.testing.assert_array_equal(pictures, frame.pictures)
+        np.testing.assert_array_equal(pictures, frame.images)
 
         other = at_same_steps.get(frame.steps)
         assert tab.locator(".missing").is_visible() == (other is None)
         if other:
             label, pictures = _shown(tab, 1)
             assert label == other.label
-            np.testing.assert_array_equal(pictures, other.pictures)
+            np.testing.assert_array_equal(pictures, other.images)
         tab.keyboard.press("ArrowRight")
 
 
-def test_a_second_slider_moves_along_the_strengths_of_guidance(browser, tmp_path):
+def test_a_second_slider_moves_along_the_guidance_weights(browser, tmp_path):
     images = digits("test").images[:4]
     frames = [
         page.Frame(
             label=f"distilled, {steps} steps, w = {w:g}",
             steps=steps,
             w=w,
-            pictures=_noisy(images, 0.1 * w / steps, seed=steps),
+            images=_noisy(images, 0.1 * w / steps, seed=steps),
         )
         for w in (0.0, 1.0, 4.0)
         for steps in (8, 4, 1)
@@ -492,19 +492,19 @@ def test_a_second_slider_moves_along_the_strengths_of_guidance(browser, tmp_path
     path.write_text(page.render(content), encoding="utf-8")
     with contextlib.closing(browser.new_page()) as tab:
         tab.goto(path.as_uri())
-        for slider in ("#frame", "#strength"):
+        for slider in ("#frame", "#weight"):
             tab.locator(slider).focus()
             tab.keyboard.press("Home")
         for i, frame in enumerate(frames):
             label, pictures = _shown(tab, 0)
             assert label == frame.label
-            assert tab.locator("#strength").get_attribute("aria-valuetext") == label
-            np.testing.assert_array_equal(pictures, frame.pictures)
+            assert tab.locator("#weight").get_attribute("aria-valuetext") == label
+            np.testing.assert_array_equal(pictures, frame.images)
             tab.locator("#frame").focus()
             tab.keyboard.press("ArrowRight")
             if i % 3 == 2:
                 tab.keyboard.press("Home")
-                tab.locator("#strength").focus()
+                tab.locator("#weight").focus()
                 tab.keyboard.press("ArrowRight")
 
 
@@ -527,9 +527,9 @@ def test_the_metric_changes_curves_axis_and_table(visit):
         seen.add(tab.locator("#ladder [aria-label=line]").inner_html())
         (visible,) = tab.locator(".panel:visible").all()
         assert visible.get_attribute("data-metric") == name
-        has_floor = name in _content().floors
-        floor = tab.locator("#ladder").get_by_text("one half of the data to the other")
-        assert floor.count() == has_floor
+        has_line = name in _content().real_vs_real
+        line = tab.locator("#ladder").get_by_text("real vs. real")
+        assert line.count() == has_line
     assert len(seen) == 3
     tab.select_option("#metric", "fid")
     assert tab.locator("#ladder").inner_text() == "Nothing to draw."
@@ -552,7 +552,7 @@ def test_a_point_says_its_value(visit, touch):
         assert said == [curve, f"{evaluations} evaluations", point.shown]
 
 
-def test_the_floor_and_spreads_are_drawn_at_their_values(visit):
+def test_the_real_vs_real_distance_and_spreads_are_drawn_at_their_values(visit):
     tab = visit()
     rows = of_metric(_ladder(), "frechet_classifier")
     (panel,) = panels(rows, {"frechet_classifier": 3.5})

@@ -47,9 +47,9 @@ class LoadedModel:
     """A finished model with its parameters.
 
     Attributes:
-      path: Where it was loaded from.
+      path: The file or folder that it was loaded from.
       trained: Its role, its file or folder, and its network.
-      config: Its network, schedule and sampling, as a config says it.
+      config: Its network, schedule and sampling, as a config.
       params: Its parameters, whole on every device.
     """
 
@@ -72,9 +72,9 @@ class LoadedModel:
         """Draws images: number i of a seed is that of the command's `sample` stage.
 
         Args:
-          num: How many.
-          seed: Of the noise.
-          steps: Of the sampler; by default those that a student was distilled for.
+          num: The number of images.
+          seed: The seed of the noise.
+          steps: The sampler's steps; by default those that a student was distilled for.
           labels: Classes, in turn; by default all, in turn.
           w: The guidance weight; None is no guidance.
           sampler: Its name; by default the one that the model was taught.

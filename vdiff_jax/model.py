@@ -1,4 +1,4 @@
-"""A network with all that is needed to use it: as a denoiser, and to draw pictures."""
+"""A network with all that is needed to use it: as a denoiser, and to draw images."""
 
 import dataclasses
 import functools
@@ -27,14 +27,14 @@ class Model:
     Attributes:
       net: flax module, (z_t, logsnr_t, label, train=) -> output; with (z_t, logsnr_t,
         label, w, train=) where there is a `w_range`.
-      output: What it predicts.
+      output: The quantity that it predicts.
       schedule: log-SNR of time.
       image_shape: [height, width, channels] of the data.
       num_classes: 0 for an unconditional model.
-      latent_scale: 0 if the data are pictures; else they are latents, and x is this
-        times them.
-      w_range: The strengths of guidance that the network itself imitates. Without it,
-        guidance asks the network twice.
+      latent_scale: 0 if the data are images; else they are latents, and x is this times
+        them.
+      w_range: The least and the largest guidance weight that the network itself
+        imitates. Without it, guidance evaluates the network twice.
     """
 
     net: nn.Module
@@ -46,7 +46,7 @@ class Model:
     w_range: tuple[float, float] | None = None
 
     def to_x(self, image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """What the model sees of the data, in model units."""
+        """The data as x: pixels to [-1, 1], latents scaled."""
         if self.latent_scale:
             return self.latent_scale * image
         return diffusion.from_pixels(image)
@@ -82,7 +82,7 @@ class Model:
         return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
     def num_parameters(self) -> int:
-        """How many numbers the network has."""
+        """The count of all numbers in its parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract_params()))
 
     def denoiser(
@@ -94,15 +94,15 @@ class Model:
         dropout: Array | None = None,
         guidance: Guidance = PLAIN,
     ) -> Denoiser:
-        """The network with these parameters, guided where there is a strength.
+        """The network with these parameters, guided where there is a w.
 
         Args:
-          params: Of the network.
+          params: Parameters of the network.
           label: The class of each example; ignored if the model is unconditional.
-          w: The strength of guidance for each example. None is none; a network that
+          w: The guidance weight of each example. None is no guidance; a network that
             takes w is then given 0.
           dropout: A key; without it, there is no dropout.
-          guidance: What else there is to guidance.
+          guidance: Rescaling, and the interval of guidance.
 
         Raises:
           ValueError: If guidance is asked of an unconditional model.
@@ -113,8 +113,8 @@ class Model:
             w = jnp.zeros(label.shape) if w is None else w
 
             def guided_net(z_t: Array, logsnr_t: PerExample) -> Array:
-                strength = guidance.weight_at(w, logsnr_t)
-                return self._apply(params, dropout, z_t, logsnr_t, label, strength)
+                w_t = guidance.weight_at(w, logsnr_t)
+                return self._apply(params, dropout, z_t, logsnr_t, label, w_t)
 
             return diffusion.denoiser(guided_net, self.output)
 
@@ -128,8 +128,8 @@ class Model:
             return denoiser_of(label)
         if label is None or not self.num_classes:
             raise ValueError(
-                "Guidance needs a model that is told a class, and this one is not"
-                " (model.num_classes=0)."
+                "Guidance needs a model that is conditioned on a class, and this one is"
+                " not (model.num_classes=0)."
             )
         return classifier_free(denoiser_of, label, w, guidance)
 
@@ -153,6 +153,6 @@ class Model:
         return z_t, one, *self._conditions(jnp.zeros(1, jnp.int32), one)
 
     def _conditions(self, label: Any, w: Any) -> tuple[Any, ...]:
-        """What the network takes of these beside z_t and its log-SNR."""
+        """The inputs beside z_t and its log-SNR: the class, w, both, or neither."""
         label = label if self.num_classes else None
         return (label,) if self.w_range is None else (label, w)

@@ -1,1 +1,1 @@
-"""What users of PyTorch write for the jobs of this project, for its speed benchmark."""
+"""The jobs of this project as users of PyTorch write them, for its speed benchmark."""

@@ -2,7 +2,7 @@
 
 Its networks have the parameters and the multiply-adds of ours, to the last one. At
 32x32 blocks and attention are where ours are. For the digits, whose network works on
-2x2 patches, which diffusers has not, the pictures are folded before the pipeline, 8x8x1
+2x2 patches, which diffusers has not, the images are folded before the pipeline, 8x8x1
 to 4x4x4, and unfolded after it; the network between them is ours.
 """
 
@@ -65,7 +65,15 @@ def network(size: str) -> nn.Module:
 def pipeline(
     size: str, *, compile: bool, device: str = "cpu", num_steps: int, batch_size: int
 ) -> Callable[[], np.ndarray]:
-    """What draws a batch: float NHWC pictures in [0, 1]."""
+    """A function that draws a batch: float NHWC images in [0, 1].
+
+    Args:
+      size: A name of `SETTINGS`.
+      compile: True to compile the network.
+      device: A device of PyTorch.
+      num_steps: N.
+      batch_size: Images of a batch.
+    """
     net = network(size).to(device, memory_format=torch.channels_last)
     if compile:
         net.compile(fullgraph=True)
@@ -80,13 +88,13 @@ def pipeline(
 
     @torch.inference_mode()
     def run() -> np.ndarray:
-        pictures = pipe(
+        drawn = pipe(
             batch_size,
             num_inference_steps=num_steps,
             use_clipped_model_output=True,  # as our sampler does
             output_type="np",
         )
-        return _unfolded(pictures.images, PATCH[size])
+        return _unfolded(drawn.images, PATCH[size])
 
     return run
 

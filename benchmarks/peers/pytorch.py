@@ -42,7 +42,7 @@ class Cosine:
         self._span = 0.5 * math.pi - self._first - self._last
 
     def __call__(self, t: Tensor) -> Time:
-        """What holds at `t` in [0, 1]."""
+        """The scales and the log-SNR at `t` in [0, 1]."""
         alpha = torch.sin(self._span * (1.0 - t) + self._last)
         sigma = torch.sin(self._span * t + self._first)
         return Time(alpha, sigma, 2.0 * (alpha.log() - sigma.log()))
@@ -67,7 +67,13 @@ class Draws(NamedTuple):
 
 
 def draw(x: Tensor, *, stratified: bool, flip: bool) -> Draws:
-    """Draws for a batch, on its device."""
+    """The draws for a batch, on its device.
+
+    Args:
+      x: The batch.
+      stratified: True to spread the times evenly over [0, 1].
+      flip: True to mirror half of the examples.
+    """
     batch = len(x)
     if stratified:
         spread = torch.arange(batch, device=x.device) / batch
@@ -79,7 +85,7 @@ def draw(x: Tensor, *, stratified: bool, flip: bool) -> Draws:
 
 
 def from_pixels(images: Tensor) -> Tensor:
-    """Pixels of NHWC pictures to [-1, 1], as a channels-last NCHW tensor."""
+    """Pixels of NHWC images to [-1, 1], as a channels-last NCHW tensor."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
@@ -92,7 +98,15 @@ def to_pixels(x: Tensor) -> Tensor:
 def denoising_loss(
     net: Network, x: Tensor, draws: Draws, label: Tensor | None, schedule: Cosine
 ) -> Tensor:
-    """Loss of each example at a random time; x is NCHW, in [-1, 1]."""
+    """Loss of each example at a random time.
+
+    Args:
+      net: The network, (z_t, logsnr_t, label) -> v.
+      x: NCHW, in [-1, 1].
+      draws: The random numbers of the update.
+      label: The classes; None if there are none.
+      schedule: The noise schedule.
+    """
     x = _mirrored(x, draws.flip)
     time = schedule(draws.u)
     alpha, sigma = _per_image(time.alpha), _per_image(time.sigma)
@@ -113,6 +127,15 @@ def distillation_loss(
 
     Salimans & Ho (2022), arXiv:2202.00512, Algorithm 2: the target is the x for which
     one DDIM step lands where two steps of the teacher do.
+
+    Args:
+      student: The network, (z_t, logsnr_t, label) -> v.
+      teacher: The same, of twice the steps.
+      x: NCHW, in [-1, 1].
+      draws: The random numbers of the update.
+      label: The classes; None if there are none.
+      schedule: The noise schedule.
+      num_steps: N.
     """
     x = _mirrored(x, draws.flip)
     i = (torch.floor(draws.u * num_steps) + 1.0).clamp(max=num_steps)
@@ -133,7 +156,15 @@ def distillation_loss(
 def ddim_step(
     net: Network, z_t: Tensor, t: Time, s: Time, label: Tensor | None
 ) -> Tensor:
-    """One step of DDIM from t to s; x_hat is clipped to [-1, 1]."""
+    """One step of DDIM from t to s; x_hat is clipped to [-1, 1].
+
+    Args:
+      net: The network, (z_t, logsnr_t, label) -> v.
+      z_t: The noisy images.
+      t: The time of z_t.
+      s: The time to step to.
+      label: The classes; None if there are none.
+    """
     v_hat = net(z_t, t.logsnr.expand(len(z_t)), label)
     x_hat = (t.alpha * z_t - t.sigma * v_hat).clamp(-1.0, 1.0)
     eps_hat = (z_t - t.alpha * x_hat) / t.sigma
@@ -141,7 +172,13 @@ def ddim_step(
 
 
 def ddim(step: Callable[..., Tensor], z_1: Tensor, times: list[Time]) -> Tensor:
-    """Goes through `times`, from noise to data, by (z_t, t, s) -> z_s."""
+    """Goes through `times`, from noise to data.
+
+    Args:
+      step: (z_t, t, s) -> z_s.
+      z_1: The noise.
+      times: The times, from 1 down to 0.
+    """
     z_t = z_1
     for t, s in itertools.pairwise(times):
         z_t = step(z_t, t, s)
@@ -187,7 +224,7 @@ class Step:
     update: Callable[[], None]
 
     def __call__(self, images: Tensor, label: Tensor | None) -> None:
-        """Takes uint8 NHWC pictures on the network's device, and their classes."""
+        """Takes uint8 NHWC images on the network's device, and their classes."""
         self.loss(images, label).backward()
         self.update()
 
@@ -195,7 +232,13 @@ class Step:
 def train_step(
     config: Config, model: Model, *, compile: bool, device: str = "cpu"
 ) -> Step:
-    """What makes one update of the base model, from fresh parameters.
+    """A function that makes one update of the base model, from fresh parameters.
+
+    Args:
+      config: The whole config.
+      model: The model that the config describes.
+      compile: True for `torch.compile`.
+      device: A device of PyTorch.
 
     Raises:
       ValueError: If the config asks for something that is not covered here.
@@ -216,7 +259,14 @@ def train_step(
 def distill_step(
     config: Config, model: Model, *, compile: bool, device: str = "cpu", num_steps: int
 ) -> Step:
-    """What makes one update of a student of `num_steps` steps, a copy of its teacher.
+    """A function that makes one update of a student, at first a copy of its teacher.
+
+    Args:
+      config: The whole config.
+      model: The model that the config describes.
+      compile: True for `torch.compile`.
+      device: A device of PyTorch.
+      num_steps: N.
 
     Raises:
       ValueError: If the config asks for something that is not covered here.
@@ -244,8 +294,8 @@ class Sampler:
     Attributes:
       net: The network.
       step: (z_t, t, s) -> z_s.
-      times: Of the loop, from noise to data.
-      shape: Of z_1.
+      times: The times of the loop, from noise to data.
+      shape: The shape of z_1.
     """
 
     net: UNet
@@ -255,7 +305,7 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
-        """Returns uint8 NHWC pictures on the network's device."""
+        """Returns uint8 NHWC images on the network's device."""
         z_1 = torch.randn(self.shape, device=self.times[0].alpha.device)
         z_1 = z_1.to(memory_format=torch.channels_last)
         return to_pixels(ddim(self.step, z_1, self.times))
@@ -270,7 +320,15 @@ def sampler(
     num_steps: int,
     batch_size: int,
 ) -> Sampler:
-    """What draws a batch; the classes, if there are any, take turns.
+    """A function that draws a batch; the classes, if there are any, take turns.
+
+    Args:
+      config: The whole config.
+      model: The model that the config describes.
+      compile: True for `torch.compile`.
+      device: A device of PyTorch.
+      num_steps: N.
+      batch_size: Images of a batch.
 
     Raises:
       ValueError: If the config asks for something that is not covered here.
@@ -294,7 +352,13 @@ def sampler(
 
 
 def grid(schedule: Cosine, num_steps: int, device: str) -> list[Time]:
-    """The times i / num_steps from 1 down to 0, where there is no noise."""
+    """The times i / num_steps from 1 down to 0, where there is no noise.
+
+    Args:
+      schedule: The noise schedule.
+      num_steps: N.
+      device: A device of PyTorch.
+    """
     t = torch.arange(num_steps, -1, -1, device=device) / num_steps
     return [Time(*values) for values in zip(*schedule.ending_in_data(t), strict=True)]
 
@@ -319,9 +383,10 @@ COVERED = {
 def _network(config: Config, model: Model, device: str) -> UNet:
     for field, value in COVERED.items():
         section, name = field.split(".")
-        if (found := config[section][name]) != value:
+        if config[section][name] != value:
             raise ValueError(
-                f"The peers cover {field}={value!r} alone, and it is {found!r}."
+                f"The peers cover {field}={value!r} alone, and it is"
+                f" {config[section][name]!r}."
             )
     net = UNet(model.net, in_channels=model.image_shape[-1])
     if num_parameters(net) != model.num_parameters():

@@ -23,7 +23,7 @@ class UNet(nn.Module):
 
     Args:
       net: The flax module to be like.
-      in_channels: Channels of the pictures.
+      in_channels: Channels of the images.
     """
 
     def __init__(self, net: unet.UNet, in_channels: int):
@@ -67,7 +67,13 @@ class UNet(nn.Module):
     def forward(
         self, z_t: Tensor, logsnr_t: Tensor, label: Tensor | None = None
     ) -> Tensor:
-        """Returns [batch, out_channels, height, width]."""
+        """The output, [batch, out_channels, height, width].
+
+        Args:
+          z_t: [batch, channels, height, width].
+          logsnr_t: [batch], in nats.
+          label: [batch], the classes; None if there are none.
+        """
         emb = self._embed(logsnr_t, label)
         h = self.conv_in(F.pixel_unshuffle(z_t, self.patch))
         skips = [h]
@@ -111,7 +117,7 @@ class Level(nn.Module):
       net: The flax module to be like.
       level: Its level.
       in_features: Channels that come into each block.
-      how: Whether to halve or double the resolution at the end.
+      how: The change of resolution at the end: down, up or None.
     """
 
     def __init__(
@@ -217,7 +223,7 @@ class Upsample(nn.Conv2d):
 
 
 def num_parameters(net: nn.Module) -> int:
-    """How many numbers a network learns."""
+    """The count of numbers that a network learns."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 

@@ -1,6 +1,6 @@
 """A folder of JPEG files as a TFDS data set, for `benchmarks.data`.
 
-TFDS writes ArrayRecord without TensorFlow if pictures come to it as encoded bytes.
+TFDS writes ArrayRecord without TensorFlow if images come to it as encoded bytes.
 """
 
 import pathlib
@@ -46,7 +46,13 @@ class Photos(core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare(folder: pathlib.Path, size: int, data_dir: pathlib.Path) -> None:
-    """Writes the data set `photos`, split `train`."""
+    """Writes the data set `photos`, split `train`.
+
+    Args:
+      folder: The folder of JPEG files, one folder for each class.
+      size: Height and width of the images.
+      data_dir: The folder to write to.
+    """
     Photos.folder, Photos.size = folder, size
     builder = Photos(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()

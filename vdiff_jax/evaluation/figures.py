@@ -88,14 +88,14 @@ CURVES = {
 
 
 def ladder_figure(
-    path: pathlib.Path, rows: Sequence[Measurement], *, floor: float | None
+    path: pathlib.Path, rows: Sequence[Measurement], *, real_vs_real: float | None
 ) -> None:
     """Distance against evaluations, one curve for each sampler, spread as a band.
 
     Args:
       path: The PNG to write.
       rows: Rows of ladder.json, of one metric.
-      floor: The distance between two halves of the data.
+      real_vs_real: The distance between two halves of the reference, or None.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -110,8 +110,8 @@ def ladder_figure(
             axes.plot(x, y, line, color=color, label=label, markersize=4)
             low = np.maximum(y - spread, 0.5 * y)  # a band has no end at zero
             axes.fill_between(x, low, y + spread, color=color, alpha=0.2, linewidth=0)
-    if floor:
-        axes.axhline(floor, color="C3", linestyle=":", label="half the data to half")
+    if real_vs_real:
+        axes.axhline(real_vs_real, color="C3", linestyle=":", label="real vs. real")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     ticks = sorted({row.steps for row in rows if row.sampler == row.role.sampler})

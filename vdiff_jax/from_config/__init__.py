@@ -1,1 +1,1 @@
-"""From a config to objects: a module for each kind of thing that a config describes."""
+"""Objects from a config: a module for each kind of thing that a config describes."""

@@ -1,11 +1,11 @@
-"""What must hold of a config before anything is done with it.
+"""The checks of a config, before anything is done with it.
 
 First every field for itself, by the table in `fields`; then what ties fields to each
 other, section by section. Every stage is checked whichever is to run, save where a
 field of one is tied to what another project's model brings with it (its noise schedule,
 its number of steps): that is asked of the stages that will run.
 
-Not here: what needs the devices, the data or a workdir.
+Checks that need the devices, the data or a workdir are those of the stages.
 """
 
 import pathlib
@@ -55,7 +55,7 @@ def check_fields(config: Config) -> None:
     """Refuses a value that is out of its field's range, whatever the others are.
 
     Raises:
-      ValueError: See `check`.
+      ValueError: In one line, as of `check`.
     """
     for path, value in flat(config.to_dict()):
         allowed = field_at(path).allowed
@@ -67,7 +67,7 @@ def check_files(config: Config) -> None:
     """Refuses files that a later stage will read and that are not there.
 
     Raises:
-      ValueError: See `check`.
+      ValueError: In one line, as of `check`.
     """
     if not _runs(config, "evaluate"):
         return
@@ -131,7 +131,7 @@ def _check_unet(config: Config) -> None:
 
 
 def _check_levels(unet: Config, size: int) -> None:
-    """Whether heads, groups and waves fit into the features of every level."""
+    """Refuses heads, groups or waves that do not fit into the features of a level."""
     if unet.channels % 2 or unet.channels < 4:
         raise ValueError(
             f"model.unet.channels={unet.channels} must be even and at least 4."
@@ -153,16 +153,16 @@ def _check_levels(unet: Config, size: int) -> None:
 
 
 def _check_diffusion(config: Config) -> None:
-    spec = config.diffusion
-    if not spec.logsnr_min < spec.logsnr_max:
+    section = config.diffusion
+    if not section.logsnr_min < section.logsnr_max:
         raise ValueError(
-            f"diffusion.logsnr_min={spec.logsnr_min} must be below"
-            f" diffusion.logsnr_max={spec.logsnr_max}."
+            f"diffusion.logsnr_min={section.logsnr_min} must be below"
+            f" diffusion.logsnr_max={section.logsnr_max}."
         )
-    needs_betas = "betas" in (spec.schedule, config.model.timesteps)
-    if needs_betas and not (spec.betas and spec.betas[0] > 0.0):
+    needs_betas = "betas" in (section.schedule, config.model.timesteps)
+    if needs_betas and not (section.betas and section.betas[0] > 0.0):
         raise ValueError(
-            f"diffusion.betas={spec.betas} must be the betas of a chain, the first"
+            f"diffusion.betas={section.betas} must be the betas of a chain, the first"
             " above 0, for diffusion.schedule or model.timesteps 'betas'."
         )
     _check_num_steps(config, "train.num_steps", config.train.num_steps)
@@ -249,9 +249,9 @@ def _check_export(config: Config) -> None:
     drawing = {"diffusers", "stablehlo"}.intersection(export.formats)
     if drawing and sample.sampler == "stochastic":
         raise ValueError(
-            f"export.formats={export.formats}: students of the stochastic ladder cannot"
+            f"export.formats={export.formats}: students of the method stochastic cannot"
             f" be exported as {min(drawing)}, which samples by DDIM: leave it out, or"
-            " set sample.sampler='ddim' for those of another."
+            " set sample.sampler='ddim' for those of another method."
         )
     if "diffusers" in export.formats and sample.clip not in ("x", "none"):
         raise ValueError(
@@ -270,7 +270,7 @@ def check_sample(config: Config) -> None:
     """Refuses a `sample` that does not fit the model; part of `check`.
 
     Raises:
-      ValueError: See `check`.
+      ValueError: In one line, as of `check`.
     """
     sample, num_classes = config.sample, config.model.num_classes
     if sample.w and not num_classes:
@@ -366,5 +366,5 @@ def _check_num_steps(config: Config, path: str, num_steps: int) -> None:
 
 
 def _runs(config: Config, *stages: str) -> bool:
-    """Whether one of these stages is to run."""
+    """True if one of these stages is to run."""
     return config.stage == "all" or config.stage in stages

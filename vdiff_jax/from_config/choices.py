@@ -1,4 +1,4 @@
-"""What fields of a config may say, where that is more than a value."""
+"""Fields of a config that are more than a value, and how they are read."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ def as_json(config: Config) -> dict[str, Any]:
 
 
 def number(field: str, text: str) -> float:
-    """The finite number that a text says."""
+    """The finite number that a text is."""
     try:
         value = float(text)
     except ValueError:

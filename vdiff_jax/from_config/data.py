@@ -16,50 +16,56 @@ OnDevice = Literal["auto", "always", "never"]
 
 def make_source(config: Config, split: catalog.Split) -> Source:
     """The examples of a split, each checked against the config as it is read."""
-    spec = config.data
-    found = _source(config, split)
-    if spec.held_out_fraction:
-        found = held_out_part(found, spec.held_out_fraction, split)
+    data = config.data
+    source = _source(config, split)
+    if data.held_out_fraction:
+        source = held_out_part(source, data.held_out_fraction, split)
     return Checked(
-        found,
-        image_shape=(spec.image_size, spec.image_size, spec.channels),
+        source,
+        image_shape=(data.image_size, data.image_size, data.channels),
         num_classes=config.model.num_classes,
-        latents=spec.latent_scale > 0,
+        latents=data.latent_scale > 0,
     )
 
 
 def _source(config: Config, split: catalog.Split) -> Source:
-    spec = config.data
-    if spec.held_out_fraction:  # both splits are parts of one
+    data = config.data
+    if data.held_out_fraction:  # both splits are parts of one
         split = "train"
-    if spec.source not in catalog.NAMES:
-        return user_function("data.source", spec.source)(split)
+    if data.source not in catalog.NAMES:
+        return user_function("data.source", data.source)(split)
     return catalog.open_source(
-        spec.source,
-        path=pathlib.Path(spec.path),
-        name=spec.name,
-        split_name=spec.train_split if split == "train" else spec.test_split,
+        data.source,
+        path=pathlib.Path(data.path),
+        name=data.name,
+        split_name=data.train_split if split == "train" else data.test_split,
         split=split,
-        image_shape=(spec.image_size, spec.image_size, spec.channels),
-        resize=spec.resize,
+        image_shape=(data.image_size, data.image_size, data.channels),
+        resize=data.resize,
     )
 
 
 def make_feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
-    """Brings the training split to the step: from the host, or held on devices."""
-    spec = config.data
-    pictures = make_source(config, "train")
-    size = device_feed.size_in_bytes(pictures)
-    if spec.on_device == "always" or (
-        spec.on_device == "auto" and size <= device_feed.LIMIT_BYTES
+    """Brings the training split to the step: from the host, or held on devices.
+
+    Args:
+      config: The whole config.
+      section: The fields of the stage; see `section_of`.
+      mesh: The devices.
+    """
+    data = config.data
+    source = make_source(config, "train")
+    size = device_feed.size_in_bytes(source)
+    if data.on_device == "always" or (
+        data.on_device == "auto" and size <= device_feed.LIMIT_BYTES
     ):
         return device_feed.resident(
-            pictures,
+            source,
             batch_size=section.batch_size,
             mesh=mesh,
-            num_workers=spec.workers,
-            timeout=spec.worker_timeout,
+            num_workers=data.workers,
+            timeout=data.worker_timeout,
         )
     return device_feed.Streamed(
-        pictures, section.batch_size, mesh, spec.workers, spec.worker_timeout
+        source, section.batch_size, mesh, data.workers, data.worker_timeout
     )

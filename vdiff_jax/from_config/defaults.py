@@ -10,19 +10,19 @@ from vdiff_jax.from_config.moved import flat, nested, translated
 
 
 class ExperimentConfig(ConfigDict):
-    """A config whose `update` knows more than the fields that are there.
+    """A config whose `update` understands more than its fields.
 
     A stage that trains may be given a field of `loop`, which then is its own; and a
-    field that has moved is understood, with a line on stderr that says where it went.
+    field that has moved is understood, with a line on stderr that names its new place.
     """
 
     def update(self, *other: Any, **kwargs: Any) -> None:
         """Changes fields, given by section.
 
         Raises:
-          KeyError: For a field that there is not.
-          TypeError: For a value that is not of the field's type.
-          ValueError: For an old field that cannot be said in the new ones.
+          KeyError: If there is no such field.
+          TypeError: If a value is not of the field's type.
+          ValueError: If an old field cannot be expressed in the new ones.
         """
         for fields in (*other, kwargs):
             fields = fields.to_dict() if isinstance(fields, ConfigDict) else fields

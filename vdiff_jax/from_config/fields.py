@@ -47,7 +47,7 @@ class Field:
     Attributes:
       default: Its value where a config file does not set it.
       allowed: Its range.
-      doc: What it is, in one line.
+      doc: Its meaning, in one line.
     """
 
     default: Any
@@ -73,7 +73,7 @@ _WEIGHT = parsed_by(
     loss_weight,
     "constant, snr, snr_trunc, snr_plus_one, or min_snr:GAMMA with GAMMA above 0",
 )
-_STRENGTHS = tuple_of(
+_GUIDANCE_WEIGHTS = tuple_of(
     at_least(0), words="a tuple of guidance weights w, each a number of at least 0"
 )
 _COUNTS = tuple_of(
@@ -91,7 +91,7 @@ def _layout(text: str) -> None:
 
 
 def _optimization(**defaults: Any) -> dict[str, Field]:
-    """The fields of a stage that trains which say how a gradient becomes an update."""
+    """The fields of a stage that trains on how a gradient becomes an update."""
     fields = {
         "batch_size": Field(2048, whole(1), "Images of an update, over all devices."),
         "learning_rate": Field(1e-4, above(0), "Of Adam, after the warm-up."),
@@ -425,7 +425,9 @@ _SAMPLE = {
     "batch_size": Field(64, whole(1), "Images of one call, over all devices."),
     "labels": Field((), _CLASSES, "Classes, in turn; empty: all."),
     "w": Field(
-        (), _STRENGTHS, "Guidance weights w (the scale is 1 + w): none, one or several."
+        (),
+        _GUIDANCE_WEIGHTS,
+        "Guidance weights w (the scale is 1 + w): none, one or several.",
     ),
     "guidance_interval": Field(
         (0.0, 1.0),
@@ -493,7 +495,7 @@ _EVALUATE = {
     "num": Field(50_000, whole(1), "Images of each seed."),
     "seed": Field(0, _SEED, "The first seed."),
     "repeats": Field(3, whole(1), "How many seeds."),
-    "w": Field((), _STRENGTHS, "Guidance weights w; empty: without guidance."),
+    "w": Field((), _GUIDANCE_WEIGHTS, "Guidance weights w; empty: without guidance."),
     "judge": Field(
         False, yes_or_no(), "Also whether samples are of the class asked for."
     ),
@@ -556,7 +558,7 @@ def unknown(path: str) -> str:
 
 
 def is_override(path: str) -> bool:
-    """Whether a path is a field of `loop` for one stage, as `train.grad_clip`."""
+    """True if a path is a field of `loop` for one stage, as `train.grad_clip`."""
     stage, _, name = path.partition(".")
     return stage in TRAINING and name in LOOP
 
@@ -565,6 +567,6 @@ def field_at(path: str) -> Field:
     """The field of a path, or that of `loop` which a stage overrides there.
 
     Raises:
-      KeyError: If there is none.
+      KeyError: If there is no such field.
     """
     return LOOP[path.partition(".")[2]] if is_override(path) else FIELDS[path]

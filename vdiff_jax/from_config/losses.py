@@ -15,9 +15,7 @@ from vdiff_jax.from_config.choices import Config, number
 from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
-from vdiff_jax.training.step import (
-    Loss,
-)
+from vdiff_jax.training.step import Loss
 from vdiff_jax.types import Batch, Params, PerExample
 
 PLANS: dict[Method, Plan] = {
@@ -46,7 +44,13 @@ def loss_weight(name: str) -> losses.Weight:
 
 
 def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
-    """The loss of the base model; dropout is on where `train` is."""
+    """The loss of the base model.
+
+    Args:
+      config: The whole config.
+      model: The network.
+      train: True to leave out features and classes, as in training.
+    """
     weigh = loss_weight(config.train.weight)
     num_steps = config.train.num_steps or None
 
@@ -70,9 +74,17 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
 
 
 def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
-    """The loss of the student that imitates guidance; its teacher is an argument."""
-    weigh, spec = loss_weight(config.guide.weight), config.guide
-    how = Guidance(rescale=spec.rescale)
+    """The loss of the student that imitates guidance.
+
+    The teacher's parameters are an argument of the loss.
+
+    Args:
+      config: The whole config.
+      teacher: The network without w.
+      student: The network that takes w.
+    """
+    weigh = loss_weight(config.guide.weight)
+    guidance = Guidance(rescale=config.guide.rescale)
 
     def loss(
         params: Params,
@@ -80,10 +92,10 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
         draws: losses.Draws,
         teacher_params: Params,
     ) -> PerExample:
-        w = _strength(config, draws)
+        w = _guidance_weight(config, draws)
         return imitation_loss(
             student.denoiser(params, batch.label, w),
-            teacher.denoiser(teacher_params, batch.label, w, guidance=how),
+            teacher.denoiser(teacher_params, batch.label, w, guidance=guidance),
             losses.mirror(student.to_x(jnp.asarray(batch.image)), draws.flip),
             draws,
             schedule=student.schedule,
@@ -104,7 +116,7 @@ def distill_loss(config: Config, model: Model) -> Loss:
         teacher_params: Params,
         num_steps: Int[Array, ""],
     ) -> PerExample:
-        w = None if model.w_range is None else _strength(config, draws)
+        w = None if model.w_range is None else _guidance_weight(config, draws)
         return distillation_loss(
             model.denoiser(params, batch.label, w),
             model.denoiser(teacher_params, batch.label, w),
@@ -119,7 +131,7 @@ def distill_loss(config: Config, model: Model) -> Loss:
     return loss
 
 
-def _strength(config: Config, draws: losses.Draws) -> PerExample:
-    """Of each example, uniform over the range."""
+def _guidance_weight(config: Config, draws: losses.Draws) -> PerExample:
+    """The w of each example, uniform over the range."""
     low, high = w_range(config)
     return low + (high - low) * draws.u_w

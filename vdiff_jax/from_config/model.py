@@ -21,7 +21,7 @@ from vdiff_jax.types import Schedule
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", schedules.Chain]
 StyleName = Literal["salimans_ho", "ddpm", "adm"]
-# What of a config a model is made of.
+# The fields of a config that make a model.
 READ = (
     "model", "diffusion", "data.image_size", "data.channels", "data.latent_scale",
     "parallel.remat", "train.dropout", "guide.w_min", "guide.w_max",
@@ -38,7 +38,7 @@ def make_model(config: Config, *, guided: bool = False) -> Model:
 
     Args:
       config: The whole config.
-      guided: Whether it is a student that takes the guidance weight.
+      guided: True for a student, which takes the guidance weight.
     """
     key = repr((guided, *(config[path] for path in READ)))
     if key not in _MODELS:
@@ -65,12 +65,12 @@ def _new_model(config: Config, guided: bool) -> Model:
 
 
 def has_guide(config: Config) -> bool:
-    """Whether there is a guide stage, so that students take the strength w."""
+    """True if there is a guide stage, so that students take the guidance weight w."""
     return config.guide.steps > 0
 
 
 def make_student(config: Config) -> Model:
-    """The network of the ladder's students."""
+    """The network of the students."""
     return make_model(config, guided=has_guide(config))
 
 
@@ -105,7 +105,7 @@ def _of_convention(config: Config, net: nn.Module) -> nn.Module:
 
 
 def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
-    spec, unet = config.model, config.model.unet
+    unet = config.model.unet
     if unet.layout:
         shape = fields_of(unet.layout)
     else:
@@ -115,13 +115,13 @@ def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
     return UNet(
         **shape,
         out_channels=out_channels,
-        num_classes=spec.num_classes,
+        num_classes=config.model.num_classes,
         w_features=config.guide.w_features if guided else 0,
         w_scale=config.guide.w_scale,
         dropout=config.train.dropout,
         patch=unet.patch,
         timesteps=_timesteps(config),
-        dtype=jnp.dtype(spec.dtype),
+        dtype=jnp.dtype(config.model.dtype),
         remat=config.parallel.remat,
     )
 
@@ -129,7 +129,7 @@ def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
 def shape_of(
     unet: Config, image_size: int, heads_of: Callable[[int], int]
 ) -> dict[str, Any]:
-    """The fields of a `UNet` that a layout could tell, from those for people.
+    """The fields of a `UNet` that a layout has too, from those for people.
 
     Args:
       unet: The section `model.unet`.
@@ -157,7 +157,7 @@ def shape_of(
 
 
 def attending(unet: Config, image_size: int) -> list[bool]:
-    """Which levels of the section `model.unet` have attention."""
+    """True for each level of the section `model.unet` that has attention."""
     return [
         image_size // unet["patch"] >> depth in unet["attention_resolutions"]
         for depth in range(len(unet["multipliers"]))
@@ -166,25 +166,25 @@ def attending(unet: Config, image_size: int) -> list[bool]:
 
 def make_schedule(config: Config) -> Schedule:
     """The noise schedule."""
-    spec = config.diffusion
-    if spec.schedule == "cosine":
-        return schedules.cosine(spec.logsnr_min, spec.logsnr_max)
-    return schedules.from_betas(_betas(config, spec.schedule))
+    section = config.diffusion
+    if section.schedule == "cosine":
+        return schedules.cosine(section.logsnr_min, section.logsnr_max)
+    return schedules.from_betas(_betas(config, section.schedule))
 
 
 def _betas(config: Config, name: str) -> np.ndarray:
-    spec = config.diffusion
+    section = config.diffusion
     return schedules.betas_of(
         name,
-        beta_first=spec.beta_first,
-        beta_last=spec.beta_last,
-        num_train_steps=spec.num_train_steps,
-        betas=spec.betas,
+        beta_first=section.beta_first,
+        beta_last=section.beta_last,
+        num_train_steps=section.num_train_steps,
+        betas=section.betas,
     )
 
 
 def _timesteps(config: Config) -> tuple[float, ...]:
-    """The log-SNR of each step that the network is told the number of, if it is."""
+    """The log-SNR of each step, for a network that takes the step's number."""
     name = config.model.timesteps
     if not name:
         return ()

@@ -33,7 +33,7 @@ METHODS: dict[str, Method] = {
     "stochastic": "stochastic",
     "encode": "encode",
 }
-# Where an old field went; a value like those that it had tells its type.
+# Old fields, each with a value of its type.
 _UNET = [name for name in SECTIONS["model.unet"].fields if name != "layout"]
 _TRAINED = [*SECTIONS["train"].fields, *LOOP]
 OLD: dict[str, Any] = {
@@ -49,7 +49,7 @@ OLD: dict[str, Any] = {
     "sample.guidance_scale": (),
     "profile": 0,
 }
-# What the stage `finetune` did where a command did not say otherwise.
+# The defaults of the stage `finetune`.
 FINETUNE: Nested = {
     "steps": 50_000, "batch_size": 2048, "learning_rate": 1e-4, "warmup_steps": 1000,
     "decay": "constant", "weight_decay": 0.0, "ema_decay": 0.9999,
@@ -60,7 +60,7 @@ class Translation(NamedTuple):
     """A config, or a part of one, as it is written today.
 
     Attributes:
-      fields: By section.
+      fields: The fields by section.
       notes: A line on each field that has moved.
     """
 
@@ -73,7 +73,7 @@ class Command(NamedTuple):
 
     Attributes:
       words: All but the fields that a config does not have by itself.
-      changes: Those, by section, in the spelling that they had.
+      changes: The others by section, in the spelling that they had.
     """
 
     words: list[str]
@@ -124,7 +124,7 @@ def translated(fields: Mapping[str, Any], base: Any) -> Translation:
     """A config, or a part of one, as it is written today.
 
     Args:
-      fields: By section, old or new.
+      fields: The fields by section, old or new.
       base: The config that they change, which has all fields.
     """
     fields, notes = copy.deepcopy(dict(fields)), []
@@ -133,7 +133,7 @@ def translated(fields: Mapping[str, Any], base: Any) -> Translation:
         notes.append("config: the stage finetune is now train with train.init_from.")
     if "profile" in fields:
         del fields["profile"]
-        notes.append("config: profile is gone: say --profile.")
+        notes.append("config: profile is gone: use --profile.")
     _move_unet(fields, base, notes)
     _move_finetune(fields, notes)
     for name, section in fields.items():
@@ -147,12 +147,12 @@ def translated(fields: Mapping[str, Any], base: Any) -> Translation:
 def current(fields: Mapping[str, Any]) -> Nested:
     """The config of an older workdir or file of weights as it is written today.
 
-    What it does not have takes the value that it had then, which for every field is
-    the default of today: in all sections of a whole config, and in those sections of a
-    part that a file writes whole.
+    A field that it lacks takes the value of that time, which for every field is the
+    default of today: in all sections of a whole config, and in those sections of a part
+    that a file writes whole.
 
     Args:
-      fields: By section; of a whole config, or of the model only.
+      fields: The fields by section, of a whole config or of the model only.
     """
     base = nested({path: field.default for path, field in FIELDS.items()})
     now = translated(fields, base).fields
@@ -167,14 +167,14 @@ def current(fields: Mapping[str, Any]) -> Nested:
 
 def nested(flat: Mapping[str, Any]) -> Nested:
     """{"a.b": 1} as {"a": {"b": 1}}."""
-    made: Nested = {}
+    tree: Nested = {}
     for path, value in flat.items():
         *sections, name = path.split(".")
-        place = made
+        place = tree
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = value
-    return made
+    return tree
 
 
 def flat(fields: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
@@ -199,7 +199,7 @@ def _move_unet(fields: Nested, base: Any, notes: list[str]) -> None:
     for name in _UNET:
         if name in model:
             value = model.pop(name)
-            if name == "head_dim" and value == 0:  # one of two ways to say it
+            if name == "head_dim" and value == 0:  # num_heads had it
                 continue
             unet[name] = value
             _note(notes, f"model.{name}", f"model.unet.{name}", value)
@@ -215,7 +215,7 @@ def _move_unet(fields: Nested, base: Any, notes: list[str]) -> None:
 
 
 def _with_heads(unet: Nested, num_heads: int, image_size: int) -> Nested:
-    """What a number of heads is today: a size of each, if it is the same everywhere."""
+    """A number of heads as today: the size of each, if it is the same everywhere."""
     features = [unet["channels"] * multiplier for multiplier in unet["multipliers"]]
     levels = zip(features, attending(unet, image_size), strict=True)
     widths = {features[-1], *(width for width, attends in levels if attends)}
@@ -255,7 +255,7 @@ def _move_source(fields: Nested, notes: list[str]) -> None:
     if "kind" in source:
         if source.pop("kind") == "function":
             source["path"] = ""
-        notes.append("config: source.kind is gone: source.path tells it.")
+        notes.append("config: source.kind is gone: source.path shows it.")
 
 
 def _move_sample(fields: Nested, notes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The values that a field of a config may take, and how a message says them."""
+"""The values that a field of a config may take, and their description."""
 
 import dataclasses
 import math
@@ -14,15 +14,15 @@ class Range:
     """A set of values.
 
     Attributes:
-      words: What is right, to be read after "must be".
-      contains: Whether a value is one of them.
+      words: The description, to be read after "must be".
+      contains: True for a value in the set.
     """
 
     words: str
     contains: Callable[[Any], bool]
 
     def describe(self) -> str:
-        """What is right, to be read after "must be"."""
+        """The description, to be read after "must be"."""
         return self.words
 
 
@@ -82,16 +82,16 @@ def any_text(meaning: str = "text") -> Range:
     """Every text; for what only a disk or a service can refuse.
 
     Args:
-      meaning: What the text is: a folder, a name.
+      meaning: The kind of text: a folder, a name.
     """
     return Range(meaning, lambda value: isinstance(value, str))
 
 
 def one_of(*texts: str) -> Range:
     """Some texts; `""` is described as empty."""
-    said = [text or '"" (empty)' for text in texts]
+    listed = ", ".join(text or '"" (empty)' for text in texts)
     return Range(
-        f"one of {', '.join(said)}",
+        f"one of {listed}",
         lambda value: isinstance(value, str) and value in texts,
     )
 
@@ -122,7 +122,7 @@ def parsed_by(parse: Callable[[str], Any], words: str) -> Range:
 
 
 def own_or(*names: str) -> Range:
-    """Some names, or where a function of the user's own is: `package.module:name`."""
+    """Some names, or the place of the user's own function: `package.module:name`."""
 
     def contains(value: Any) -> bool:
         if not isinstance(value, str):
@@ -141,10 +141,10 @@ def tuple_of(
     """Tuples whose entries are of one range.
 
     Args:
-      each: Of an entry.
+      each: The range of an entry.
       least: The smallest number of entries.
       most: The largest; None for any.
-      words: What is right, in place of what follows from the above.
+      words: The description, in place of one that follows from the above.
     """
 
     def contains(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What draws pictures, as `sample` says."""
+"""The sampler of the section `sample`."""
 
 import math
 from collections.abc import Callable
@@ -26,28 +26,28 @@ PREDICTORS: dict[str, samplers.Predictor] = {
 
 
 def make_sampler(config: Config, model: Model, name: str = "") -> Sampler:
-    """What draws pictures, as `sample` in the config says.
+    """The sampler of the section `sample`.
 
     Args:
       config: The whole config.
       model: The network.
       name: A sampler to take instead of the config's, deterministic if it is ddim.
     """
-    spec = config.sample
-    kind = name or spec.sampler
-    eta = 0.0 if name or kind != "ddim" else spec.eta
+    section = config.sample
+    kind = name or section.sampler
+    eta = 0.0 if name or kind != "ddim" else section.eta
     return Sampler(
         model,
         predictor=PREDICTORS[kind],
         stepper=_stepper(kind, eta),
-        variance=variance_interpolation(spec.variance),
-        limits=limits_of(spec.clip),
+        variance=variance_interpolation(section.variance),
+        limits=limits_of(section.clip),
         guidance=make_guidance(config, model.schedule),
     )
 
 
 def limits_of(text: str) -> list[diffusion.Limit]:
-    """How far x_hat and eps_hat may go.
+    """Limits on x_hat and eps_hat.
 
     Args:
       text: `x` keeps x_hat in [-1, 1], `none` keeps nothing, `both:F` keeps x_hat and
@@ -75,11 +75,11 @@ def limits_of(text: str) -> list[diffusion.Limit]:
 
 
 def make_guidance(config: Config, schedule: Schedule) -> Guidance:
-    """What `sample` says of guidance, its strength apart."""
-    spec = config.sample
-    first, last = spec.guidance_interval
+    """The options of guidance in the section `sample`, beside its weight w."""
+    section = config.sample
+    first, last = section.guidance_interval
     return Guidance(
-        rescale=spec.guidance_rescale,
+        rescale=section.guidance_rescale,
         logsnr_min=-math.inf if last == 1.0 else float(schedule(jnp.float32(last))),
         logsnr_max=math.inf if first == 0.0 else float(schedule(jnp.float32(first))),
     )

@@ -1,4 +1,4 @@
-"""Where images start, as `sample` in the config says: noise by number, or of a file."""
+"""The starts of images by the section `sample`: noise by number, or of a file."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ StartOf = Callable[[np.ndarray], Start]
 
 
 class Starts:
-    """The start of image number i as `sample` in the config says."""
+    """The start of image number i by the section `sample`."""
 
     def __init__(self, config: Config, model: Model):
         section = config.sample
@@ -60,9 +60,9 @@ def _noise(
             f"sample.noise={path!r} cannot be read ({error}); it should be {wanted}."
         ) from error
     if not isinstance(noise, np.ndarray) or noise.shape != shape:
-        found = getattr(noise, "shape", "several arrays")
+        content = getattr(noise, "shape", "several arrays")
         raise ValueError(
-            f"sample.noise={path!r} holds {found}; it should be {wanted}: sample.num"
+            f"sample.noise={path!r} holds {content}; it should be {wanted}: sample.num"
             " images of the data's size."
         )
     return noise.astype(np.float32)

@@ -53,12 +53,12 @@ def compiled_train_step(
     Args:
       config: The whole config.
       section: The fields of the stage; see `section_of`.
-      loss: Of the section.
+      loss: The loss of the stage.
       feeder: Its `read` becomes part of the step.
       mesh: The devices.
-      shardings: Where each array of the state lies, before and after.
-      plain: Whether the gradient is that of the whole batch at once, as `replay` needs,
-        and not shared out by `parallel.spread`.
+      shardings: The devices of each array of the state, before and after.
+      plain: True for the gradient of the whole batch at once, as `replay` needs, and
+        not shared out by `gradient.spread`.
     """
 
     def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:

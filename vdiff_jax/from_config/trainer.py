@@ -1,4 +1,4 @@
-"""What the runs of a stage share, built and checked once for all of them."""
+"""The tools that the runs of a stage share, built and checked once for all of them."""
 
 import dataclasses
 
@@ -36,10 +36,10 @@ def make_tools(
 
     Args:
       config: The whole config.
-      stage: That trains: train, guide or distill.
+      stage: The stage that trains: train, guide or distill.
       model: The network.
-      loss: What is trained on.
-      eval_loss: What is measured on held-out data.
+      loss: The loss to train on.
+      eval_loss: The loss to measure on held-out data.
       passes: Passes of the network in an update, a gradient counting as two.
       profile: Updates of the first run to trace.
     """
@@ -76,20 +76,20 @@ def make_tools(
 
 
 def loop_options(config: Config, stage: str) -> LoopOptions:
-    """How often the loop does what in a stage."""
+    """The intervals of the loop in a stage."""
     section = section_of(config, stage)
     names = [field.name for field in dataclasses.fields(LoopOptions)]
     return LoopOptions(**{name: section[name] for name in names})
 
 
 def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[Batch]:
-    """The first pictures of the held-out split, in whole batches of wrapped order."""
+    """The first images of the held-out split, in whole batches of wrapped order."""
     if not config.data.held_out:
         return []
-    pictures = make_source(config, "test")
-    calls = -(-min(config.data.held_out, len(pictures)) // batch_size)
+    source = make_source(config, "test")
+    calls = -(-min(config.data.held_out, len(source)) // batch_size)
     stacks = load(
-        pictures,
+        source,
         batch_size=batch_size,
         seed=(0,),
         calls=[(call, 1) for call in range(calls)],

@@ -1,1 +1,1 @@
-"""Many images from a model: the sampler, batches, grids, and what lies between."""
+"""Many images from a model: the sampler, batches, grids, trajectories."""

@@ -1,4 +1,4 @@
-"""Draws many pictures, batch by batch, over all devices."""
+"""Many images, drawn batch by batch over all devices."""
 
 import time
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from vdiff_jax.types import Params
 
 
 class Drawn(NamedTuple):
-    """Pictures, and the time they took.
+    """Images, and the time they took.
 
     Attributes:
-      images: As in the data: uint8, or float32 latents.
-      seconds: Of each batch; the first includes compiling.
+      images: uint8, or float32 latents, as the data are.
+      seconds: The time of each batch; the first includes compiling.
     """
 
     images: Num[np.ndarray, " n h w c"]
@@ -40,16 +40,16 @@ def draw(
     start_of: Callable[[np.ndarray], Start],
     advance: Callable[[int], object] = lambda images: None,
 ) -> Drawn:
-    """Draws the pictures with these numbers; one batch is fetched while the next runs.
+    """Draws the images with these numbers; one batch is fetched while the next runs.
 
     Args:
-      sampler: See `from_config.sampler.make_sampler`.
-      params: Of the model.
-      numbers: Of the pictures.
-      request: What is asked of the sampler.
-      batch_size: Pictures drawn at once; the last batch is filled up with more.
-      start_of: The start of the pictures with the given numbers, over all devices.
-      advance: Is told how many pictures came in.
+      sampler: The sampler, and its model.
+      params: Parameters of the model.
+      numbers: The numbers of the images.
+      request: The steps, the guidance weight and the like.
+      batch_size: Images drawn at once; the last batch is filled up with more.
+      start_of: The start of the images with the given numbers, over all devices.
+      advance: Called with the number of images of each batch that has come in.
 
     Raises:
       ValueError: If the devices cannot share a batch.
@@ -77,6 +77,6 @@ def draw(
 
 
 def start_of_seed(sampler: Sampler, seed: int) -> Callable[[np.ndarray], Start]:
-    """The start of picture number i of a seed, for any i."""
+    """The start of image number i of a seed, for any i."""
     split = parallel.split(parallel.make_mesh())
     return lambda index: sampler.start(parallel.put(index, split), np.int32(seed))

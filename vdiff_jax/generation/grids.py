@@ -12,7 +12,7 @@ from vdiff_jax import parallel
 def to_show(
     images: Num[np.ndarray, " n h w channels"],
 ) -> UInt8[np.ndarray, " n h w c"]:
-    """Pictures as they are; of latents up to three channels, in false colours."""
+    """Images as they are; of latents up to three channels, in false colours."""
     if images.dtype == np.uint8:
         return images
     images = images[..., : 3 if images.shape[-1] >= 3 else 1]
@@ -25,7 +25,13 @@ def to_show(
 def tile(
     images: UInt8[np.ndarray, " n h w c"], columns: int, gap: int = 1
 ) -> UInt8[np.ndarray, " height width c"]:
-    """Lays images out row by row on a white sheet, `gap` pixels apart."""
+    """Lays images out row by row on a white sheet.
+
+    Args:
+      images: The images, all of one size.
+      columns: Images in a row.
+      gap: Pixels between two images.
+    """
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     sheet = np.full(

@@ -25,11 +25,11 @@ Images = Num[Array, " batch height width channels"]
 
 
 class Start(NamedTuple):
-    """Where a sampler starts.
+    """The noise that a sampler starts at, and its classes.
 
     Attributes:
       z_1: Standard normal noise.
-      keys: For samplers that draw more of it, a key for each picture.
+      keys: A key for each image, for samplers that draw more noise.
       label: Classes; None if the model is unconditional.
     """
 
@@ -39,7 +39,7 @@ class Start(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked of a sampler. Absent parts are None; see `request`.
+    """The arguments of one call of a sampler, made by `request`; absent parts are None.
 
     Attributes:
       num_steps: N, at least 1; an int32, of numpy outside of a program.
@@ -66,7 +66,7 @@ def request(
     Args:
       num_steps: N.
       w: The guidance weight; None is no guidance.
-      variance: Of ancestral sampling; None is the sampler's own.
+      variance: f in [0, 1] of ancestral sampling; None is the sampler's own.
       first: Takes the last so many steps; None is all.
     """
     return Request(
@@ -78,11 +78,11 @@ def request(
 
 
 class Path(NamedTuple):
-    """What a sampler passed through, as images; the leading axis counts the steps.
+    """The trajectory of a sampler, as images; the leading axis counts the steps.
 
     Attributes:
       z_t: The noisy example at the start of each step.
-      x_hat: What the network saw in it; in the last step, the sample.
+      x_hat: The image that the network predicts from it; in the last step, the sample.
     """
 
     z_t: Num[Array, " steps batch height width channels"]
@@ -91,16 +91,16 @@ class Path(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)  # a network need not have a hash
 class Sampler:
-    """Draws pictures from a model.
+    """Draws images from a model.
 
     Attributes:
       model: The network.
-      predictor: Of `samplers`.
+      predictor: A predictor of `samplers`.
       stepper: Makes the stepper from the interpolation f between small and large
         variance, which only `ancestral_step` heeds.
       variance: The f to take where none is given.
-      limits: Of `diffusion`, to what the network predicts.
-      guidance: How far guidance goes, where there is any.
+      limits: Limits of `diffusion` on the network's predictions.
+      guidance: Rescaling, and the interval of guidance.
     """
 
     model: Model
@@ -130,9 +130,9 @@ class Sampler:
         """Images, as in the data; compiled once for every number of steps and w.
 
         Args:
-          params: Of the model.
+          params: Parameters of the model.
           start: The noise, and what goes with it.
-          request: What is asked for.
+          request: The steps, the guidance weight and the like.
         """
         x = samplers.sample(
             self._denoiser(params, start, request.w),
@@ -151,7 +151,14 @@ class Sampler:
         label: Labels | None,
         num_steps: Int[Array, ""],
     ) -> Examples:
-        """The noise that pictures come from, without guidance and without limits."""
+        """The noise that images come from, without guidance and without limits.
+
+        Args:
+          params: Parameters of the model.
+          image: The images, as the data are.
+          label: Their classes; None if the model is unconditional.
+          num_steps: N.
+        """
         return samplers.encode(
             self.model.denoiser(params, label),
             self.model.to_x(image),
@@ -161,7 +168,13 @@ class Sampler:
 
     @partial(jax.jit, static_argnums=0)
     def noised(self, image: Images, noise: Examples, t: Float[Array, ""]) -> Examples:
-        """Pictures at time t."""
+        """Images at time t.
+
+        Args:
+          image: The images, as the data are.
+          noise: Standard normal noise, of the shape of x.
+          t: The time, in [0, 1].
+        """
         logsnr_t = jnp.broadcast_to(self.model.schedule(t), noise.shape[:1])
         return diffusion.diffuse(self.model.to_x(image), noise, logsnr_t)
 
@@ -173,7 +186,14 @@ class Sampler:
         num_steps: int,
         w: Float[Array, ""] | None = None,
     ) -> Path:
-        """What `draw` passes through; compiled for each number of steps."""
+        """The trajectory of `draw`; compiled for each number of steps.
+
+        Args:
+          params: Parameters of the model.
+          start: The noise, and what goes with it.
+          num_steps: N.
+          w: The guidance weight; None is no guidance.
+        """
         path = samplers.sample_trajectory(
             self._denoiser(params, start, w),
             start.z_1,

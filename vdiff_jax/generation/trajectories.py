@@ -1,4 +1,4 @@
-"""The ways of samples: from noise to picture, and from one picture to another."""
+"""Trajectories from noise to image, and images between two noises."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ COLUMNS = 16
 
 
 def trajectory_sheet(path: Path) -> UInt8[np.ndarray, " height width c"]:
-    """Two rows for each picture, over the steps: x_hat above, z_t below."""
+    """Two rows for each image, over the steps: x_hat above, z_t below."""
     shown = columns_of(len(path.x_hat))
     rows = np.stack([path.x_hat[shown], path.z_t[shown]])  # [2, steps, batch, h, w, c]
     rows = np.moveaxis(rows, 2, 0)
@@ -33,15 +33,15 @@ def interpolation(
     request: Request,
     frames: int,
 ) -> Num[np.ndarray, " rows frames h w c"]:
-    """Rows of pictures from number 2 j to number 2 j + 1, along a great circle.
+    """Rows of images from number 2 j to number 2 j + 1, along a great circle.
 
-    A row has the class of its first picture.
+    A row has the class of its first image.
 
     Args:
-      sampler: See `from_config.sampler.make_sampler`.
-      params: Of the model.
+      sampler: The sampler, and its model.
+      params: Parameters of the model.
       ends: An even number of starts, whole on every device.
-      request: What is asked of the sampler.
+      request: The steps, the guidance weight and the like.
       frames: Images in a row, the ends among them.
     """
     pairs = parallel.fetch(ends.z_1).reshape(-1, 2, *ends.z_1.shape[1:])
@@ -63,7 +63,12 @@ def slerp(
 ) -> Float[np.ndarray, " *shape"]:
     """The point at `share` of the way from a to b along the great circle.
 
-    So noise stays noise: on the straight line it would be too small.
+    Noise stays noise that way: on the straight line it would be too small.
+
+    Args:
+      a: The point at share 0.
+      b: The point at share 1.
+      share: The share of the angle, in [0, 1].
     """
     cosine = np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
     angle = np.arccos(np.clip(cosine, -1.0, 1.0))

@@ -17,15 +17,15 @@ class Stage:
 
     Attributes:
       name: The word behind the colon of --config.
-      plan: A list of what `run` would do, for --dry_run; starts nothing.
-      run: Does it, goes on with it, or finds that it is done.
+      plan: A list of the steps of `run`, for --dry_run; starts nothing.
+      run: Begins the stage, goes on with it, or sees that it is done.
       check: Raises ValueError for what the stage would refuse in other folders than
-        the workdir; what a config alone tells, `from_config.check` refuses.
-      claim: Records the config in the workdir, and refuses a workdir whose runs were
-        made with another; of a stage that trains.
+        the workdir; mistakes of a config alone are refused by `from_config.check`.
+      claim: Records the config in the workdir, and refuses a workdir whose runs have
+        another; a stage that trains has it.
       under_way: The run that the stage goes on with, or its last, with the tools of
         its loop; None for a stage that trains nothing.
-      is_finished: True if nothing is left to do; of a stage that trains.
+      is_finished: True if nothing is left to do; a stage that trains has it.
     """
 
     name: str

@@ -39,7 +39,7 @@ def check(project: Project) -> None:
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """One entry for each student, for --dry_run."""
     return [
         {
             "stage": "distill",
@@ -53,7 +53,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 
 def claim(project: Project) -> None:
-    """Records the config, and refuses a workdir made with another."""
+    """Records the config, and refuses a workdir that has another."""
     layout.claim(project, _folder(project).name)
 
 
@@ -116,7 +116,7 @@ def run_of(
     Args:
       project: The config and its folder.
       teacher_params: Parameters of its teacher.
-      teacher: The folder they come from.
+      teacher: The teacher's folder.
       role: The student.
     """
     config, num_steps = project.config, role.num_steps
@@ -166,7 +166,7 @@ def _folder(project: Project) -> pathlib.Path:
 
 
 def _write_ledger(project: Project) -> None:
-    """Writes `ladder.json`: what every finished student came from, and its cost."""
+    """Writes `ladder.json`: the teacher and the cost of every finished student."""
     rows = []
     for role in students(project):
         result = layout.result(project.folder(role))

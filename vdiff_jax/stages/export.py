@@ -27,7 +27,7 @@ from vdiff_jax.workdir.trained import Trained, find, roles_named
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """The one entry of the stage, for --dry_run."""
     return [
         {
             "stage": "export",
@@ -146,8 +146,8 @@ def _write_diffusers(
         folder, model, params, num_steps=steps, clip=config.sample.clip == "x", w=w
     )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
-    strength = None if w is None else describe(w)
-    text = model_card.diffusers(model, about.kind, steps, strength, rows)
+    weight = None if w is None else describe(w)
+    text = model_card.diffusers(model, about.kind, steps, weight, rows)
     (folder / "README.md").write_text(text)
 
 

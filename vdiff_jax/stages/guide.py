@@ -37,7 +37,7 @@ def check(project: Project) -> None:
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """The one entry of the stage, for --dry_run."""
     folder = project.folder(GUIDED)
     return [
         {
@@ -50,12 +50,12 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 
 def claim(project: Project) -> None:
-    """Records the config, and refuses a workdir made with another."""
+    """Records the config, and refuses a workdir that has another."""
     layout.claim(project, "guide")
 
 
 def run(project: Project) -> None:
-    """Trains, or resumes, or finds that it is done."""
+    """Trains, or resumes, or sees that it is done."""
     _teacher(project)
     claim(project)
     if not layout.finished_before("guide", project.folder(GUIDED)):
@@ -101,8 +101,8 @@ def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params
 
     Args:
       student: The network that takes w.
-      teacher_params: Of the same network without w.
-      seed: For the weights that the teacher does not have.
+      teacher_params: Parameters of the same network without w.
+      seed: The seed of the weights that the teacher does not have.
 
     Raises:
       ValueError: If the teacher has other weights than the student has place for.

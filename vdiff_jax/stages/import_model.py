@@ -25,12 +25,12 @@ from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
-# What a config says of a network of the user's own.
+# The fields of a config that describe a network of the user's own.
 OWN = ("net", "convention", "output", "timesteps", "num_classes")
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """The one entry of the stage, for --dry_run."""
     source, folder = project.config.source, project.folder(BASE)
     return [
         {
@@ -44,7 +44,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 
 def run(project: Project) -> None:
-    """Writes the train folder of the imported model, or finds that it is there."""
+    """Writes the train folder of the imported model, unless it is complete."""
     source = _read(project.config)
     config = with_fields(project.config, source.fields)
     project = Project(config, project.workdir)
@@ -81,7 +81,7 @@ def run(project: Project) -> None:
 
 
 def described(config: Config) -> Config:
-    """The config with what the model to import is; nothing is written."""
+    """The config with the fields of the model to import; nothing is written."""
     return with_fields(config, _read(config).fields)
 
 
@@ -125,14 +125,14 @@ def _model(config: Config) -> Imported:
     about = model_file.read_about(path)
     if about.fields["guide"]["steps"]:
         raise ValueError(
-            f"The model in {path} takes a strength of guidance: it can be sampled from"
+            f"The model in {path} takes a guidance weight: it can be sampled from"
             " (sample.from), but is no base model."
         )
     return Imported(current(about.fields), model_file.read(path), about.num_steps)
 
 
 def _never_without_class(source: Imported) -> Imported:
-    """So that it is refused for guidance: nobody knows that it ever went without."""
+    """Marks a model that perhaps never went without its class: it cannot be guided."""
     return source._replace(fields={**source.fields, "train": {"label_dropout": 0.0}})
 
 

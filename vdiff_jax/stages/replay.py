@@ -1,4 +1,4 @@
-"""One update again, to find where its numbers stopped being finite."""
+"""The replay of one update, to find where its numbers stopped being finite."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -23,18 +23,18 @@ MOST_ORIGINS, MOST_EXAMPLES = 10, 8
 def run(project: Project, stages: Sequence[Stage], step: int) -> None:
     """Repeats the updates from the last checkpoint before `step`, then that one slowly.
 
-    Prints the operations that made numbers that are not finite, and the examples they
+    Prints the operations whose results were not finite first, and the examples they
     came from; the same goes to `nonfinite/<step>.txt`.
 
     Args:
       project: The config and its folder.
-      stages: Those that the command chose; of them, the first that trains and is not
-        finished is replayed, or the last that trains.
+      stages: The stages that the command chose; of them, the first that trains and is
+        not finished is replayed, or the last that trains.
       step: The update, from 1.
 
     Raises:
       ValueError: If there is no such step in the run that is under way, or the workdir
-        was made with another config.
+        has another config.
     """
     if jax.process_count() > 1:
         raise ValueError("--replay works on one host: start it without the others.")
@@ -47,17 +47,17 @@ def run(project: Project, stages: Sequence[Stage], step: int) -> None:
     state = _advance(tools, under_way, state, step - 1)
     with closing(tools.feeder.feeds([(step - 1, 1)], under_way.order_seed)) as feeds:
         feed = next(feeds)
-    found = origins(tools.plain_step, state, feed, under_way.job)
+    first = origins(tools.plain_step, state, feed, under_way.job)
     examples = examples_of(tools, under_way, step)
     source = make_source(project.config, "train")
 
     lines = [f"{under_way.name}, step {step}:"]
-    if not found:
+    if not first:
         lines.append("Loss and gradient are finite this time.")
-    for origin in found[:MOST_ORIGINS]:
+    for origin in first[:MOST_ORIGINS]:
         lines += [str(origin), *_named(origin, examples, source)]
-    if len(found) > MOST_ORIGINS:
-        lines.append(f"and {len(found) - MOST_ORIGINS} more")
+    if len(first) > MOST_ORIGINS:
+        lines.append(f"and {len(first) - MOST_ORIGINS} more")
     text = "\n".join(lines) + "\n"
     print(text, end="")
     write_text(under_way.folder / "nonfinite" / f"{step:08d}.txt", text)
@@ -92,7 +92,7 @@ def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState
 
 
 def _named(origin: Origin, examples: list[int], source: Source) -> list[str]:
-    """Which examples an operation was at, if its result tells them apart."""
+    """A line on the examples of an operation, if its result has a row for each."""
     rows = origin.rows
     if origin.shape[:1] != (len(examples),) or len(rows) == len(examples):
         return []

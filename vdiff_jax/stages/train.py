@@ -1,8 +1,8 @@
 """The base model, which is the first teacher: from nothing, or from other weights.
 
 With `train.init_from` training goes on from another model's weights: for a model whose
-output does not suit few steps. eps says nothing of x where there is no signal (Salimans
-& Ho, 2022, arXiv:2202.00512, Sec. 4), and v does.
+output does not suit few steps. Where there is no signal, eps does not determine x, and
+v does (Salimans & Ho, 2022, arXiv:2202.00512, Sec. 4).
 """
 
 import pathlib
@@ -49,7 +49,7 @@ def check(project: Project) -> None:
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """The one entry of the stage, for --dry_run."""
     folder, init_from = project.folder(BASE), project.config.train.init_from
     return [
         {
@@ -63,12 +63,12 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 
 def claim(project: Project) -> None:
-    """Records the config, and refuses a workdir made with another."""
+    """Records the config, and refuses a workdir that has another."""
     layout.claim(project, "train")
 
 
 def run(project: Project) -> None:
-    """Trains, or resumes, or finds that it is done."""
+    """Trains, or resumes, or sees that it is done."""
     claim(project)
     fields = imported.of_source(project.config)
     if fields is not None and parallel.is_main():

@@ -1,4 +1,4 @@
-"""The one loop: batches in, updates, and what people and the next run need out."""
+"""The one loop: updates on batches, with logs, samples and checkpoints."""
 
 import math
 import pathlib
@@ -24,31 +24,31 @@ from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
 
-# What a host may wish for at a call: nothing, a checkpoint, or, by the number of a
+# The wish of a host at a call: nothing, a checkpoint, or, by the number of a
 # signal, the end. Of the wishes of all hosts the highest is granted.
 NOTHING, SAVE = 0, 1
-# Of updates that are left out so many say which examples they were made of.
+# So many of the updates that are left out are reported with their examples.
 MOST_REPORTS = 100
 
 
 class NonFiniteError(RuntimeError):
-    """Training met a loss or a gradient that is not a number."""
+    """Training met a loss or a gradient that is not finite."""
 
 
 def fit(tools: Tools, run: Run) -> Params:
     """Trains to the end of the run, from its last checkpoint if there is one.
 
     Args:
-      tools: What the stage's runs share.
+      tools: Everything that the stage's runs share.
       run: This run.
 
     Returns:
       The EMA parameters.
 
     Raises:
-      NonFiniteError: If a loss is not finite and the config says to stop.
+      NonFiniteError: If a loss is not finite, unless `on_nonfinite` is skip.
       InterruptedRunError: If the process was asked to end; everything is saved.
-      ValueError: If the checkpoint was made with another teacher or other data.
+      ValueError: If the checkpoint is of another teacher or other data.
       DamagedError: If there were checkpoints, and none is sound.
     """
     options = tools.loop
@@ -88,20 +88,23 @@ def fit(tools: Tools, run: Run) -> Params:
 def begin(
     tools: Tools, run: Run, at_most: int | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state that a run goes on from, and what its checkpoint says of it.
+    """The state that a run goes on from, and the info of its checkpoint.
 
     Args:
-      tools: What the stage's runs share.
+      tools: Everything that the stage's runs share.
       run: This run.
       at_most: Takes no checkpoint of a later step.
+
+    Raises:
+      ValueError: If the checkpoint is of another teacher or other data.
     """
     folder = run.checkpoints
-    found = checkpoints.restore(
+    restored = checkpoints.restore(
         folder, tools.abstract_state, tools.shardings, at_most=at_most
     )
-    if found is not None:
-        _check_origin(found[1], _info(tools, run, 0), folder)
-        return found
+    if restored is not None:
+        _check_origin(restored[1], _info(tools, run, 0), folder)
+        return restored
     # The step donates its state, so the state must not share buffers with a teacher.
     params = jax.tree.map(jnp.copy, run.start())
     state = init_state(params, tools.optimizer)
@@ -110,7 +113,7 @@ def begin(
 
 
 def _info(tools: Tools, run: Run, step: int) -> dict[str, Any]:
-    """What a checkpoint says of where its state comes from."""
+    """The origin of a state, for its checkpoint."""
     length = tools.feeder.length
     epoch, position = divmod(step * tools.batch_size, length)
     return {
@@ -122,22 +125,28 @@ def _info(tools: Tools, run: Run, step: int) -> dict[str, Any]:
 
 
 def _check_origin(
-    info: dict[str, Any], ours: dict[str, Any], folder: pathlib.Path
+    info: dict[str, Any], now: dict[str, Any], folder: pathlib.Path
 ) -> None:
     """Refuses to go on with another teacher or with other data."""
-    for what, theirs, mine in (
-        ("teacher_sha256", info.get("teacher_sha256"), ours.get("teacher_sha256")),
-        ("number of examples", info["data"]["examples"], ours["data"]["examples"]),
+    for name, before, after in (
+        ("teacher_sha256", info.get("teacher_sha256"), now.get("teacher_sha256")),
+        ("number of examples", info["data"]["examples"], now["data"]["examples"]),
     ):
-        if theirs != mine:
+        if before != after:
             raise ValueError(
-                f"The run in {folder} was begun with another {what}: {theirs} there,"
-                f" {mine} now. Bring it back, or use another --workdir."
+                f"The run in {folder} was begun with another {name}: {before} there,"
+                f" {after} now. Bring it back, or use another --workdir."
             )
 
 
 def examples_of(tools: Tools, run: Run, step: int) -> list[int]:
-    """The examples of the batch that makes step number `step`, row by row."""
+    """The numbers of the examples in the batch of one update, row by row.
+
+    Args:
+      tools: Everything that the stage's runs share.
+      run: This run.
+      step: The update, from 1.
+    """
     return batch_indices(
         step - 1,
         batch_size=tools.batch_size,
@@ -147,10 +156,10 @@ def examples_of(tools: Tools, run: Run, step: int) -> list[int]:
 
 
 class _Loop:
-    """The loop's few moving parts.
+    """The state of a run of the loop, beside the train state.
 
     Attributes:
-      granted: The highest wish that was granted: see `SAVE`.
+      granted: The wish that was granted at the last call, like `SAVE`.
     """
 
     def __init__(
@@ -207,7 +216,7 @@ class _Loop:
         return state
 
     def result(self, state: TrainState) -> dict[str, Any]:
-        """What result.json says."""
+        """The content of result.json."""
         images_per_second = self._throughput.measures()["images_per_second"]
         return {
             "step": int(state.step),
@@ -222,7 +231,7 @@ class _Loop:
     def _call(
         self, state: TrainState, feed: Feed, steps: int
     ) -> tuple[TrainState, Metrics]:
-        """Dispatches some updates; says so where that means to compile them first."""
+        """Dispatches some updates; prints that it compiles them where it has to."""
         tools = self._tools
         new = steps not in tools.compiled
         if new:
@@ -238,11 +247,11 @@ class _Loop:
         return state, metrics
 
     def ask(self) -> int:
-        """What any host wishes for now; waits for the answer."""
+        """The highest wish of all hosts now; waits for their answers."""
         return int(parallel.highest(self._wish(), self._tools.mesh))
 
     def _wish(self) -> int:
-        """What this host wishes for: see `SAVE`."""
+        """The wish of this host, like `SAVE`."""
         preempted = parallel.preempted()
         if self._interrupts.signal or preempted:
             return self._interrupts.signal or int(signal.SIGTERM)
@@ -253,7 +262,7 @@ class _Loop:
         return NOTHING
 
     def _read(self, first: int, steps: int, metrics: Metrics, wish: Any) -> int:
-        """Waits for a call to end, and logs it; returns what the hosts wish for."""
+        """Waits for a call to end, and logs it; returns the highest wish."""
         values = {name: np.asarray(value) for name, value in metrics.items()}
         self._throughput.add(steps)
         self._records.advance(steps)
@@ -287,22 +296,22 @@ class _Loop:
         self._skipped += int((~finite).sum())
 
     def _report(self, step: int, name: str, value: float) -> None:
-        """Notes an update that was left out, or stops if the config says so."""
+        """Notes an update that was left out, or stops, as `on_nonfinite` chooses."""
         if self._skipped >= MOST_REPORTS:
             return
         path = self._run.folder / "nonfinite" / f"{step:08d}.json"
         examples = examples_of(self._tools, self._run, step)
-        said = {"run": self._run.name, "step": step, name: str(value)}
         if parallel.is_main():
-            write_json(path, {**said, "examples": examples})
-        what = f"{self._run.name}: {name} is {value} at step {step}"
+            report = {"run": self._run.name, "step": step, name: str(value)}
+            write_json(path, {**report, "examples": examples})
+        trouble = f"{self._run.name}: {name} is {value} at step {step}"
         if self._tools.loop.on_nonfinite == "skip":
-            self._records.say(f"{what}; the update is left out, see {path}")
+            self._records.say(f"{trouble}; the update is left out, see {path}")
             return
         saved = self._manager.latest_step()
         raise NonFiniteError(
-            f"{what}; stopped. The examples of its batch are in {path}, and --replay"
-            f" {step} tells where it began. The last good checkpoint is"
+            f"{trouble}; stopped. The examples of its batch are in {path}, and --replay"
+            f" {step} finds where it began. The last good checkpoint is"
             f" {'none' if saved is None else f'that of step {saved}'} in"
             f" {self._run.folder}. Lower the learning rate, or set"
             " on_nonfinite=skip to leave such updates out."
@@ -335,7 +344,7 @@ class _Loop:
         self._throughput.pause()
 
     def _samples(self, ema_params: Params) -> np.ndarray:
-        """64 pictures, always from one noise."""
+        """64 images, always from the same noise."""
         mesh = self._tools.mesh
         sharding = parallel.replicated(mesh) if 64 % mesh.size else parallel.split(mesh)
         index = parallel.put(np.arange(64), sharding)
@@ -368,7 +377,12 @@ def _mean_of_finite(name: str, values: np.ndarray) -> dict[str, float]:
 def cut_into_calls(first: int, last: int, steps_per_call: int) -> list[tuple[int, int]]:
     """(first step, steps) of each call, cut at multiples of `steps_per_call`.
 
-    So a resumed run is cut where the run that was never stopped is.
+    A resumed run is cut where the run that was never stopped is.
+
+    Args:
+      first: Updates that are done.
+      last: Updates to reach.
+      steps_per_call: Updates of one compiled call, at most.
     """
     calls = []
     while first < last:
@@ -379,5 +393,5 @@ def cut_into_calls(first: int, last: int, steps_per_call: int) -> list[tuple[int
 
 
 def _crosses(first: int, last: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (first, last]; 0 means never."""
+    """True if a multiple of `every` lies in (first, last]; 0 means never."""
     return every > 0 and math.floor(last / every) > math.floor(first / every)

@@ -1,4 +1,4 @@
-"""What the loop is given: the tools that runs share, and one run."""
+"""The arguments of the loop: the tools that runs share, and one run."""
 
 import dataclasses
 import pathlib
@@ -20,20 +20,19 @@ CHECKPOINTS, RESULT = "checkpoints", "result.json"
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """How often the loop does what, in updates, and what it keeps. 0 is never.
+    """The intervals of the loop, in updates, and what it keeps. 0 is never.
 
     Attributes:
       steps_per_call: Updates of one compiled call.
-      log_every_steps: Between two lines of metrics.
-      eval_every_steps: Between two held-out losses.
-      sample_every_steps: Between two grids of samples.
-      checkpoint_every_steps: Between two checkpoints.
-      checkpoint_every_minutes: Between two checkpoints, by the clock.
-      keep_checkpoints: How many of the newest stay, at least 1.
+      log_every_steps: Updates between two lines of metrics.
+      eval_every_steps: Updates between two held-out losses.
+      sample_every_steps: Updates between two grids of samples.
+      checkpoint_every_steps: Updates between two checkpoints.
+      checkpoint_every_minutes: Minutes between two checkpoints.
+      keep_checkpoints: The number of newest ones that stay, at least 1.
       keep_every_steps: Checkpoints of multiples of this stay.
-      keep_best: How many of the lowest held-out loss stay.
-      on_nonfinite: Whether a loss that is not finite stops the run, or its update is
-        skipped.
+      keep_best: The number of those of lowest held-out loss that stay.
+      on_nonfinite: A loss that is not finite stops the run, or its update is skipped.
     """
 
     steps_per_call: int
@@ -50,24 +49,25 @@ class LoopOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
-    """What is built, and compiled, once for all the runs of a stage.
+    """Everything that is built, and compiled, once for all the runs of a stage.
 
     Attributes:
-      loop: How often the loop does what.
+      loop: The intervals of the loop.
       batch_size: Images of an update, over all devices.
       config: The whole config as plain values, for the record of a checkpoint.
-      wandb_project: Where metrics are logged too, or "".
+      wandb_project: The project of Weights & Biases to log to as well, or "".
       train_step: The compiled step, (state, feed, job) -> (state, metrics).
       plain_step: The same, of operations that `replay` can run one by one.
       eval_step: The compiled held-out loss.
-      sampler: See `from_config.sampler.make_sampler`.
-      optimizer: Up to the learning rate.
+      sampler: The sampler of the grids.
+      optimizer: The optimizer, up to the learning rate.
       abstract_state: Shapes of the state, to restore into.
-      shardings: Where each array of the state lies.
+      shardings: The devices of each array of the state.
       feeder: Feeds the step with the training split.
       held_out: Some batches of the held-out split.
       mesh: The devices.
-      flops_per_image: Of an update; 0 if the devices' peak is not known.
+      flops_per_image: Operations of an update for one image; 0 if the devices' peak is
+        not known.
       profile: Traces some updates of the first run.
       compiled: Numbers of updates in a call that the step is compiled for.
     """
@@ -97,14 +97,14 @@ class Run:
 
     Attributes:
       name: Shown in the progress bar.
-      folder: Where everything is written.
+      folder: The folder that everything is written to.
       job: Key, length and loss arguments.
       num_updates: The length, as the host knows it.
       start: Makes the parameters of step 0; called only for a new run.
-      order_seed: Decides the order of the data.
-      samples: What is asked of the sampler for the grids; None for a network that
-        draws no images.
-      facts: Goes into result.json and every checkpoint: where the run came from.
+      order_seed: The seed of the order of the data.
+      samples: The request to the sampler of the grids; None for a network that draws no
+        images.
+      facts: The run's origin, for result.json and every checkpoint.
     """
 
     name: str

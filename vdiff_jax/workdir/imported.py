@@ -1,6 +1,6 @@
-"""What a workdir's model is, where that came with the model and not from a config.
+"""The fields of an imported model, which came with it and not from a config.
 
-`imported.json` says it. Of every stage in such a workdir, `model` and `diffusion` are
+A workdir keeps them in `imported.json`. In all its stages, `model` and `diffusion` are
 those of that file; the data, and how to train, are the config's.
 """
 
@@ -16,16 +16,16 @@ Fields = dict[str, dict[str, Any]]
 
 
 def resolved(config: Config, workdir: pathlib.Path) -> Config:
-    """The config with what is known of the model that a workdir was made from."""
+    """The config with the fields of the model that was imported into a workdir."""
     fields = _fields(config, workdir)
     return config if fields is None else with_fields(config, fields)
 
 
 def of_source(config: Config) -> Fields | None:
-    """Of the imported model that `train.init_from` names; None if it was not imported.
+    """The fields of the model of `train.init_from`; None if it was not imported.
 
-    The network and the noise schedule are that model's, but it says what the config
-    asks for. What was known of its training holds no longer.
+    The network and the noise schedule are that model's, but it predicts what the config
+    asks for. The facts of its training hold no longer.
     """
     path = pathlib.Path(config.train.init_from).parent / FILE
     if not config.train.init_from or not path.exists():
@@ -43,25 +43,25 @@ def with_fields(config: Config, fields: Fields) -> Config:
       ValueError: If the data are of other channels than the model's, or the fields are
         of a later version.
     """
-    made = config.copy_and_resolve_references()
-    _take_data(made.data, fields["data"])
+    config = config.copy_and_resolve_references()
+    _take_data(config.data, fields["data"])
     for section, values in fields.items():
         if section != "data":
-            _take(made[section], values, section)
-    return made
+            _take(config[section], values, section)
+    return config
 
 
-def _take(ours: Config, theirs: dict[str, Any], section: str) -> None:
-    for name, value in theirs.items():
-        if name not in ours:
+def _take(config: Config, fields: dict[str, Any], section: str) -> None:
+    for name, value in fields.items():
+        if name not in config:
             raise ValueError(
                 f"The model has {section}.{name}, which this version does not know:"
                 " use the one that wrote it, or a later one."
             )
         if isinstance(value, dict):
-            _take(ours[name], value, f"{section}.{name}")
+            _take(config[name], value, f"{section}.{name}")
         else:
-            ours[name] = tuple(value) if isinstance(ours[name], tuple) else value
+            config[name] = tuple(value) if isinstance(config[name], tuple) else value
 
 
 def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
@@ -71,18 +71,18 @@ def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
     return of_source(config)
 
 
-def _take_data(data: Config, theirs: dict[str, Any]) -> None:
-    """A network is made for its channels, and works at any size."""
-    if data.channels not in (0, theirs["channels"]):
+def _take_data(data: Config, fields: dict[str, Any]) -> None:
+    """Takes the channels that the network is made for; it works at any size."""
+    if data.channels not in (0, fields["channels"]):
         raise ValueError(
-            f"data.channels={data.channels}, but the imported model takes pictures of"
-            f" {theirs['channels']} channels."
+            f"data.channels={data.channels}, but the imported model takes images of"
+            f" {fields['channels']} channels."
         )
-    data.channels = theirs["channels"]
-    data.image_size = data.image_size or theirs["image_size"]
+    data.channels = fields["channels"]
+    data.image_size = data.image_size or fields["image_size"]
     if not data.image_size:
         raise ValueError(
-            "What is imported does not say how large its pictures are: set"
-            " data.image_size."
+            "data.image_size=0, and the imported model does not have the size of its"
+            " images: set it."
         )
-    data.latent_scale = theirs.get("latent_scale", data.latent_scale)
+    data.latent_scale = fields.get("latent_scale", data.latent_scale)

@@ -1,4 +1,4 @@
-"""The folder of a project: where things lie, and which config made them."""
+"""The folder of a project: its parts, its lock, and the config that made them."""
 
 import contextlib
 import dataclasses
@@ -124,7 +124,7 @@ def checkpoint_folder(folder: pathlib.Path) -> pathlib.Path:
 
 
 def result(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What a finished run says of itself; None if it is not finished."""
+    """The content of a finished run's result.json; None if it is not finished."""
     path = folder / RESULT
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -137,7 +137,7 @@ def reopen(folder: pathlib.Path) -> None:
 
 
 def status(folder: pathlib.Path) -> str:
-    """Whether a run is new, finished, or would be resumed, and where."""
+    """The state of a run: new, finished, or the step that it would resume at."""
     if result(folder) is not None:
         return "finished"
     step = checkpoints.latest_step(checkpoint_folder(folder))
@@ -145,7 +145,7 @@ def status(folder: pathlib.Path) -> str:
 
 
 def finished_before(stage: str, folder: pathlib.Path) -> bool:
-    """Whether nothing is left to do for a stage's run; says so if it is."""
+    """True if nothing is left to do for a stage's run, which is then printed."""
     if result(folder) is None:
         return False
     print(f"{stage}: finished, see {folder}/result.json")
@@ -156,10 +156,11 @@ def finished_before(stage: str, folder: pathlib.Path) -> bool:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a workdir until this process ends, however it ends.
 
-    The system holds the lock (flock), not the file `lock`, which only says who has it.
+    The system holds the lock (flock), not the file `lock`, which only names its holder.
 
     Raises:
-      ValueError: Naming the run that is at work there, or if nothing can be written.
+      ValueError: If another run is at work in it, which is named, or if nothing can be
+        written.
     """
     if not parallel.is_main():
         yield
@@ -200,7 +201,7 @@ def _take(file: Any, workdir: pathlib.Path) -> None:
 
 
 def claim(project: Project, section: str | None) -> None:
-    """Records the config, and refuses a workdir whose runs were made with another.
+    """Records the config, and refuses a workdir whose runs have another.
 
     Args:
       project: The config and its folder.
@@ -208,22 +209,22 @@ def claim(project: Project, section: str | None) -> None:
         the folder of a method's students; else None.
 
     Raises:
-      ValueError: Naming every field that differs from the runs already there.
+      ValueError: If a field differs from that of the runs in it; every one is named.
     """
     workdir = project.workdir
-    path, ours = workdir / CONFIG, _with_loop(as_json(project.config))
+    path, config = workdir / CONFIG, _with_loop(as_json(project.config))
     if section is not None and section.startswith("distill_"):
-        ours[section] = ours["distill"]  # a workdir may have several methods
+        config[section] = config["distill"]  # a workdir may have several methods
     sections = (*MODEL_SECTIONS, *([section] if section else []))
-    recorded = ours
+    recorded = config
     if path.exists():
         recorded = read_config(path)
         binding = [name for name in sections if _has_runs(workdir, name)]
         differences = [
-            f"{field}: {theirs!r} there, {mine!r} now"
+            f"{field}: {before!r} there, {after!r} now"
             for name in binding
-            for field, theirs, mine in _differences(
-                name, recorded.get(name, {}), ours[name]
+            for field, before, after in _differences(
+                name, recorded.get(name, {}), config[name]
             )
         ]
         if differences:
@@ -231,14 +232,14 @@ def claim(project: Project, section: str | None) -> None:
                 f"{workdir} holds runs of another config ({'; '.join(differences)})."
                 " Use its values or another --workdir."
             )
-        recorded = {**recorded, **{name: ours[name] for name in sections}}
+        recorded = {**recorded, **{name: config[name] for name in sections}}
     made_by = {"versions": _versions(), "commit": _commit()}
     if parallel.is_main():
         write_json(path, {"schema": SCHEMA, "config": recorded, **made_by})
 
 
 def _with_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with all of `loop` in each stage that trains: what it ran with."""
+    """The config with all of `loop` in each stage that trains, as it runs."""
     stages = {name: {**config["loop"], **config[name]} for name in TRAINING}
     return {**config, **stages}
 
@@ -255,14 +256,15 @@ def _has_runs(workdir: pathlib.Path, section: str) -> bool:
     return any(any(workdir.glob(pattern)) for pattern in patterns)
 
 
-def _differences(name: str, theirs: Any, mine: Any) -> Sequence[tuple[str, Any, Any]]:
-    if not isinstance(theirs, dict) or not isinstance(mine, dict):
-        return [] if theirs == mine else [(name, theirs, mine)]
+def _differences(name: str, before: Any, after: Any) -> Sequence[tuple[str, Any, Any]]:
+    """(field, value before, value after) of every field that differs."""
+    if not isinstance(before, dict) or not isinstance(after, dict):
+        return [] if before == after else [(name, before, after)]
     return [
         difference
-        for key in sorted((theirs.keys() | mine.keys()) - BOOKKEEPING)
+        for key in sorted((before.keys() | after.keys()) - BOOKKEEPING)
         for difference in _differences(
-            f"{name}.{key}", theirs.get(key, "nothing"), mine.get(key, "nothing")
+            f"{name}.{key}", before.get(key, "nothing"), after.get(key, "nothing")
         )
     ]
 

@@ -1,8 +1,8 @@
 """Workdirs of earlier versions, read as those of today.
 
-Version 0.1 wrote no schema number: its workdirs are of schema 1. Fields that have moved
-since are told by `from_config.moved`, and what a file does not say takes the value that
-it had then.
+Version 0.1 wrote no schema number: its workdirs are of schema 1. `from_config.moved`
+translates fields that have moved since, and gives a field that a file lacks the value
+of that time.
 """
 
 import json

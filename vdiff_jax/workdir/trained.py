@@ -1,4 +1,4 @@
-"""Finished models: which there are, where, and their parameters."""
+"""Finished models of a workdir or a file: their role, place and parameters."""
 
 import dataclasses
 import pathlib
@@ -37,7 +37,7 @@ class Trained:
     """A finished model.
 
     Attributes:
-      role: Which stage made it, by which method, and for how many steps.
+      role: The stage and the method that made it, and its number of steps.
       folder: The folder of its run, or its file.
       model: Its network.
     """
@@ -57,7 +57,7 @@ class Trained:
 
     @property
     def takes_w(self) -> bool:
-        """True if its network takes w; without it, guidance asks the network twice."""
+        """True if its network takes w; else guidance evaluates the network twice."""
         return self.model.w_range is not None
 
 
@@ -67,7 +67,7 @@ def is_finished(project: Project, role: Role) -> bool:
 
 
 def finished(project: Project) -> list[Role]:
-    """The models of a project that are there, in the order in which they are made."""
+    """The finished models of a project, in the order in which they are made."""
     roles = [role for role in (BASE, GUIDED) if is_finished(project, role)]
     for method in get_args(Method):
         folder = layout.students_folder(project.workdir, method)
@@ -82,8 +82,8 @@ def roles_named(name: str, num_steps: int, sampler: str) -> tuple[Role, ...]:
 
     Args:
       name: base, guided, distilled, or auto: any of them.
-      num_steps: Of the sampler.
-      sampler: Its name.
+      num_steps: The sampler's steps.
+      sampler: The sampler's name.
     """
     roles: dict[str, Role] = {
         "distilled": student(num_steps, method_of(sampler)),
@@ -94,14 +94,14 @@ def roles_named(name: str, num_steps: int, sampler: str) -> tuple[Role, ...]:
 
 
 def find(project: Project, *roles: Role) -> Trained:
-    """The first of these models that is there.
+    """The first of these models that is finished.
 
     Args:
       project: The config and its folder.
       roles: The models that would do, the most wanted first.
 
     Raises:
-      ValueError: If none of them is there.
+      ValueError: If none of them is.
     """
     for role in roles:
         if is_finished(project, role):
@@ -134,7 +134,7 @@ def _check_jump(project: Project, role: Role) -> None:
 
 
 def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
-    """The model of a file that export wrote, and the config with what the file says.
+    """The model of a file that export wrote, and the config with the file's fields.
 
     Args:
       config: The whole config, of which the data's size and channels do not count.
@@ -175,7 +175,7 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
     """Refuses a base model that has never seen an example without its class.
 
     Args:
-      folder: Of its run, or a file that export wrote.
+      folder: The folder of its run, or a file that export wrote.
 
     Raises:
       ValueError: If its classes were never left out in training.
@@ -198,13 +198,13 @@ def load_params(
 
     Args:
       model: The network.
-      folder: Of the base model or a student; or a file that export wrote.
-      shardings: Where they go; by default they are whole on all devices.
+      folder: The folder of its run, or a file that export wrote.
+      shardings: Their devices; by default they are whole on all.
 
     Raises:
       ValueError: If they are of another architecture.
-      DamagedError: If they are not what the run that made them left. Its result.json
-        and the checkpoint are set aside, so that the run can be finished again.
+      DamagedError: If they are not those that their run left. Its result.json and the
+        checkpoint are set aside, so that the run can be finished again.
     """
     abstract_params = model.abstract_params()
     if shardings is None:
@@ -240,7 +240,7 @@ def placed(
       params: Arrays of the host.
       abstract_params: The shapes that the network needs.
       path: The file, for messages.
-      shardings: Where they go; by default they are whole on all devices.
+      shardings: Their devices; by default they are whole on all.
 
     Raises:
       ValueError: If they are of another architecture.
@@ -260,5 +260,5 @@ def _check_is_the_result(params: Params, folder: pathlib.Path) -> None:
     if expected not in (None, sha256):
         raise DamagedError(
             f"The newest checkpoint in {folder} has params_sha256 {sha256}, and"
-            f" result.json says {expected}."
+            f" result.json has {expected}."
         )

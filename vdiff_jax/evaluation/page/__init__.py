@@ -1,7 +1,7 @@
 """report.html, the page of a run: one file that needs nothing else.
 
 `render(Content(...))` gives the text of the page. It is read by double-click, without
-a network; without scripts it still shows every table and every picture.
+a network; without scripts it still shows every table and every image.
 """
 
 from vdiff_jax.evaluation.page.content import (

@@ -1,4 +1,4 @@
-"""What a page shows. A part that is empty is left out of the page."""
+"""The content of a page, part by part; an empty part is left out of the page."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -31,18 +31,18 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-    """What one model makes of the noises that all frames share.
+    """The images of one model, from the noises that all frames share.
 
     Attributes:
-      label: Which model and how many steps, like "distilled, 4 steps".
+      label: The model and its number of steps, like "distilled, 4 steps".
       steps: Number of steps.
-      pictures: One for each noise.
-      w: Strength of guidance; in a series no two frames have the same w and steps.
+      images: One for each noise.
+      w: The guidance weight; in a series no two frames have the same w and steps.
     """
 
     label: str
     steps: int
-    pictures: UInt8[np.ndarray, " k h w c"]
+    images: UInt8[np.ndarray, " k h w c"]
     w: float | None = None
 
 
@@ -51,8 +51,8 @@ class Series:
     """Frames from many steps to few.
 
     Attributes:
-      name: Like "base, DDIM".
-      frames: From most steps to fewest.
+      name: The model and its sampler, like "base, DDIM".
+      frames: The frames, from most steps to fewest.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The way of a few noises to pictures.
+    """The trajectories from a few noises to images.
 
     Attributes:
-      label: Which model and how many steps.
+      label: The model and its number of steps.
       columns: A name for each step, like "t = 0.75".
-      x_hat: At each step the picture that the model predicts.
+      x_hat: At each step the image that the model predicts.
       z: At each step the latent, brought to 0 .. 255.
     """
 
@@ -78,26 +78,26 @@ class Trajectory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A row of pictures, like those between two noises.
+    """A row of images, like those between two noises.
 
     Attributes:
-      label: What the row is.
-      pictures: From left to right.
+      label: The name of the row.
+      images: The images, from left to right.
     """
 
     label: str
-    pictures: UInt8[np.ndarray, " n h w c"]
+    images: UInt8[np.ndarray, " n h w c"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Neighbours:
-    """Samples and what is nearest to each in the training data.
+    """Samples, and the training images nearest to each.
 
     Attributes:
-      distance: What `distances` measures, like "Euclidean, of pixels in [0, 1]".
-      samples: Made by the model.
-      nearest: Training pictures, the nearest first.
-      distances: From the sample to each of them.
+      distance: The kind of distance, like "Euclidean, of pixels in [0, 1]".
+      samples: Images drawn from the model.
+      nearest: Training images, the nearest first.
+      distances: Their distances from the sample.
     """
 
     distance: str
@@ -108,31 +108,32 @@ class Neighbours:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Content:
-    """All that is on a page; only the title must be there.
+    """The whole content of a page; only the title is required.
 
     Rows are shown as they are: a key is the name of a column, with spaces for
     underscores.
 
     Attributes:
-      title: Of the page.
-      command: What made the run.
-      date: When, as text.
+      title: The title of the page.
+      command: The command that made the run.
+      date: The date, as text.
       summary: (name, value) of what matters most.
       series: The first is the ladder that the slider moves along, from the base model
         to one step; where its frames differ in w, another slider moves along that. Any
         other can be shown beside it at the same number of steps and the same w.
       ladder: Measurements, at most one for each metric, model, sampler, w and number
         of evaluations.
-      floors: For a metric, its value for one half of the data against the other.
+      real_vs_real: The real-vs-real distance of each metric, which is its value for one
+        half of the reference against the other.
       provenance: (name, value) of what was measured against what.
       timing: Rows: model, sampler, steps, evaluations, seconds per image, ...
-      trajectories: From noise to picture, for some models.
-      interpolations: Rows of pictures, from one noise to another.
-      neighbours: Whether the model remembers its training data.
+      trajectories: Trajectories from noise to image, for some models.
+      interpolations: Rows of images, from one noise to another.
+      neighbours: Samples beside training images, to see if the model remembers those.
       likelihood: Rows: model, bits per dimension, ...
-      losses: Of all runs, in their order.
+      losses: The losses of all runs, in their order.
       costs: Rows: run, updates, images, seconds, images/s, parameters.
-      config: Of the run, nested.
+      config: The config of the run, nested.
     """
 
     title: str
@@ -141,7 +142,7 @@ class Content:
     summary: Sequence[Fact] = ()
     series: Sequence[Series] = ()
     ladder: Sequence[Measurement] = ()
-    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    real_vs_real: Mapping[str, float] = dataclasses.field(default_factory=dict)
     provenance: Sequence[Fact] = ()
     timing: Sequence[Row] = ()
     trajectories: Sequence[Trajectory] = ()

@@ -19,7 +19,7 @@ function chart(box, make) {
 
 /** The sliders along the ladder and over guidance, and what is beside it. */
 function frames(form) {
-  const { frame, strength, beside } = form.elements;
+  const { frame, weight, beside } = form.elements;
   const [ladder, ...others] = Array.from(
     document.querySelectorAll("#series .series"),
     (box) => ({
@@ -30,10 +30,10 @@ function frames(form) {
   );
 
   const places = (name) => [...new Set(ladder.figures.map(({ dataset }) => dataset[name]))];
-  const [counts, strengths] = [places("steps"), places("w")];
+  const [counts, weights] = [places("steps"), places("w")];
 
   function show() {
-    const [steps, w] = [counts[frame.value], strengths[strength ? strength.value : 0]];
+    const [steps, w] = [counts[frame.value], weights[weight ? weight.value : 0]];
     const isShown = ({ dataset }) => dataset.steps === steps && dataset.w === w;
     const shown = ladder.figures.find(isShown);
     for (const figure of ladder.figures) figure.hidden = figure !== shown;
@@ -44,7 +44,7 @@ function frames(form) {
     });
     const label = shown.querySelector("figcaption").textContent;
     frame.setAttribute("aria-valuetext", label);
-    strength?.setAttribute("aria-valuetext", label);
+    weight?.setAttribute("aria-valuetext", label);
   }
 
   form.hidden = false;
@@ -78,7 +78,7 @@ function ladderPlot(panel, width) {
   const points = panel.points.filter((point) => point.value !== null);
   if (points.length === 0) return "Nothing to draw.";
   const spreads = points.filter((point) => point.high !== null);
-  const floor = panel.floor === null ? [] : [panel.floor];
+  const realVsReal = panel.real_vs_real === null ? [] : [panel.real_vs_real];
   const position = { x: "evaluations", y: "value" };
   const highest = d3.max(points, (point) => point.high ?? point.value);
   return Plot.plot({
@@ -92,7 +92,7 @@ function ladderPlot(panel, width) {
     x: {
       type: "log",
       base: 2,
-      label: "network evaluations for one picture",
+      label: "network evaluations for one image",
       labelAnchor: "center",
       labelArrow: "none",
       labelOffset: 38,
@@ -111,18 +111,18 @@ function ladderPlot(panel, width) {
       grid: true,
     },
     marks: [
-      Plot.ruleY(floor, {
-        stroke: "var(--floor)",
+      Plot.ruleY(realVsReal, {
+        stroke: "var(--real-vs-real)",
         strokeWidth: 1.5,
         strokeDasharray: "2 4",
       }),
-      Plot.text(floor, {
-        text: ["one half of the data to the other"],
+      Plot.text(realVsReal, {
+        text: ["real vs. real"],
         y: Plot.identity,
         frameAnchor: "right",
         lineAnchor: "bottom",
         dy: -4,
-        fill: "var(--floor)",
+        fill: "var(--real-vs-real)",
         stroke: "var(--paper)",
         strokeWidth: 4,
       }),
@@ -162,7 +162,7 @@ function powers([least, most]) {
   return d3.range(from, Math.log2(most) + 1).map((exponent) => 2 ** exponent);
 }
 
-/** What is said of the point nearest to the mouse or the finger. */
+/** The tooltip of the point nearest to the mouse or the finger. */
 function tip(points, position, lines) {
   const title = (point) => lines(point).join("\n");
   const nearest = Plot.pointer({ ...position, title, maxRadius: Infinity });

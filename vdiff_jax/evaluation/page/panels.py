@@ -16,12 +16,12 @@ SAMPLERS = {
 
 
 class Metric(NamedTuple):
-    """How a metric is read.
+    """The name, the direction and the axis of a metric.
 
     Attributes:
-      label: For people.
-      better: Which values are better; None if that is not known.
-      scale: Of the axis. "unit" is linear and shows 0 .. 1 at least.
+      label: The name for people.
+      better: The better values, low or high; None if that is not known.
+      scale: The scale of the axis; "unit" is linear and shows 0 .. 1 at least.
     """
 
     label: str
@@ -51,13 +51,13 @@ class Point(NamedTuple):
 
     Attributes:
       curve: The curve it lies on.
-      evaluations: Of the network, for one picture.
-      value: Of the metric; None if it is not a number.
+      evaluations: Evaluations of the network for one image.
+      value: The metric's value; None if it is not a number.
       low: Value less spread, on a logarithmic axis at least `lowest`; None without.
       high: Value and spread; None without.
       shown: Value and spread as text.
-      best: Whether no other at as many evaluations is better, of two or more.
-      note: Number of its warning, 0 without.
+      best: True if, of two or more at as many evaluations, none is better.
+      note: The number of its warning, 0 without.
     """
 
     curve: str
@@ -74,12 +74,12 @@ class Panel(NamedTuple):
     """One metric of the ladder.
 
     Attributes:
-      name: Of the metric in the rows.
-      label: Of the metric for people.
-      better: Which values are better, if that is known.
+      name: The metric's name in the rows.
+      label: The metric's name for people.
+      better: The better values, low or high, if that is known.
       scale: "log", "linear" or "unit".
-      floor: The value for one half of the data against the other, or None.
-      floor_shown: The same as text.
+      real_vs_real: The value for one half of the reference against the other, or None.
+      real_vs_real_shown: The same as text.
       curves: Names, in the order of the rows.
       evaluations: All numbers of evaluations, ascending.
       points: All measurements.
@@ -90,8 +90,8 @@ class Panel(NamedTuple):
     label: str
     better: str | None
     scale: str
-    floor: float | None
-    floor_shown: str
+    real_vs_real: float | None
+    real_vs_real_shown: str
     curves: list[str]
     evaluations: list[int]
     points: list[Point]
@@ -105,10 +105,14 @@ class Panel(NamedTuple):
         return None
 
 
-def panels(rows: Sequence[Measurement], floors: Mapping[str, float]) -> list[Panel]:
+def panels(
+    rows: Sequence[Measurement], real_vs_real: Mapping[str, float]
+) -> list[Panel]:
     """One panel for each metric, in the order of the rows."""
-    names = dict.fromkeys(row.metric for row in rows)
-    return [_panel(name, of_metric(rows, name), floors.get(name)) for name in names]
+    return [
+        _panel(name, of_metric(rows, name), finite(real_vs_real.get(name)))
+        for name in dict.fromkeys(row.metric for row in rows)
+    ]
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -140,10 +144,10 @@ def finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _panel(name: str, rows: Sequence[Measurement], floor: float | None) -> Panel:
+def _panel(name: str, rows: Sequence[Measurement], real_vs_real: float | None) -> Panel:
     metric = metric_named(name)
-    floor = finite(floor)
-    lowest = min(_values(rows) + ([] if floor is None else [floor]), default=0.0)
+    drawn = _values(rows) + ([] if real_vs_real is None else [real_vs_real])
+    lowest = min(drawn, default=0.0)
     scale = "linear" if metric.scale == "log" and lowest <= 0 else metric.scale
     notes = list(dict.fromkeys(row.warning for row in rows if row.warning))
     return Panel(
@@ -151,8 +155,8 @@ def _panel(name: str, rows: Sequence[Measurement], floor: float | None) -> Panel
         label=metric.label,
         better=metric.better,
         scale=scale,
-        floor=floor,
-        floor_shown=number(floor),
+        real_vs_real=real_vs_real,
+        real_vs_real_shown=number(real_vs_real),
         curves=list(dict.fromkeys(_curve(row) for row in rows)),
         evaluations=sorted({row.evaluations for row in rows}),
         points=[
@@ -169,7 +173,7 @@ def _panel(name: str, rows: Sequence[Measurement], floor: float | None) -> Panel
 
 
 def metric_named(name: str) -> Metric:
-    """Of a name like "kid_classifier" what is known of "kid"."""
+    """The metric of a name like "kid_classifier": that of "kid", labelled in full."""
     for known, metric in METRICS.items():
         if f"{name}_".startswith(f"{known}_"):
             rest = name.removeprefix(known).replace("_", " ").strip()

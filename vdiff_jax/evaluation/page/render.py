@@ -1,4 +1,4 @@
-"""Fills the template of the page."""
+"""The page as HTML: its template, filled with the content."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ MOST_POINTS = 400  # of a curve; a screen shows no more
 
 
 def render(content: Content) -> str:
-    """The page as text of HTML; of the same content always the same."""
+    """The page as HTML; the same content always gives the same text."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -31,7 +31,7 @@ def render(content: Content) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(columns=_columns, number=number, png=_png, words=_words)
-    ladder = panels(content.ladder, content.floors)
+    ladder = panels(content.ladder, content.real_vs_real)
     scripts = [_read(name) for name in SCRIPTS]
     return environment.from_string(_read("template.html")).render(
         page=content,
@@ -53,13 +53,13 @@ def _read(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """By which a browser knows the script from one that came in with the data."""
+    """The hash that lets a browser run this script, and none from the data."""
     digest = hashlib.sha256(script.encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()
 
 
 def _drawn(content: Content, ladder: Sequence[Panel]) -> dict[str, Any]:
-    """What the script draws curves of."""
+    """The data of the curves, for the script."""
     return {
         "curves": _curves(ladder),
         "panels": [
@@ -107,10 +107,9 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _png(picture: UInt8[np.ndarray, " h w c"]) -> str:
-    """The picture as a data URI."""
+def _png(image: UInt8[np.ndarray, " h w c"]) -> str:
+    """The image as a data URI."""
     file = io.BytesIO()
-    one_channel = picture.shape[-1] == 1
-    image = PIL.Image.fromarray(picture[..., 0] if one_channel else picture)
-    image.save(file, "PNG", optimize=True)
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    PIL.Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Measuring: images of every candidate from the same noise, against the references."""
+"""The measuring of candidates: their images of the same noise, and the references."""
 
 import functools
 import hashlib
@@ -48,7 +48,7 @@ KEPT_IMAGES = 64
 
 
 class Bench:
-    """All that measuring needs, made once.
+    """The models, the references and the files that measuring needs.
 
     Attributes:
       out: The folder.
@@ -60,37 +60,38 @@ class Bench:
     def __init__(self, project: Project):
         """Makes the references, or reads those of an earlier evaluation."""
         config = self._config = project.config
-        spec = config.evaluate
+        section = config.evaluate
         self.models = Models(project)
         self.out = project.workdir / "evaluate"
         path = self.out / "ladder.json"
         before = json.loads(path.read_text()) if path.exists() else []
         self._before = [from_json(row) for row in before]
-        split: Split = spec.reference_split
-        real = functools.cache(lambda split: Real(config, split, spec.reference_num))
+        split: Split = section.reference_split
+        real = functools.cache(lambda split: Real(config, split, section.reference_num))
         self.real: Real = real(split)
         folder = self.out / "reference"
         self.references = [
-            Reference(made, self.real, folder)
-            for made in feature_sets(config, real, folder)
+            Reference(features, self.real, folder)
+            for features in feature_sets(config, real, folder)
         ]
         self._published = published(config, self.references)
-        facts = [{**made.facts, "floor": made.floor} for made in self.references]
+        # The name "floor" stays, for the files that have it.
+        facts = [{**each.facts, "floor": each.real_vs_real} for each in self.references]
         self._judge = None
-        if config.evaluate.judge:
+        if section.judge:
             self._judge = Judge(real, folder)
             facts.append(self._judge.facts)
         if parallel.is_main():
             write_json(self.out / "reference.json", facts)
-        for made in self.references:
-            (metric, value), *_ = made.floor.items()
+        for reference in self.references:
+            (metric, value), *_ = reference.real_vs_real.items()
             print(
-                f"evaluate: {metric} to {made.facts['num_images']:,} real pictures; one"
-                f" half of these is at {value:.4g} from the other"
+                f"evaluate: {metric} to {reference.facts['num_images']:,} real images;"
+                f" one half of these is at {value:.4g} from the other"
             )
 
     def rows(self, candidate: Candidate) -> list[Measurement]:
-        """The candidate's measurements, made now or before."""
+        """The measurements of a candidate, of now or of an earlier evaluation."""
         key = self._key(candidate)
         known = [row for row in self._before if row.key == key]
         images = self.images_of(candidate)

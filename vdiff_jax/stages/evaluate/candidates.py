@@ -1,4 +1,4 @@
-"""What evaluate measures: which models, and how each is sampled."""
+"""The candidates of an evaluation: the models, and the way each is sampled."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,8 +24,8 @@ class Candidate(NamedTuple):
 
     Attributes:
       role: The model.
-      sampler: Of `samplers`.
-      steps: Of the sampler.
+      sampler: The name of the sampler.
+      steps: The sampler's steps.
       w: The guidance weight; None for a model without.
     """
 
@@ -46,7 +46,7 @@ class Candidate(NamedTuple):
         return None if self.role == BASE and not self.w else self.w
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of a `Measurement` that say what was measured."""
+        """The fields that a `Measurement` of this candidate has in common with it."""
         fields = {"model": self.role.name, "sampler": self.sampler, "steps": self.steps}
         return fields if self.w is None else {**fields, "w": self.w}
 
@@ -62,7 +62,7 @@ def measured(row: Measurement) -> Candidate:
 
 
 def of_finished(project: Project) -> list[Candidate]:
-    """Those of `candidates` whose models are there; prints which are not."""
+    """The `candidates` whose models are finished; prints which are not."""
     methods: list[Method] = ["progressive"]
     if students_folder(project.workdir, "stochastic").exists():
         methods.append("stochastic")
@@ -83,7 +83,7 @@ def candidates(
 
     Args:
       config: The whole config.
-      methods: Those whose students are measured.
+      methods: The methods whose students are measured.
     """
     ordered = [
         candidate

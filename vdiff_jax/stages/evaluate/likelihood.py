@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out pictures under the base model."""
+"""Bits per dimension of held-out images under the base model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ from vdiff_jax.stages.evaluate.references import Real
 from vdiff_jax.types import Params, PerExample
 from vdiff_jax.workdir.layout import Project
 
-# Above this log-SNR the noise is finer than the grey values: see `likelihood`.
+# Above this log-SNR the noise is finer than the grey values: `vdiff_jax.likelihood`.
 LARGEST_LOGSNR = 13.3
 DISCRETE_STEPS = 1000
 FLOW_STEPS = 32
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 def measure_likelihood(project: Project, models: Models) -> list[Row]:
     """Rows for `evaluate.likelihood_num` images; none if that is 0.
 
-    Only the base model has a likelihood; vdiff_jax/likelihood.py says why.
+    Only the base model has a likelihood, as vdiff_jax/likelihood.py explains.
 
     Args:
       project: The config and its folder.
@@ -81,7 +81,7 @@ def _bits(
     batch_size: int,
     name: str,
 ) -> np.ndarray:
-    """One estimate for each picture."""
+    """One estimate for each image."""
 
     @jax.jit
     def compiled(params: Params, image: Array, label: Array, key: Array) -> PerExample:

@@ -26,7 +26,7 @@ class Models:
 
         Args:
           role: The model.
-          name: Of the sampler.
+          name: The sampler's name.
         """
         model = self.trained(role).model
         kind = (model.w_range is not None, name)

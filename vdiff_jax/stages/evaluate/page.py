@@ -1,4 +1,4 @@
-"""Gathers what a workdir holds, and draws a few images more, for report.html."""
+"""report.html of a workdir: its measurements and runs, and a few images more."""
 
 import json
 import shlex
@@ -57,7 +57,7 @@ def write(
     Args:
       project: The config and its folder.
       rows: All measurements.
-      bench: What measured them.
+      bench: The references, the models and the kept images.
       likelihood: Rows of likelihood.json.
     """
     drawing = _Drawing(project.config, bench.models, rows)
@@ -70,7 +70,11 @@ def write(
         summary=_summary(bench.models, rows),
         series=_series(bench, rows),
         ladder=rows,
-        floors={name: v for made in references for name, v in made.floor.items()},
+        real_vs_real={
+            name: value
+            for reference in references
+            for name, value in reference.real_vs_real.items()
+        },
         provenance=_provenance(project.config, rows, references),
         timing=_timing(rows),
         trajectories=drawing.trajectories(),
@@ -124,7 +128,7 @@ def _cost(project: Project, role: Role) -> dict[str, Any] | None:
 
 
 def _summary(models: Models, rows: Sequence[Measurement]) -> list[tuple[str, Any]]:
-    """What matters most: what a few steps of the students are worth."""
+    """The first metric, of the base and the students of most and of fewest steps."""
     metric = rows[0].metric
     shown = [row for row in of_metric(rows, metric) if row.w == rows[0].w]
     students = sorted(
@@ -164,7 +168,7 @@ def _series(bench: Bench, rows: Sequence[Measurement]) -> list[Series]:
                 Frame(
                     label=_label(row),
                     steps=row.steps,
-                    pictures=_images(bench, row)[:NOISES],
+                    images=_images(bench, row)[:NOISES],
                     w=row.w,
                 )
                 for row in sorted(group, key=lambda row: -row.steps)
@@ -208,16 +212,17 @@ def _timing(rows: Sequence[Measurement]) -> list[dict[str, Any]]:
 def _provenance(
     config: Config, rows: Sequence[Measurement], references: Sequence[Reference]
 ) -> list[tuple[str, Any]]:
-    """What was measured against what."""
+    """The images of both sides, how they were drawn, and the sets of features."""
     facts = references[0].facts
-    sample, spec = config.sample, config.evaluate
+    sample, section = config.sample, config.evaluate
+    last_seed = section.seed + section.repeats - 1
     clip = {"none": "no clipping", "x": "x_hat clipped to [-1, 1]"}.get(sample.clip)
     if clip is None:
         kind, _, size = sample.clip.partition(":")
         clip = f"x_hat and eps_hat clipped to {size}"
         if kind == "dynamic":
             clip = f"x_hat thresholded by its quantile {size}"
-    said = [
+    entries = [
         (
             "real images",
             f"{facts['num_images']:,} of {facts['of']:,} of the {facts['split']} split"
@@ -228,18 +233,21 @@ def _provenance(
             f"{facts['image_size']} x {facts['image_size']}, resized by"
             f" {facts['resize']}, uint8",
         ),
-        ("generated images", f"{spec.num:,} of each seed, uint8 by rounding"),
-        ("seeds", f"{spec.seed} to {spec.seed + spec.repeats - 1}, the same noise"),
+        ("generated images", f"{section.num:,} of each seed, uint8 by rounding"),
+        (
+            "seeds",
+            f"{section.seed} to {last_seed}, the same noise",
+        ),
         ("sampling", clip),
         ("worst residual of a matrix root", max(row.residual or 0.0 for row in rows)),
     ]
-    for made in references:
+    for reference in references:
         details = ", ".join(
             f"{name.replace('_', ' ')}: {value}"
-            for name, value in made.features.facts.items()
+            for name, value in reference.features.facts.items()
         )
-        said.append((f"{made.features.name} features", details))
-    return said
+        entries.append((f"{reference.features.name} features", details))
+    return entries
 
 
 def _neighbours(bench: Bench, rows: Sequence[Measurement]) -> Neighbours:
@@ -311,7 +319,7 @@ class _Drawing:
             frames=FRAMES,
         )
         return [
-            Strip(label=f"noise {2 * i} to {2 * i + 1}", pictures=row)
+            Strip(label=f"noise {2 * i} to {2 * i + 1}", images=row)
             for i, row in enumerate(rows)
         ]
 

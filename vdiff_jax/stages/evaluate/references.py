@@ -1,4 +1,4 @@
-"""The real pictures of an evaluation, and what they are compared by."""
+"""The references of an evaluation: real images, and sets of features of them."""
 
 import functools
 import hashlib
@@ -25,17 +25,17 @@ from vdiff_jax.files.weights import sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
 
-# Pictures that stand for a whole split where its content is fingerprinted.
+# Images that stand for a whole split where its content is fingerprinted.
 SAMPLE = 256
 NO_CLASSES = "no classifier features: these data have no classes."
 SETS = ("inception", "classifier", "pixels")
 
 
 class Real:
-    """The pictures that everything is measured against, read when they are needed."""
+    """The real images of a split, read when they are needed."""
 
     def __init__(self, config: Config, split: Split, most: int):
-        """Takes at most so many pictures of a split, evenly spaced; 0: all."""
+        """Takes at most so many images of a split, evenly spaced; 0: all."""
         self._config = config
         whole = make_source(config, split)
         index = metrics.evenly(len(whole), most or len(whole))
@@ -53,13 +53,13 @@ class Real:
 
     @functools.cached_property
     def everything(self) -> dict[str, np.ndarray]:
-        """All pictures, and their labels if they have any."""
-        spec = self._config.data
-        return read_all(self.source, spec.workers, spec.worker_timeout)
+        """All images, and their labels if they have any."""
+        data = self._config.data
+        return read_all(self.source, data.workers, data.worker_timeout)
 
 
 def _sample_sha256(source: Source) -> str:
-    """Hash of the pixels and labels of some pictures, evenly spaced."""
+    """Hash of the pixels and labels of some images, evenly spaced."""
     digest = hashlib.sha256()
     for index in metrics.evenly(len(source), SAMPLE):
         example = source[int(index)]
@@ -69,33 +69,33 @@ def _sample_sha256(source: Source) -> str:
 
 
 class Reference:
-    """Real pictures by one set of features.
+    """The reference by one set of features.
 
     Attributes:
       features: The set.
-      ruler: Measures against the pictures.
-      floor: Every metric of one half of the pictures against the other.
-      facts: Where all this is from.
-      all: The features of every real picture.
+      ruler: Measures images against the reference.
+      real_vs_real: Every metric of one half of the reference against the other.
+      facts: The origin of the images and the features.
+      all: The features of every real image.
     """
 
     def __init__(self, features: FeatureSet, real: Real, folder: pathlib.Path):
         """Reads the statistics from `folder`, or makes them there.
 
         Raises:
-          ValueError: If those in `folder` are of other pictures or other features.
+          ValueError: If those in `folder` are of other images or other features.
         """
         self.features = features
         self.facts = {**real.facts, "features": features.name, **features.facts}
         path = folder / f"{features.name}-{real.facts['split']}.npz"
         if parallel.on_all_hosts(path.exists()):
-            statistics, self.floor = statistics_file.load(path, self.facts)
+            statistics, self.real_vs_real = statistics_file.load(path, self.facts)
         else:
-            found = features.extract(real.everything["image"])
-            statistics = metrics.statistics(found)
-            self.floor = metrics.real_vs_real(found, features.name)
+            extracted = features.extract(real.everything["image"])
+            statistics = metrics.statistics(extracted)
+            self.real_vs_real = metrics.real_vs_real(extracted, features.name)
             if parallel.is_main():
-                statistics_file.save(path, statistics, self.floor, self.facts)
+                statistics_file.save(path, statistics, self.real_vs_real, self.facts)
         self.ruler = Ruler(statistics, features.name)
         self.all = statistics.features
 
@@ -103,12 +103,12 @@ class Reference:
 def feature_sets(
     config: Config, real: Callable[[Split], Real], folder: pathlib.Path
 ) -> list[FeatureSet]:
-    """The sets of `evaluate.features`, or all that can be had; says what cannot.
+    """The sets of `evaluate.features`, or all that can be had; prints which cannot.
 
     Args:
       config: The whole config.
-      real: The pictures of a split.
-      folder: Where a classifier is kept.
+      real: The real images of a split.
+      folder: The folder that keeps a trained classifier.
 
     Raises:
       ValueError: If a set was named that cannot be had.
@@ -119,15 +119,15 @@ def feature_sets(
         "classifier": lambda: _classifier(real, folder),
         "pixels": features.of_pixels,
     }
-    made = []
+    sets = []
     for name in chosen or SETS:
         try:
-            made.append(makers[name]())
+            sets.append(makers[name]())
         except NotToBeHadError as error:
             if chosen:
                 raise ValueError(str(error)) from error
             print(f"evaluate: {error}")
-    return made
+    return sets
 
 
 class NotToBeHadError(Exception):
@@ -136,7 +136,7 @@ class NotToBeHadError(Exception):
 
 def _inception(config: Config) -> FeatureSet:
     if config.data.channels not in (1, 3):
-        raise NotToBeHadError("no FID: these pictures are neither grey nor RGB.")
+        raise NotToBeHadError("no FID: these images are neither grey nor RGB.")
     if not config.evaluate.inception_weights:
         raise NotToBeHadError(
             f"no FID: fetch {WEIGHTS} and set evaluate.inception_weights to"
@@ -171,16 +171,16 @@ def _trained(
         raise NotToBeHadError(NO_CLASSES)
     print(f"evaluate: training a {kind} on the data")
     held_out = test.everything["image"], test.everything["label"]
-    made = classifier.train(
+    trained = classifier.train(
         train.everything["image"], labels, held_out, kind=kind, seed=kind == "judge"
     )
     if parallel.is_main():
-        write_bytes(path, flax.serialization.msgpack_serialize(made._asdict()))
-    return made
+        write_bytes(path, flax.serialization.msgpack_serialize(trained._asdict()))
+    return trained
 
 
 class Judge:
-    """Says how many pictures are of the class that was asked for.
+    """Measures how many images are of the class that was asked for.
 
     Attributes:
       facts: The classifier, which is not the one of the features.
@@ -193,15 +193,15 @@ class Judge:
           ValueError: If the data have no classes.
         """
         try:
-            made = _trained(real, folder, "judge")
+            trained = _trained(real, folder, "judge")
         except NotToBeHadError as error:
             raise ValueError(f"evaluate.judge=True: {error}") from error
-        self._features = features.of_judge(made)
-        self._num_classes = made.params["params"]["logits"]["bias"].size
+        self._features = features.of_judge(trained)
+        self._num_classes = trained.params["params"]["logits"]["bias"].size
         self.facts = {"features": "judge", **self._features.facts}
 
     def measure(self, images: np.ndarray) -> dict[str, Measured]:
-        """The share of pictures that it takes for what they should be.
+        """The share of images that it takes for the class they should be of.
 
         Args:
           images: Number i should be of class i modulo the number of classes.
@@ -212,27 +212,33 @@ class Judge:
 
 
 class Published:
-    """Statistics of Inception features that others made of pictures we do not have.
+    """Published statistics of Inception features, of images that we do not have.
 
     Attributes:
       facts: The file.
     """
 
     def __init__(self, path: pathlib.Path):
-        """Reads them; see `reference.published`."""
+        """Reads the file of statistics.
+
+        Raises:
+          ValueError: If it is no such file.
+        """
         self._root = with_root(statistics_file.published(path))
         self._name = f"fid_to_{path.stem}"
         self.facts = {"published": path.name, "sha256": sha256(path)}
 
-    def measure(self, found: Features) -> dict[str, Measured]:
-        """FID to them, under a name that says so."""
-        distance = frechet_distance(moments(found.pooled), self._root)
-        few = warning("frechet_distance", len(found.pooled), found.pooled.shape[1])
+    def measure(self, features: Features) -> dict[str, Measured]:
+        """FID to them, as `fid_to_<name of the file>`."""
+        distance = frechet_distance(moments(features.pooled), self._root)
+        few = warning(
+            "frechet_distance", len(features.pooled), features.pooled.shape[1]
+        )
         return {self._name: Measured(distance.value, few, distance.residual)}
 
 
 def published(config: Config, references: list[Reference]) -> Published | None:
-    """What `evaluate.reference_stats` names.
+    """The statistics that `evaluate.reference_stats` names; None if it is empty.
 
     Raises:
       ValueError: If it is no such file, or there are no Inception features.
@@ -240,7 +246,7 @@ def published(config: Config, references: list[Reference]) -> Published | None:
     path = config.evaluate.reference_stats
     if not path:
         return None
-    if not any(made.features.name == "inception" for made in references):
+    if not any(each.features.name == "inception" for each in references):
         raise ValueError(
             f"evaluate.reference_stats={path!r} are of Inception features: set"
             " evaluate.inception_weights too."

@@ -29,7 +29,7 @@ GRID_COLUMNS = 12
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """The one entry of the stage, for --dry_run."""
     section = project.config.evaluate
     return [
         {
@@ -71,8 +71,8 @@ def _report(bench: Bench, rows: Sequence[Measurement]) -> None:
     write_text(out / "ladder.csv", figures.csv(rows))
     shown = of_metric(rows, rows[0].metric)
     first = [row for row in shown if row.w == shown[0].w]
-    floor = reference.floor.get(rows[0].metric)
-    figures.ladder_figure(out / "ladder.png", first, floor=floor)
+    real_vs_real = reference.real_vs_real.get(rows[0].metric)
+    figures.ladder_figure(out / "ladder.png", first, real_vs_real=real_vs_real)
     plain = [row for row in first if row.sampler in ("ddim", "stochastic")]
     plain.sort(key=lambda row: (row.steps, row.role == BASE))
     _grid(bench, out / "grid.png", plain)

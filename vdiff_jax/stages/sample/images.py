@@ -1,4 +1,4 @@
-"""Images from a trained model: one PNG each, a grid, and what they came from."""
+"""Images from a trained model: one PNG each, a grid, and trajectories."""
 
 import pathlib
 import sys
@@ -37,7 +37,7 @@ COLUMNS = 12  # of the grid over guidance weights
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
-    """What `run` would do."""
+    """The one entry of the stage, for --dry_run."""
     return [
         {
             "stage": "sample",
@@ -80,7 +80,7 @@ def run(project: Project) -> None:
 
 
 def _trained(project: Project) -> tuple[Config, Trained]:
-    """The model that is asked for, and the config with what its file says of it."""
+    """The model that is asked for, and the config with the fields of its file."""
     config, section = project.config, project.config.sample
     if section.from_file:
         return in_file(config, pathlib.Path(section.from_file))
@@ -140,7 +140,7 @@ def _write_paths(
     params: Params,
     w: float | None,
 ) -> None:
-    """Writes what images pass through, and what lies between two noises, if asked."""
+    """Writes trajectories, and images between two noises, if asked."""
     section, asked = config.sample, request(config.sample.steps, w=w)
     if section.trajectory:
         start = starts.on_all(np.arange(min(ROWS, section.num)))

@@ -21,7 +21,7 @@ from vdiff_jax.workdir.trained import find
 
 
 def read(config: Config, model: Model) -> np.ndarray:
-    """The pictures of `sample.image`: a file, a folder, or an .npy of uint8.
+    """The images of `sample.image`: a file, a folder, or an .npy of uint8.
 
     Raises:
       ValueError: If there are none, or they are not what the model takes.
@@ -46,7 +46,7 @@ def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"no pictures there ({', '.join(SUFFIXES)}).")
+        raise ValueError(f"there are no images ({', '.join(SUFFIXES)}).")
     fit = Fit(config.data.image_size, model.image_shape[-1], config.data.resize)
     return np.stack([fit(decode(file.read_bytes())) for file in files])
 
@@ -58,15 +58,15 @@ def first_step(config: Config) -> int | None:
 
 
 def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartOf:
-    """Puts given pictures in place of the noise of `start_of`.
+    """Puts given images in place of the noise of `start_of`.
 
-    At `sample.from_t` = 1 they are encoded; before that, the noise of picture number i
+    At `sample.from_t` = 1 they are encoded; before that, the noise of image number i
     is added to the i-th of them (SDEdit; Meng et al., 2022, arXiv:2108.01073).
 
     Args:
       project: The config and its folder.
-      sampler: That draws.
-      start_of: The start of the pictures with given numbers.
+      sampler: The sampler that draws.
+      start_of: The start of the images with given numbers.
     """
     images = read(project.config, sampler.model)
     first, section = first_step(project.config), project.config.sample
