@@ -1,11 +1,12 @@
 """The one loop: updates on batches, with logs, samples and checkpoints."""
 
+import enum
 import math
 import pathlib
 import signal
 import time
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,26 @@ from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
 
-# The wish of a host at a call: nothing, a checkpoint, or, by the number of a
-# signal, the end. Of the wishes of all hosts the highest is granted.
-NOTHING, SAVE = 0, 1
 # So many of the updates that are left out are reported with their examples.
 MOST_REPORTS = 100
+
+
+class Vote(enum.IntEnum):
+    """The wish of a host at a call; of all hosts' votes the highest is granted."""
+
+    NOTHING = 0
+    SAVE = 1
+    # To save and end, by the number of the signal that asked for it.
+    INTERRUPT = signal.SIGINT
+    TERMINATE = signal.SIGTERM
+
+
+class Due(NamedTuple):
+    """What is to be done between two calls."""
+
+    evaluate: bool
+    draw: bool
+    save: bool
 
 
 class NonFiniteError(RuntimeError):
@@ -76,7 +92,7 @@ def fit(tools: Tools, run: Run) -> Params:
         if int(state.step) == run.num_updates and parallel.is_main():
             write_json(run.result, loop.result(state))
         ended_by = max(loop.granted, loop.ask())
-    if ended_by > SAVE:
+    if ended_by > Vote.SAVE:
         raise InterruptedRunError(
             ended_by,
             f"{run.name}: ended by {signal.Signals(ended_by).name} and saved at"
@@ -159,7 +175,7 @@ class _Loop:
     """The state of a run of the loop, beside the train state.
 
     Attributes:
-      granted: The wish that was granted at the last call, like `SAVE`.
+      granted: The vote that was granted at the last call.
     """
 
     def __init__(
@@ -180,7 +196,7 @@ class _Loop:
         self._began = self._saved_at = time.monotonic()
         self._losses: list[np.ndarray] = []
         self._throughput = Throughput(tools.batch_size, tools.flops_per_image)
-        self.granted = NOTHING
+        self.granted = Vote.NOTHING
 
     def run(self, state: TrainState) -> TrainState:
         """Dispatches call after call; reads the metrics of one while the next runs."""
@@ -190,30 +206,32 @@ class _Loop:
         with closing(self._tools.feeder.feeds(calls, run.order_seed)) as feeds:
             for (first, steps), feed in zip(calls, feeds, strict=True):
                 state, metrics = self._call(state, feed, steps)
-                wish = parallel.highest(self._wish(), self._tools.mesh)
-                self.granted = NOTHING
+                vote = parallel.highest(self._vote(), self._tools.mesh)
+                self.granted = Vote.NOTHING
                 if waiting is not None:
                     self.granted = self._read(*waiting)
-                waiting = (first, steps, metrics, wish)
-                done = first + steps
-                last = done == run.num_updates
-                evaluate, draw, save = (
-                    last or _crosses(first, done, every)
-                    for every in (
-                        options.eval_every_steps,
-                        options.sample_every_steps,
-                        options.checkpoint_every_steps,
-                    )
-                )
-                save = save or self.granted >= SAVE
-                if evaluate or draw or save:
+                waiting = (first, steps, metrics, vote)
+                due = self._due(first, first + steps)
+                if any(due):
                     # State leaves the device: first make sure that it is sound.
                     self.granted = max(self.granted, self._read(*waiting))
                     waiting = None
-                    self._look(state, evaluate, draw, save or self.granted >= SAVE)
-                if self.granted > SAVE:
+                    self._look(state, due)
+                if self.granted > Vote.SAVE:
                     break
         return state
+
+    def _due(self, first: int, done: int) -> Due:
+        """What is due after the updates from `first` to `done`; all after the last."""
+        if done == self._run.num_updates:
+            return Due(evaluate=True, draw=True, save=True)
+        options = self._tools.loop
+        return Due(
+            evaluate=_crosses(first, done, options.eval_every_steps),
+            draw=_crosses(first, done, options.sample_every_steps),
+            save=_crosses(first, done, options.checkpoint_every_steps)
+            or self.granted >= Vote.SAVE,
+        )
 
     def result(self, state: TrainState) -> dict[str, Any]:
         """The content of result.json."""
@@ -246,23 +264,25 @@ class _Loop:
             self._records.say(f"{self._run.name}: compiled in {seconds:.1f} s")
         return state, metrics
 
-    def ask(self) -> int:
-        """The highest wish of all hosts now; waits for their answers."""
-        return int(parallel.highest(self._wish(), self._tools.mesh))
+    def ask(self) -> Vote:
+        """The highest vote of all hosts now; waits for their answers."""
+        return Vote(int(parallel.highest(self._vote(), self._tools.mesh)))
 
-    def _wish(self) -> int:
-        """The wish of this host, like `SAVE`."""
+    def _vote(self) -> Vote:
+        """The vote of this host."""
         preempted = parallel.preempted()
-        if self._interrupts.signal or preempted:
-            return self._interrupts.signal or int(signal.SIGTERM)
+        if self._interrupts.signal:
+            return Vote(self._interrupts.signal)
+        if preempted:
+            return Vote.TERMINATE
         minutes = self._tools.loop.checkpoint_every_minutes
         if minutes and time.monotonic() - self._saved_at > 60 * minutes:
             self._saved_at = time.monotonic()
-            return SAVE
-        return NOTHING
+            return Vote.SAVE
+        return Vote.NOTHING
 
-    def _read(self, first: int, steps: int, metrics: Metrics, wish: Any) -> int:
-        """Waits for a call to end, and logs it; returns the highest wish."""
+    def _read(self, first: int, steps: int, metrics: Metrics, vote: Any) -> Vote:
+        """Waits for a call to end, and logs it; returns the highest vote."""
         values = {name: np.asarray(value) for name, value in metrics.items()}
         self._throughput.add(steps)
         self._records.advance(steps)
@@ -283,7 +303,7 @@ class _Loop:
                     "skipped": self._skipped,
                 },
             )
-        return int(wish)
+        return Vote(int(vote))
 
     def _check_finite(self, first: int, values: dict[str, np.ndarray]) -> None:
         """Counts the updates that were left out, or stops at the first of them."""
@@ -317,21 +337,21 @@ class _Loop:
             " on_nonfinite=skip to leave such updates out."
         )
 
-    def _look(self, state: TrainState, evaluate: bool, draw: bool, save: bool) -> None:
+    def _look(self, state: TrainState, due: Due) -> None:
         """Held-out loss, samples and a checkpoint, where they are due."""
         step, tools = int(state.step), self._tools
         held_out_loss = None
-        draw = draw and self._run.samples is not None
-        if evaluate or draw:
+        draw = due.draw and self._run.samples is not None
+        if due.evaluate or draw:
             ema_params = parallel.gather(state.ema_params, tools.mesh)
-            if evaluate and tools.held_out:
+            if due.evaluate and tools.held_out:
                 held_out_loss = self._held_out_loss(ema_params)
                 self._last["held_out_loss"] = held_out_loss
                 self._records.scalars(step, {"held_out_loss": held_out_loss})
             if draw:
                 images = self._samples(ema_params)
                 self._records.grid(step, to_show(images))
-        if save:
+        if due.save or self.granted >= Vote.SAVE:
             self._records.check_folder()
             info = {
                 "seconds": self._seconds(),

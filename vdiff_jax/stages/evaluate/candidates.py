@@ -1,7 +1,7 @@
 """The candidates of an evaluation: the models, and the way each is sampled."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from vdiff_jax import samplers
 from vdiff_jax.distillation.role import (
@@ -63,9 +63,12 @@ def measured(row: Measurement) -> Candidate:
 
 def of_finished(project: Project) -> list[Candidate]:
     """The `candidates` whose models are finished; prints which are not."""
-    methods: list[Method] = ["progressive"]
-    if students_folder(project.workdir, "stochastic").exists():
-        methods.append("stochastic")
+    # Of the first method, what is missing is said; of another, it may never be wanted.
+    methods: list[Method] = [
+        method
+        for method in get_args(Method)
+        if method == "progressive" or students_folder(project.workdir, method).exists()
+    ]
     return [
         candidate
         for candidate in candidates(project.config, methods)
@@ -102,9 +105,8 @@ def _candidates_at(
     ordered = [
         Candidate(role, role.sampler, section.reference_steps, w) for role in whole
     ]
-    for method in methods:
-        students = [student(num_steps, method) for num_steps in budgets]
-        ordered += [Candidate(s, s.sampler, s.num_steps, w) for s in students]
+    students = [student(n, method) for method in methods for n in budgets]
+    ordered += [Candidate(s, s.sampler, s.num_steps, w) for s in students if s.draws]
     for sampler in section.samplers:
         for budget in budgets:
             steps = (budget + 1) // 2 if sampler == "heun" else budget
