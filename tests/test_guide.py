@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 import launch
 import tiny
+import vdiff_jax
 from vdiff_jax import diffusion, losses
 from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.from_config import trainer
@@ -216,6 +217,9 @@ def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_p
     trained = find(Project(_config("sample"), copy), student(2, "stochastic"))
     jax.tree.map(np.testing.assert_array_equal, params, trained.params())
     in_file(_config("sample", sample=stochastic), place / "model.safetensors")
+    model = vdiff_jax.load(place / "model.safetensors")
+    assert model.trained.role == student(2, "stochastic")
+    assert model.sample(2).shape == (2, 8, 8, 1)
     with pytest.raises(ValueError, match="sampler=ddim does not sample"):
         in_file(_config("sample"), place / "model.safetensors")
     export["formats"] = ("stablehlo",)

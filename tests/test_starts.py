@@ -6,6 +6,7 @@ import pytest
 
 import launch
 import tiny
+import vdiff_jax
 from vdiff_jax.datasets import digits as data
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,8 @@ def test_a_student_that_was_distilled_to_encode_does(
     )
     assert found.shape == (5, 8, 8, 1)
     assert f"encoding in 4 steps with {student}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="makes noise of images: it draws none"):
+        vdiff_jax.load(student).sample(1)
 
 
 def test_the_less_noise_the_nearer_to_the_picture(project, pictures, tmp_path):

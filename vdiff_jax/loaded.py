@@ -26,6 +26,7 @@ from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.interop.model_file import read_about
 from vdiff_jax.types import Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir.layout import CONFIG, Project, role_of_folder
@@ -37,6 +38,7 @@ from vdiff_jax.workdir.trained import (
     finished,
     in_file,
     placed,
+    role_in,
 )
 
 BATCH_SIZE = 64
@@ -144,6 +146,10 @@ class LoadedModel:
     ) -> Config:
         """The config of the command that would draw the same images."""
         role = self.trained.role
+        if not role.draws:
+            raise ValueError(
+                f"The {role} in {self.path} makes noise of images: it draws none."
+            )
         if steps is None:
             steps = role.num_steps or self.config.loop.sample_steps
         config = self.config.copy_and_resolve_references()
@@ -177,7 +183,9 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
-        config, trained = in_file(defaults("sample"), path)
+        config: Config = defaults("sample")
+        config.sample.sampler = role_in(read_about(path)).sampler
+        config, trained = in_file(config, path)
     elif (place := role_of_folder(path)) is not None:
         workdir, role = place
         config = _recorded(workdir)
