@@ -24,10 +24,10 @@ from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
 
-# The wish of a host at a call: nothing, a checkpoint, or, by the number of a
-# signal, the end. Of the wishes of all hosts the highest is granted.
+# The wishes of a host at a call: nothing, a checkpoint, or, by the number of a signal,
+# the end. The highest wish of all hosts is granted.
 NOTHING, SAVE = 0, 1
-# So many of the updates that are left out are reported with their examples.
+# More updates that are left out are counted, but not reported with their examples.
 MOST_REPORTS = 100
 
 
