@@ -13,8 +13,9 @@ import launch
 import tiny
 from configs import digits
 from vdiff_jax.from_config import documentation
-from vdiff_jax.from_config.check import check, leaves, traced
+from vdiff_jax.from_config.check import check, traced
 from vdiff_jax.from_config.fields import FIELDS, SECTIONS, STAGES
+from vdiff_jax.from_config.moved import flat
 from vdiff_jax.model import Model
 
 # What is tried of every field, by the type of its default.
@@ -279,5 +280,5 @@ def test_a_config_has_the_fields_of_the_table_and_no_others():
     named = ("cifar10", "digits", "imagenet64", "import_model")
     for name in named:
         config = importlib.import_module(f"configs.{name}").get_config()
-        assert {path for path, _ in leaves(config)} == FIELDS.keys()
+        assert {path for path, _ in flat(config.to_dict())} == FIELDS.keys()
     assert set(SECTIONS) == {"", *(path.rpartition(".")[0] for path in FIELDS)}

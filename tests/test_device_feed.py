@@ -126,6 +126,7 @@ def test_a_resident_set_is_indexed_with_no_work_on_the_host(photos):
     assert not any(op in hlo for op in ("all-gather", "all-reduce", "permute"))
 
 
+@pytest.mark.slow
 def test_two_hosts_read_disjoint_shards_that_are_the_epoch():
     length, batch_size, steps = 37, 8, 14  # three epochs and a bit: 111 of 112
     with socket.socket() as free:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+import tiny
 from configs import digits
 from vdiff_jax import losses
 from vdiff_jax.from_config.losses import train_loss
@@ -12,7 +13,7 @@ from vdiff_jax.types import Batch
 
 
 def _model(latent_scale):
-    config = digits.get_config("train")
+    config = tiny.small("train")
     config.update(
         {
             "data": {"latent_scale": latent_scale},

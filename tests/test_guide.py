@@ -278,9 +278,9 @@ def test_a_teacher_that_always_knew_the_class_is_refused(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"num_classes": 0}}, "needs a model that is told a class"),
-        ({"guide": {"w_min": 3.0, "w_max": 1.0}}, "range of strengths"),
-        ({"guide": {"steps": 0}}, "guide stage is off"),
+        ({"model": {"num_classes": 0}}, "needs a model that is conditioned"),
+        ({"guide": {"w_min": 3.0, "w_max": 1.0}}, "must not be above"),
+        ({"guide": {"steps": 0}}, "turns the guide stage off"),
         ({"guide": {"rescale": 1.5}}, "guide.rescale"),
     ],
 )

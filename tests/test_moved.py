@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from configs import celebahq256, digits, digits_guided
-from vdiff_jax.from_config.check import check, leaves
+from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.choices import as_json, section_of
 from vdiff_jax.from_config.defaults import defaults
 from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.moved import FINETUNE, OLD, current, nested, spelled
+from vdiff_jax.from_config.moved import FINETUNE, OLD, current, flat, nested, spelled
 from vdiff_jax.nets.layers import DDPM
 from vdiff_jax.nets.serialization import fields_of
 
@@ -37,7 +37,9 @@ def test_every_old_field_is_a_current_one_and_says_so_in_one_line(path, capsys):
     if path == "model.unet":
         value = '{"levels": [], "emb_features": 8}'
     config.update(nested({path: value}))
-    assert all(name in FIELDS or is_override(name) for name, _ in leaves(config))
+    assert all(
+        name in FIELDS or is_override(name) for name, _ in flat(config.to_dict())
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"config: {path} is ")
 
@@ -74,7 +76,7 @@ def test_what_an_old_field_meant_the_new_one_says(old, new):
     config.update(nested(old))
     changed = {
         path: value
-        for path, value in leaves(config)
+        for path, value in flat(config.to_dict())
         if path not in FIELDS or value != FIELDS[path].default
     }
     expected = {
@@ -219,6 +221,16 @@ def test_flags_that_a_config_does_not_have_by_itself_are_set_apart(
     words, kept, changes
 ):
     assert spelled(["launch.py", *words]) == (["launch.py", *kept], changes)
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest():
+    message = r"no field train\.stepz; the nearest is train\.steps\."
+    with pytest.raises(ValueError, match=message):
+        spelled(["--config=configs/digits.py", "--config.train.stepz=1"])
+    with pytest.raises(KeyError, match=r"train\.stepz; the nearest is train\.steps"):
+        digits.get_config().update({"train": {"stepz": 1}})
+    with pytest.raises(KeyError, match="colour"):
+        digits.get_config().update({"colour": {"sky": 1}})
 
 
 def test_a_flag_of_another_type_is_refused_in_one_line():

@@ -120,6 +120,7 @@ def test_a_base_model_has_no_number_of_steps(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_stage_makes_it_a_teacher_whose_steps_its_students_halve(tmp_path):
     params, workdir = _random(_net()), tmp_path / "workdir"
     file = _write(tmp_path / "file", _as_released(params, num_steps=16))

@@ -4,6 +4,7 @@ import sys
 import types
 
 import numpy as np
+import pytest
 
 from configs import folder
 from vdiff_jax.from_config.data import make_source
@@ -21,6 +22,7 @@ def _run_example(number):
     return scope
 
 
+@pytest.mark.slow
 def test_the_first_example_draws_what_its_comment_says(monkeypatch):
     monkeypatch.chdir(ROOT)
     scope = _run_example(0)
@@ -29,6 +31,7 @@ def test_the_first_example_draws_what_its_comment_says(monkeypatch):
     assert scope["images"].std() > 50  # digits, not grey
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_it_stands():
     scope = _run_example(1)
     assert scope["loss"].shape == (8,)

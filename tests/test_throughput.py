@@ -62,6 +62,7 @@ def test_devices_are_known_by_their_names(name, peak):
     assert throughput.peak_flops(_Device(device_kind=name)) == peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "multiplications"), [(cifar10, 17.9e9), (imagenet64, 109.7e9)]
 )

@@ -9,10 +9,7 @@ Checks that need the devices, the data or a workdir are those of the stages.
 """
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from vdiff_jax import schedules
 from vdiff_jax.distillation.progressive import ladder
@@ -25,6 +22,7 @@ from vdiff_jax.from_config.model import (
     make_model,
     make_schedule,
 )
+from vdiff_jax.from_config.moved import flat
 from vdiff_jax.types import Params
 
 
@@ -59,7 +57,7 @@ def check_fields(config: Config) -> None:
     Raises:
       ValueError: In one line, as of `check`.
     """
-    for path, value in leaves(config):
+    for path, value in flat(config.to_dict()):
         allowed = field_at(path).allowed
         if not allowed.contains(value):
             raise ValueError(f"{path}={value!r} must be {allowed.describe()}.")
@@ -76,16 +74,6 @@ def check_files(config: Config) -> None:
     for path in ("evaluate.inception_weights", "evaluate.reference_stats"):
         if config[path] and not pathlib.Path(config[path]).is_file():
             raise ValueError(f"{path}={config[path]!r} must be a file; there is none.")
-
-
-def leaves(config: Config, section: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of every field."""
-    for name, value in config.items():
-        path = f"{section}.{name}" if section else name
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, path)
-        else:
-            yield path, value
 
 
 def traced(config: Config) -> list[Params]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vdiff_jax.from_config.fields import FIELDS, LOOP, TRAINING
-from vdiff_jax.from_config.moved import nested, translated
+from vdiff_jax.from_config.fields import FIELDS, LOOP, TRAINING, unknown
+from vdiff_jax.from_config.moved import flat, nested, translated
 
 
 class ExperimentConfig(ConfigDict):
@@ -30,6 +30,9 @@ class ExperimentConfig(ConfigDict):
             _refuse_heads(fields, changes)
             for note in notes:
                 print(note, file=sys.stderr)
+            for path, _ in flat(changes):
+                if wrong := unknown(path):
+                    raise KeyError(wrong)
             self._take_overrides(changes)
             super().update(changes)
 

@@ -4,6 +4,7 @@ A refusal, its message (`check`) and docs/config.md all come from here.
 """
 
 import dataclasses
+import difflib
 from typing import Any, NamedTuple
 
 from vdiff_jax.datasets import catalog
@@ -546,6 +547,14 @@ FIELDS: dict[str, Field] = {
     for section, (_, fields) in SECTIONS.items()
     for name, field in fields.items()
 }
+
+
+def unknown(path: str) -> str:
+    """What to say of a path that is no field; empty if it is one, or a section."""
+    if path in FIELDS or path in SECTIONS or is_override(path):
+        return ""
+    near = difflib.get_close_matches(path, [*FIELDS, *SECTIONS], 1, 0.6)
+    return f"{path}; the nearest is {near[0]}" if near else path
 
 
 def is_override(path: str) -> bool:

@@ -8,7 +8,7 @@ the configs that workdirs and files of weights keep (`current`).
 import ast
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vdiff_jax.distillation.role import Method
@@ -19,6 +19,7 @@ from vdiff_jax.from_config.fields import (
     TRAINING,
     field_at,
     is_override,
+    unknown,
 )
 from vdiff_jax.from_config.model import attending, shape_of
 from vdiff_jax.nets.serialization import describe
@@ -85,7 +86,7 @@ def spelled(argv: Sequence[str]) -> Command:
     These are fields that have moved, and a stage's own value for a field of `loop`.
 
     Raises:
-      ValueError: If the value of such a flag is not of its type.
+      ValueError: If there is no such field, or its value is not of its type.
     """
     words, changes, stage = [], {}, ""
     rest = list(argv)
@@ -101,6 +102,8 @@ def spelled(argv: Sequence[str]) -> Command:
         if path == "sample.from":  # a word of Python
             words.append(word.replace("sample.from", "sample.from_file", 1))
         elif not _is_late(path, text):
+            if wrong := unknown(path):
+                raise ValueError(f"The config has no field {wrong}.")
             words.append(word)
         else:
             like = True if path == "sample.clip" else _like(path)
@@ -172,6 +175,16 @@ def nested(flat: Mapping[str, Any]) -> Nested:
             place = place.setdefault(section, {})
         place[name] = value
     return tree
+
+
+def flat(fields: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+    """The inverse of `nested`."""
+    for name, value in fields.items():
+        path = f"{section}.{name}" if section else name
+        if isinstance(value, dict):
+            yield from flat(value, path)
+        else:
+            yield path, value
 
 
 def _move_unet(fields: Nested, base: Any, notes: list[str]) -> None:
