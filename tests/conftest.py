@@ -67,6 +67,21 @@ def compiled(shared: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
 
 
+@pytest.fixture(scope="module")
+def optimized():
+    """For long computations and for counts in programs: all that XLA can do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def strict_dtypes():
+    """For mathematics: a float64 or an int that slips in is an error."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 Make = Callable[[pathlib.Path], object]
 Once = Callable[[str, Make], pathlib.Path]
 

@@ -16,16 +16,16 @@ class Measurement:
       sampler: The sampler that drew the images.
       steps: Its number of steps.
       w: The guidance weight; None without guidance.
-      evaluations: Of the network, for one image.
+      evaluations: Evaluations of the network for one image.
       metric: The metric's name.
       value: Its mean over the seeds; NaN if it could not be measured.
       spread: The standard deviation over the seeds; None for one seed.
       values: The value of each seed.
-      warning: Why the value means little; None if it is of enough images.
+      warning: A reason why the value means little; None if it is of enough images.
       residual: The worst of the matrix roots in a Frechet distance; else None.
       num_images: Images of each seed.
       seed: The first seed.
-      variance: Of the ancestral sampler; else None.
+      variance: The variance of the ancestral sampler; None for another.
       seconds_per_image: Median over batches.
       batch_size: Images that were drawn at once.
       device: The devices that drew them.
@@ -58,7 +58,7 @@ class Measurement:
 
     @property
     def candidate(self) -> tuple[str, str, int, float | None]:
-        """What was measured: equal for all metrics of a model and its sampler."""
+        """The key of the measured model and sampler, the same for all its metrics."""
         return self.model, self.sampler, self.steps, self.w
 
     @property

@@ -25,7 +25,7 @@ from vdiff_jax.training.step import Metrics, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
 
-# So many of the updates that are left out are reported with their examples.
+# More updates that are left out are counted, but not reported with their examples.
 MOST_REPORTS = 100
 
 

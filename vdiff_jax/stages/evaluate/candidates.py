@@ -42,7 +42,10 @@ class Candidate(NamedTuple):
 
     @property
     def asked_w(self) -> float | None:
-        """The guidance weight to ask for; the base is not asked twice to no end."""
+        """The guidance weight to draw with; None for the base where w is 0.
+
+        With None the base is evaluated once in a step, not twice.
+        """
         return None if self.role == BASE and not self.w else self.w
 
     def to_json(self) -> dict[str, Any]:
