@@ -11,7 +11,7 @@ import pytest
 
 import launch
 import tiny
-from configs import digits
+from configs import digits, import_model
 from vdiff_jax.from_config import documentation
 from vdiff_jax.from_config.check import check, traced
 from vdiff_jax.from_config.fields import FIELDS, SECTIONS, STAGES
@@ -242,6 +242,14 @@ def test_what_another_model_brings_is_asked_of_the_stages_that_run():
     check(config)
     config.stage = "distill"
     assert "start_steps=1 does not arrive" in _refusal(config)
+
+
+def test_a_model_to_import_need_not_fit_the_network_of_the_config():
+    config = import_model.get_config()
+    config.source.path = "cifar_8"
+    for size, channels in ((0, 0), (33, 0), (33, 3)):
+        config.data.update({"image_size": size, "channels": channels})
+        check(config)
 
 
 def test_a_file_that_only_the_last_stage_reads_is_missed_before_the_first(tmp_path):

@@ -36,7 +36,8 @@ def check(config: Config) -> None:
     """
     check_fields(config)
     _check_model(config)
-    _check_unet(config)
+    if _has_network(config):
+        _check_unet(config)
     _check_diffusion(config)
     _check_data(config)
     _check_train(config)
@@ -47,7 +48,7 @@ def check(config: Config) -> None:
     if not config.sample.from_file:  # else it is of the model in that file
         check_sample(config)
     _check_evaluate(config)
-    if config.data.image_size:
+    if _has_network(config):
         traced(config)
 
 
@@ -86,6 +87,12 @@ def traced(config: Config) -> list[Params]:
     return [make_model(config, guided=guided).abstract_params() for guided in kinds]
 
 
+def _has_network(config: Config) -> bool:
+    """Whether the config, and no model to import, says what the network is."""
+    known = config.data.image_size and config.data.channels
+    return bool(known) and not (config.stage == "import" and config.source.path)
+
+
 def _check_model(config: Config) -> None:
     model = config.model
     if model.net != "unet":
@@ -117,7 +124,7 @@ def _check_model(config: Config) -> None:
 
 def _check_unet(config: Config) -> None:
     unet, size = config.model.unet, config.data.image_size
-    if config.model.net != "unet" or not size:
+    if config.model.net != "unet":
         return
     if not unet.layout:
         _check_levels(unet, size)
