@@ -5,7 +5,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vdiff_jax.files.atomic import write_json
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 from vdiff_jax.training import records
 
@@ -50,14 +49,6 @@ def test_a_grid_holds_every_image_in_its_place(tmp_path, channels):
     save_image(path, enlarge(sheet, at_least=18))
     read = np.asarray(PIL.Image.open(path)).reshape(18, 28, channels)
     np.testing.assert_array_equal(read[::2, ::2], sheet)
-
-
-def test_json_is_replaced_whole(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"x": object()})
-    assert json.loads(path.read_text()) == {"x": 1}
 
 
 def test_metrics_and_samples_go_to_weights_and_biases_too(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import Role
+from vdiff_jax.evaluation.measurement import from_json
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.sampler import make_sampler
@@ -108,11 +109,10 @@ def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, An
     path = project.workdir / "evaluate" / "ladder.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
-    measured = (role.name, role.sampler, num_steps)
     return [
         {name: row[name] for name in kept if name in row}
         for row in rows
-        if (row["model"], row["sampler"], row["steps"]) == measured
+        if from_json(row).candidate[:3] == (role.name, role.sampler, num_steps)
     ]
 
 
