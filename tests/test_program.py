@@ -11,6 +11,7 @@ import devices
 from configs import digits
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.generation.sampler import request
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
@@ -69,7 +70,7 @@ def test_a_sampler_joins_no_more_than_the_skips_of_its_network():
     model = make_model(config)
     sampler, params = make_sampler(config, model), model.abstract_params()
     start = jax.eval_shape(sampler.start, jnp.arange(64), jnp.int32(0))
-    steps = jax.ShapeDtypeStruct((), jnp.int32)
-    compiled = type(sampler).draw.lower(sampler, params, start, steps).compile()
+    draw = type(sampler).draw
+    compiled = draw.lower(sampler, params, start, request(4)).compile()
     # Of skips 3; the others are of the sinusoid and of the sampler's random numbers.
     assert compiled.as_text().count(" concatenate(") <= 7

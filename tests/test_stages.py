@@ -165,7 +165,7 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
     shutil.rmtree(workdir / "distill")
     path = workdir / "train" / "result.json"
     path.write_text(json.dumps({**_result(workdir / "train"), "params_sha256": "0"}))
-    with pytest.raises(DamagedError, match=r"and result\.json says 0"):
+    with pytest.raises(DamagedError, match=r"and result\.json has 0"):
         launch.launch(tiny.small("distill"), workdir)
 
 
