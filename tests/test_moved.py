@@ -18,7 +18,7 @@ from vdiff_jax.nets.layers import DDPM
 from vdiff_jax.nets.serialization import fields_of
 
 # Of the version before fields moved, as a workdir of the guided digits kept it.
-OLDER = pathlib.Path(__file__).parent / "older" / "config.json"
+OLDER = pathlib.Path(__file__).parent / "old" / "digits_config.json"
 VALUES = {
     "distill.ladder": "stochastic",
     "finetune.source": "runs/x/train",
