@@ -21,6 +21,7 @@ from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.migration import SCHEMA, read_config
 from vdiff_jax.workdir.trained import find
 
+pytestmark = pytest.mark.slow
 ARCHIVE = pathlib.Path(__file__).parent / "old" / "workdirs_0.1.tar.xz"
 
 
