@@ -7,7 +7,8 @@ import pytest
 
 from vdiff_jax.distillation.role import BASE, GUIDED, Method, role_of, student
 from vdiff_jax.evaluation.measurement import Measurement, from_json
-from vdiff_jax.workdir.layout import CONFIG, folder_of, role_of_folder
+from vdiff_jax.workdir.layout import CONFIG, Project, folder_of, role_of_folder
+from vdiff_jax.workdir.trained import finished
 
 ROLES = [BASE, GUIDED, *(student(n, m) for m in get_args(Method) for n in (1, 1024))]
 
@@ -43,3 +44,15 @@ def test_a_row_tells_its_measurement_and_its_role(role, w):
     assert ("w" in one.to_json()) == (w is not None)
     assert one.role == role == role_of(role.name, role.sampler, steps)
     assert from_json({**one.to_json(), "of_a_later_version": 1}) == one
+
+
+def test_finished_models_are_those_with_a_result_in_the_order_they_are_made(tmp_path):
+    project = Project(None, tmp_path)
+    made = [BASE, student(16), student(4), student(4, "stochastic")]
+    for role in reversed(made):
+        folder = folder_of(tmp_path, role)
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text("{}")
+    folder_of(tmp_path, student(2)).mkdir()  # is under way
+    (tmp_path / "distill" / "0004").rename(tmp_path / "distill" / "0004.old")
+    assert finished(project) == [role for role in made if role != student(4)]

@@ -71,7 +71,9 @@ def finished(project: Project) -> list[Role]:
     roles = [role for role in (BASE, GUIDED) if is_finished(project, role)]
     for method in get_args(Method):
         folder = layout.students_folder(project.workdir, method)
-        counts = sorted((int(f.name) for f in folder.glob("[0-9]*")), reverse=True)
+        # A user may keep others beside them, such as 0004.old.
+        names = [path.name for path in folder.glob("*") if path.name.isdigit()]
+        counts = sorted(map(int, names), reverse=True)
         students = [student(count, method) for count in counts]
         roles += [role for role in students if is_finished(project, role)]
     return roles
