@@ -8,6 +8,7 @@ import pytest
 from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import DamagedError, fingerprint, params_sha256
 from vdiff_jax.training import checkpoints
+from vdiff_jax.training.reading import read_state
 from vdiff_jax.training.step import init_state, make_optimizer
 
 # Of a damaged checkpoint Orbax leaves the errors of other arrays unseen.
@@ -198,7 +199,7 @@ def test_a_changed_value_is_found_by_the_name_of_its_array(folder):
     with pytest.raises(
         DamagedError, match=r"params\['two'\].* not what was written \(1 of"
     ):
-        checkpoints._read(damaged / "12", _abstract(state), _places(state))
+        read_state(damaged / "12", _abstract(state), _places(state))
 
 
 def test_a_folder_whose_checkpoints_are_all_damaged_is_never_begun_anew(folder):

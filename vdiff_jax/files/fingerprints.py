@@ -14,7 +14,11 @@ from vdiff_jax.types import Params
 
 
 class DamagedError(RuntimeError):
-    """A file or checkpoint that cannot be read, or has changed since it was written."""
+    """A file or checkpoint of which a part is gone, or that has changed."""
+
+
+class UnreadableError(OSError):
+    """A file or checkpoint that may be sound, but cannot be looked at."""
 
 
 def params_sha256(params: Params) -> str:

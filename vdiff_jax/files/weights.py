@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vdiff_jax.files.atomic import write_bytes
+from vdiff_jax.files.atomic import replacing, write_bytes
 
 Tensors = dict[str, np.ndarray]
 
@@ -47,7 +47,7 @@ def read(path: pathlib.Path) -> Tensors:
 
 
 def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Writes a `.safetensors` file, whole or not at all.
+    """Writes a `.safetensors` file, whole or not at all, and opens it again.
 
     The bytes depend on the tensors and the metadata alone if that has one entry; of
     several, safetensors would choose the order anew in each process.
@@ -64,8 +64,10 @@ def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> Non
     # error.
     contiguous = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     try:
-        # `save_file` would let nobody but the owner read it.
-        write_bytes(path, safetensors.numpy.save(contiguous, metadata))
+        with replacing(path) as half:
+            # `save_file` would let nobody but the owner read it.
+            write_bytes(half, safetensors.numpy.save(contiguous, metadata))
+            _check_holds(half, contiguous)
     except (OSError, safetensors.SafetensorError) as error:
         raise OSError(f"{path} could not be written: {error}.") from error
 
@@ -93,6 +95,18 @@ def sha256(path: pathlib.Path) -> str:
     _check_is_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_holds(path: pathlib.Path, tensors: Tensors) -> None:
+    """Refuses a file that does not list every tensor, or does not hold the smallest."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        names = list(file.keys())  # noqa: SIM118: it is no dictionary
+        listed = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        if listed != {name: x.shape for name, x in tensors.items()}:
+            raise OSError("opened again, it does not have all tensors")
+        smallest = min(tensors, key=lambda name: tensors[name].size, default=None)
+        if smallest is not None:
+            file.get_tensor(smallest)
 
 
 def _read_torch(path: pathlib.Path) -> Tensors:

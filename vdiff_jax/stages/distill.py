@@ -29,7 +29,7 @@ from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import is_finished, load_params
+from vdiff_jax.workdir.trained import is_finished, own_params
 
 
 def check(project: Project) -> None:
@@ -158,7 +158,8 @@ def _tools(project: Project) -> Tools:
 
 
 def _load(project: Project, teacher: pathlib.Path, tools: Tools) -> Params:
-    return load_params(make_student(project.config), teacher, tools.shardings.params)
+    model = make_student(project.config)
+    return own_params(project, model, teacher, tools.shardings.params)
 
 
 def _folder(project: Project) -> pathlib.Path:

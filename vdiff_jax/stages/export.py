@@ -12,6 +12,7 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.role import Role
 from vdiff_jax.evaluation.measurement import from_json
 from vdiff_jax.files.atomic import replacing, write_json
+from vdiff_jax.files.plain_path import plain
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler
@@ -21,6 +22,7 @@ from vdiff_jax.interop.diffusers import model_card
 from vdiff_jax.interop.diffusers.write import check_writable, write_folder
 from vdiff_jax.model import Model
 from vdiff_jax.stages import Stage
+from vdiff_jax.training.reading import check_readable
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
@@ -128,8 +130,9 @@ def _guidance_weight(config: Config, model: Model) -> float | None:
 
 
 def _write_orbax(folder: pathlib.Path, params: Params, about: model_file.About) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / "params").resolve(), params)
+    with plain(folder) as path, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path / "params", params)
+    check_readable(folder / "params", params)
     write_json(folder / "about.json", about._asdict())
 
 

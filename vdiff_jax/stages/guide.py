@@ -27,7 +27,7 @@ from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import check_can_be_guided, is_finished, load_params
+from vdiff_jax.workdir.trained import check_can_be_guided, is_finished, own_params
 
 
 def check(project: Project) -> None:
@@ -73,7 +73,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
     )
     mesh = tools.mesh
     shardings = parallel.state_shardings(teacher.abstract_params(), mesh)
-    params = load_params(teacher, folder, shardings)
+    params = own_params(project, teacher, folder, shardings)
     return tools, Run(
         name="guide",
         folder=project.folder(GUIDED),

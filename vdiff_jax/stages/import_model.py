@@ -69,8 +69,8 @@ def run(project: Project) -> None:
     layout.claim(project, "source")
     if result is None:
         state = init_state(params, optimizer_of(section_of(config, "train")))
-        with checkpoints.open_folder(layout.checkpoint_folder(folder)) as manager:
-            checkpoints.save(manager, state, {"run": "import", **facts})
+        with checkpoints.open_folder(layout.checkpoint_folder(folder)) as saved:
+            checkpoints.save(saved, state, {"run": "import", **facts})
         if parallel.is_main():
             write_json(project.workdir / FILE, source.fields)
             write_json(folder / "result.json", {"step": 0, **facts})

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.atomic import write_json
-from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.files.fingerprints import named_leaves, params_sha256
 from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
@@ -48,7 +49,7 @@ class Due(NamedTuple):
 
 
 class NonFiniteError(RuntimeError):
-    """Training met a loss or a gradient that is not finite."""
+    """Training met a loss, a gradient or an EMA that is not finite."""
 
 
 def fit(tools: Tools, run: Run) -> Params:
@@ -62,7 +63,8 @@ def fit(tools: Tools, run: Run) -> Params:
       The EMA parameters.
 
     Raises:
-      NonFiniteError: If a loss is not finite, unless `on_nonfinite` is skip.
+      NonFiniteError: If a loss is not finite, unless `on_nonfinite` is skip; or the EMA
+        is not.
       InterruptedRunError: If the process was asked to end; everything is saved.
       ValueError: If the checkpoint is of another teacher or other data.
       DamagedError: If there were checkpoints, and none is sound.
@@ -76,7 +78,7 @@ def fit(tools: Tools, run: Run) -> Params:
                 keep=options.keep_checkpoints,
                 keep_every=options.keep_every_steps,
                 keep_best=options.keep_best,
-            ) as manager,
+            ) as saved,
             Records(
                 run.folder,
                 name=run.name,
@@ -86,7 +88,7 @@ def fit(tools: Tools, run: Run) -> Params:
                 wandb_project=tools.wandb_project,
             ) as records,
         ):
-            loop = _Loop(tools, run, manager, records, interrupts, info)
+            loop = _Loop(tools, run, saved, records, interrupts, info)
             state = loop.run(state)
         tools.profile.stop()
         if int(state.step) == run.num_updates and parallel.is_main():
@@ -182,13 +184,13 @@ class _Loop:
         self,
         tools: Tools,
         run: Run,
-        manager: Any,
+        saved: checkpoints.Open,
         records: Records,
         interrupts: Interrupts,
         info: dict[str, Any],
     ):
         self._tools, self._run = tools, run
-        self._manager, self._records = manager, records
+        self._saved, self._records = saved, records
         self._interrupts = interrupts
         self._seconds_before = info["seconds"]
         self._skipped = info["skipped"]
@@ -328,18 +330,37 @@ class _Loop:
         if self._tools.loop.on_nonfinite == "skip":
             self._records.say(f"{trouble}; the update is left out, see {path}")
             return
-        saved = self._manager.latest_step()
         raise NonFiniteError(
-            f"{trouble}; stopped. The examples of its batch are in {path}, and --replay"
-            f" {step} finds where it began. The last good checkpoint is"
-            f" {'none' if saved is None else f'that of step {saved}'} in"
-            f" {self._run.folder}. Lower the learning rate, or set"
-            " on_nonfinite=skip to leave such updates out."
+            f"{trouble}; stopped. The examples of its batch are in {path}, and"
+            f" --replay {step} finds where it began. {self._last_good()} Lower the"
+            " learning rate, or set on_nonfinite=skip to leave such updates out."
+        )
+
+    def _check_ema_finite(self, step: int, ema_params: Params) -> None:
+        """Stops before anything of an EMA that is not finite is drawn or saved."""
+        finite = [(name, _all_finite(leaf)) for name, leaf in named_leaves(ema_params)]
+        wrong = [name for name, all_finite in finite if not all_finite]
+        if not wrong:
+            return
+        raise NonFiniteError(
+            f"{self._run.name}: {wrong[0]} of the EMA is not finite at step {step}"
+            f" ({len(wrong)} of {len(finite)} arrays); stopped, and nothing of it was"
+            f" saved. {self._last_good()} Lower the learning rate."
+        )
+
+    def _last_good(self) -> str:
+        """A sentence on the newest checkpoint."""
+        last = self._saved.manager.latest_step()
+        return (
+            f"The last good checkpoint is"
+            f" {'none' if last is None else f'that of step {last}'} in"
+            f" {self._run.folder}."
         )
 
     def _look(self, state: TrainState, due: Due) -> None:
         """Held-out loss, samples and a checkpoint, where they are due."""
         step, tools = int(state.step), self._tools
+        self._check_ema_finite(step, state.ema_params)
         held_out_loss = None
         draw = due.draw and self._run.samples is not None
         if due.evaluate or draw:
@@ -359,7 +380,7 @@ class _Loop:
                 "last": self._last,
                 **_info(tools, self._run, step),
             }
-            checkpoints.save(self._manager, state, info, held_out_loss)
+            checkpoints.save(self._saved, state, info, held_out_loss)
             self._saved_at = time.monotonic()
         self._throughput.pause()
 
@@ -386,6 +407,11 @@ class _Loop:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began
+
+
+@jax.jit
+def _all_finite(leaf: Array) -> Bool[Array, ""]:
+    return jnp.isfinite(leaf).all()
 
 
 def _mean_of_finite(name: str, values: np.ndarray) -> dict[str, float]:

@@ -26,6 +26,7 @@ from vdiff_jax.from_config.moved import METHODS, current
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
+from vdiff_jax.training.reading import check_same_shapes
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.imported import with_fields
@@ -196,7 +197,7 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
 def load_params(
     model: Model, folder: pathlib.Path, shardings: Params | None = None
 ) -> Params:
-    """The EMA parameters of a finished folder.
+    """The EMA parameters of a finished folder; nothing in it is changed.
 
     Args:
       model: The network.
@@ -205,19 +206,44 @@ def load_params(
 
     Raises:
       ValueError: If they are of another architecture.
-      DamagedError: If they are not those that their run left. Its result.json and the
-        checkpoint are set aside, so that the run can be finished again.
+      DamagedError: If they are not those that their run left.
+      UnreadableError: If they may be, but cannot be looked at.
     """
-    abstract_params = model.abstract_params()
-    if shardings is None:
-        shardings = _whole(abstract_params)
-    if folder.suffix == ".safetensors":
-        return placed(model_file.read(folder), abstract_params, folder, shardings)
-    path = layout.checkpoint_folder(folder)
     try:
-        params = checkpoints.restore_ema(path, abstract_params, shardings)
-        _check_is_the_result(params, folder)
+        return _params(model, folder, shardings)
     except DamagedError as error:
+        raise DamagedError(
+            f"{error} To make it again, start its stage in {_workdir(folder)}: it sets"
+            " aside what is damaged, and goes on from the checkpoint before it."
+        ) from error
+
+
+def own_params(
+    project: Project,
+    model: Model,
+    folder: pathlib.Path,
+    shardings: Params | None = None,
+) -> Params:
+    """The EMA parameters of a folder, for a run that holds the lock of its workdir.
+
+    Of a run in this workdir, what is damaged is set aside with its result.json, so that
+    it can be finished again. In another workdir nothing is changed.
+
+    Args:
+      project: The config and its folder.
+      model: The network.
+      folder: The folder of its run, or a file that export wrote.
+      shardings: Their devices; by default they are whole on all.
+
+    Raises:
+      Exception: As of `load_params`.
+    """
+    if not folder.resolve().is_relative_to(project.workdir.resolve()):
+        return load_params(model, folder, shardings)
+    try:
+        return _params(model, folder, shardings)
+    except DamagedError as error:
+        path = layout.checkpoint_folder(folder)
         step = checkpoints.latest_step(path)
         assert step is not None
         checkpoints.set_aside(path, step)
@@ -227,7 +253,23 @@ def load_params(
             " as unfinished: its train or distill stage goes on from the checkpoint"
             " before it, to the same parameters."
         ) from error
+
+
+def _params(model: Model, folder: pathlib.Path, shardings: Params | None) -> Params:
+    abstract_params = model.abstract_params()
+    if shardings is None:
+        shardings = _whole(abstract_params)
+    if folder.suffix == ".safetensors":
+        return placed(model_file.read(folder), abstract_params, folder, shardings)
+    path = layout.checkpoint_folder(folder)
+    params = checkpoints.restore_ema(path, abstract_params, shardings)
+    _check_is_the_result(params, folder)
     return params
+
+
+def _workdir(folder: pathlib.Path) -> pathlib.Path:
+    place = layout.role_of_folder(folder)
+    return folder.parent if place is None else place[0]
 
 
 def placed(
@@ -247,7 +289,7 @@ def placed(
     Raises:
       ValueError: If they are of another architecture.
     """
-    checkpoints.check_same_shapes(abstract_params, params, path)
+    check_same_shapes(abstract_params, params, path)
     shardings = _whole(abstract_params) if shardings is None else shardings
     return parallel.put(jax.tree.map(jnp.asarray, params), shardings)
 
