@@ -38,6 +38,7 @@ from vdiff_jax.stages.sample import images as sample
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import imported
+from vdiff_jax.workdir.known import known
 from vdiff_jax.workdir.layout import Project, lock
 
 STAGES = {
@@ -116,6 +117,7 @@ def launch(
     *,
     dry_run: bool = False,
     profile: int = 0,
+    asked: frozenset[str] = frozenset(),
 ) -> None:
     """Runs the stages of a config in a workdir, or prints what would be run.
 
@@ -124,13 +126,14 @@ def launch(
       workdir: The project's folder.
       dry_run: Prints one JSON object, and starts nothing.
       profile: Updates to trace in each stage that trains.
+      asked: Paths of the fields that the command sets itself.
 
     Raises:
       ValueError: If anything in the config or the workdir does not fit.
     """
-    config = _checked(config, workdir)
+    config = _checked(config, workdir, asked)
     stages = chosen_stages(config)
-    project = Project(config, workdir, profile)
+    project = Project(config, workdir, profile, asked)
     for stage in stages:
         stage.check(project)
     if dry_run:
@@ -159,14 +162,18 @@ def chosen_stages(config: ConfigDict) -> list[Stage]:
     return [STAGES[config.stage]]
 
 
-def _checked(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """The config with the fields of the workdir's imported model, checked.
+def _checked(
+    config: ConfigDict, workdir: pathlib.Path, asked: frozenset[str] = frozenset()
+) -> ConfigDict:
+    """The config with what the workdir knows, checked.
 
     Raises:
       ValueError: If a field is wrong; it names its value, and what would be right.
     """
     check_fields(config)
     if config.stage != "import":
+        stages = {stage.name for stage in chosen_stages(config)}
+        config = known(config, asked, workdir, stages)
         config = imported.resolved(config, workdir)
     check(config)
     check_files(config)

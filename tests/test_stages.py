@@ -346,12 +346,17 @@ def test_a_network_of_the_users_own_trains(tmp_path):
 def test_a_workdir_of_another_config_is_refused_by_field(project, tmp_path):
     workdir = shutil.copytree(project, tmp_path / "copy")
     before = (workdir / "config.json").read_text()
-    changed = {"learning_rate": 0.5, "log_every_steps": 1}
-    other = tiny.small("train", seed=3, train=changed)
-    with pytest.raises(ValueError, match=r"seed: 0 there, 3 now") as error:
-        launch.launch(other, workdir)
-    assert "train.learning_rate: 0.001 there, 0.5 now" in str(error.value)
-    assert "log_every_steps" not in str(error.value)
+    changed = {"weight_decay": 0.5, "log_every_steps": 1}
+    with pytest.raises(
+        ValueError, match=r"train.weight_decay: 0.0 there, 0.5 now"
+    ) as e:
+        launch.launch(tiny.small("train", train=changed), workdir)
+    assert "log_every_steps" not in str(e.value)
+    assert "train.init_from=" in str(e.value)  # the way that there is
+    asked = frozenset({"seed", "data.image_size"})
+    other = tiny.small("train", seed=3, data={"image_size": 16})
+    with pytest.raises(ValueError, match=r"data.image_size: 8 there, 16 now; seed: 0"):
+        launch.launch(other, workdir, asked=asked)
     assert (workdir / "config.json").read_text() == before
 
 

@@ -27,14 +27,22 @@ from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout
+from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import is_finished, own_params
+from vdiff_jax.workdir.record import changes_of
+from vdiff_jax.workdir.trained import check_same_teacher, is_finished, own_params
 
 
 def check(project: Project) -> None:
-    """Refuses a named teacher that is not there."""
-    if project.config.distill.teacher:
+    """Refuses another config than the students', and a teacher that is not theirs.
+
+    Raises:
+      ValueError: If a field differs that may not; or a named teacher is not there, or
+        a student was made from another than it would be now.
+    """
+    claim.check(project, _folder(project).name)
+    _check_teachers(project)
+    if project.config.distill.teacher and _begins(project):
         _first_teacher(project)
 
 
@@ -52,15 +60,11 @@ def plan(project: Project) -> list[dict[str, Any]]:
     ]
 
 
-def claim(project: Project) -> None:
-    """Records the config, and refuses a workdir that has another."""
-    layout.claim(project, _folder(project).name)
-
-
 def run(project: Project) -> None:
     """Distills, or resumes with the student that was under way."""
-    teacher = _first_teacher(project)
-    claim(project)
+    teacher = _first_teacher(project) if _begins(project) else None
+    claim.claim(project, _folder(project).name)
+    _check_teachers(project)
 
     # Of the finished students only the last is read: it is the next one's teacher.
     unfinished: list[Role] = []
@@ -71,7 +75,9 @@ def run(project: Project) -> None:
             teacher = project.folder(role)
             print(f"distill: finished {role}, see {teacher}/result.json")
     _write_ledger(project)
+    assert teacher is not None
     if not unfinished:
+        _check_sound(project)
         return
 
     tools = _tools(project)  # one step, compiled once, for all students
@@ -89,9 +95,10 @@ def under_way(project: Project) -> tuple[Tools, Run]:
     Raises:
       ValueError: If all are finished.
     """
-    teacher = _first_teacher(project)
+    teacher = _first_teacher(project) if _begins(project) else None
     for role in students(project):
         if not is_finished(project, role):
+            assert teacher is not None
             tools = _tools(project)
             params = _load(project, teacher, tools)
             return tools, run_of(project, params, teacher, role)
@@ -140,6 +147,7 @@ def run_of(
             "teacher": str(teacher),
             "teacher_step": (layout.result(teacher) or {}).get("step"),
             "teacher_sha256": params_sha256(teacher_params),
+            **changes_of(project.workdir, _folder(project).name),
         },
     )
 
@@ -183,10 +191,36 @@ def _write_ledger(project: Project) -> None:
                     "seconds": result["seconds"],
                     "loss": result.get("loss"),
                     "held_out_loss": result.get("held_out_loss"),
+                    **({"changes": result["changes"]} if "changes" in result else {}),
                 }
             )
     if rows and parallel.is_main():
         write_json(_folder(project) / "ladder.json", rows)
+
+
+def _begins(project: Project) -> bool:
+    """True if the first student, whose teacher is of another stage, is not finished."""
+    return not is_finished(project, students(project)[0])
+
+
+def _check_teachers(project: Project) -> None:
+    """Refuses students of another teacher than the one that theirs is now."""
+    named = project.config.distill.teacher
+    role = GUIDED if has_guide(project.config) else BASE
+    teacher = pathlib.Path(named) if named else project.folder(role)
+    for role in students(project):
+        folder = project.folder(role)
+        check_same_teacher(folder, teacher)
+        teacher = folder
+
+
+def _check_sound(project: Project) -> None:
+    """Reads all students where this stage was asked for; damage is set aside."""
+    if project.config.stage != "distill":
+        return
+    model = make_student(project.config)
+    for role in students(project):
+        own_params(project, model, project.folder(role))
 
 
 def _first_teacher(project: Project) -> pathlib.Path:
@@ -207,7 +241,7 @@ STAGE = Stage(
     check=check,
     plan=plan,
     run=run,
-    claim=claim,
+    claim=lambda project: claim.claim(project, _folder(project).name),
     under_way=under_way,
     is_finished=lambda project: all(
         is_finished(project, role) for role in students(project)

@@ -25,14 +25,26 @@ from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout
+from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import check_can_be_guided, is_finished, own_params
+from vdiff_jax.workdir.record import changes_of
+from vdiff_jax.workdir.trained import (
+    check_can_be_guided,
+    check_same_teacher,
+    is_finished,
+    own_params,
+)
 
 
 def check(project: Project) -> None:
-    """Refuses a named teacher that is not there, or cannot be guided."""
-    if project.config.guide.teacher:
+    """Refuses another config than the run's, and a named teacher that is not fit.
+
+    Raises:
+      ValueError: If a field differs that may not; or the teacher is not there, cannot
+        be guided, or is not the one that the run began with.
+    """
+    claim.check(project, "guide")
+    if project.config.guide.teacher and not is_finished(project, GUIDED):
         _teacher(project)
 
 
@@ -44,22 +56,21 @@ def plan(project: Project) -> list[dict[str, Any]]:
             "stage": "guide",
             "folder": str(folder),
             "updates": project.config.guide.steps,
-            "status": layout.status(folder),
+            "status": layout.status(folder, project.config.guide.steps),
         }
     ]
 
 
-def claim(project: Project) -> None:
-    """Records the config, and refuses a workdir that has another."""
-    layout.claim(project, "guide")
-
-
 def run(project: Project) -> None:
-    """Trains, or resumes, or sees that it is done."""
-    _teacher(project)
-    claim(project)
-    if not layout.finished_before("guide", project.folder(GUIDED)):
+    """Trains, or resumes, or sees that it is done, and sound where it is asked for."""
+    folder, steps = project.folder(GUIDED), project.config.guide.steps
+    if not is_finished(project, GUIDED):
+        _teacher(project)
+    claim.claim(project, "guide")
+    if not layout.finished_before("guide", folder, steps):
         fit(*under_way(project))
+    elif project.config.stage == "guide":
+        own_params(project, make_model(project.config, guided=True), folder)
 
 
 def under_way(project: Project) -> tuple[Tools, Run]:
@@ -92,6 +103,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
             "teacher_sha256": params_sha256(params),
             "w_range": list(w_range(config)),
             "parameters": student.num_parameters(),
+            **changes_of(project.workdir, "guide"),
         },
     )
 
@@ -128,6 +140,7 @@ def _teacher(project: Project) -> pathlib.Path:
             " first, or set guide.teacher to a train folder."
         )
     check_can_be_guided(folder)
+    check_same_teacher(project.folder(GUIDED), folder)
     return folder
 
 
@@ -136,7 +149,7 @@ STAGE = Stage(
     check=check,
     plan=plan,
     run=run,
-    claim=claim,
+    claim=lambda project: claim.claim(project, "guide"),
     under_way=under_way,
     is_finished=lambda project: is_finished(project, GUIDED),
 )

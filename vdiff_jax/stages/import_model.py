@@ -19,7 +19,7 @@ from vdiff_jax.interop.imported_model import Imported
 from vdiff_jax.stages import Stage
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.step import init_state
-from vdiff_jax.workdir import layout
+from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.imported import FILE, with_fields
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import placed
@@ -66,7 +66,7 @@ def run(project: Project) -> None:
             f"{folder} holds another model than {config.source.path}: use another"
             " --workdir."
         )
-    layout.claim(project, "source")
+    claim.claim(project, "source")
     if result is None:
         state = init_state(params, optimizer_of(section_of(config, "train")))
         with checkpoints.open_folder(layout.checkpoint_folder(folder)) as saved:

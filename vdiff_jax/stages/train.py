@@ -24,18 +24,33 @@ from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job
-from vdiff_jax.workdir import imported, layout
+from vdiff_jax.workdir import claim, imported, layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import is_finished, load_params
+from vdiff_jax.workdir.record import changes_of
+from vdiff_jax.workdir.trained import (
+    check_same_teacher,
+    is_finished,
+    load_params,
+    own_params,
+)
 
 
 def check(project: Project) -> None:
-    """Refuses weights to go on from that are not there, or of another output."""
+    """Refuses another config than the run's, and weights that are none to go on from.
+
+    Raises:
+      ValueError: If a field differs that may not; or the weights are not there, or of
+        another output, or not those that the run began with.
+    """
+    claim.check(project, "train")
     config = project.config
     folder = _init_from(project)
     if folder is None:
         return
+    before = layout.result(project.folder(BASE)) or {}
     if layout.result(folder) is None:
+        if before:  # it is not needed any more
+            return
         raise ValueError(
             f"No finished model in train.init_from={str(folder)!r}: name the train"
             " folder of a workdir."
@@ -46,6 +61,7 @@ def check(project: Project) -> None:
             f"model.computed_from={config.model.computed_from!r}, but the network in"
             f" {folder} predicts {output!r}: set model.computed_from={output!r}."
         )
+    check_same_teacher(project.folder(BASE), folder)
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -57,24 +73,22 @@ def plan(project: Project) -> list[dict[str, Any]]:
             **({"init_from": init_from} if init_from else {}),
             "folder": str(folder),
             "updates": project.config.train.steps,
-            "status": layout.status(folder),
+            "status": layout.status(folder, project.config.train.steps),
         }
     ]
 
 
-def claim(project: Project) -> None:
-    """Records the config, and refuses a workdir that has another."""
-    layout.claim(project, "train")
-
-
 def run(project: Project) -> None:
-    """Trains, or resumes, or sees that it is done."""
-    claim(project)
+    """Trains, or resumes, or sees that it is done, and sound where it is asked for."""
+    claim.claim(project, "train")
     fields = imported.of_source(project.config)
     if fields is not None and parallel.is_main():
         write_json(project.workdir / imported.FILE, fields)
-    if not layout.finished_before("train", project.folder(BASE)):
+    folder, steps = project.folder(BASE), project.config.train.steps
+    if not layout.finished_before("train", folder, steps):
         fit(*under_way(project))
+    elif project.config.stage == "train":
+        own_params(project, make_model(project.config), folder)
 
 
 def under_way(project: Project) -> tuple[Tools, Run]:
@@ -90,7 +104,10 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         passes=3,  # forward, and a gradient
         profile=project.profile,
     )
-    facts: dict[str, Any] = {"parameters": model.num_parameters()}
+    facts: dict[str, Any] = {
+        "parameters": model.num_parameters(),
+        **changes_of(project.workdir, "train"),
+    }
     key = jax.random.key(config.seed)
     params = None
     folder = _init_from(project)
@@ -129,7 +146,7 @@ STAGE = Stage(
     check=check,
     plan=plan,
     run=run,
-    claim=claim,
+    claim=lambda project: claim.claim(project, "train"),
     under_way=under_way,
     is_finished=lambda project: is_finished(project, BASE),
 )

@@ -4,50 +4,22 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import importlib.metadata
 import json
 import os
 import pathlib
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE, GUIDED, Method, Role, student
-from vdiff_jax.files.atomic import write_json
-from vdiff_jax.from_config.choices import Config, as_json
-from vdiff_jax.from_config.fields import TRAINING
+from vdiff_jax.from_config.choices import Config
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.run import CHECKPOINTS, RESULT
-from vdiff_jax.workdir.migration import SCHEMA, read_config
+from vdiff_jax.workdir.migration import read_config
 
-# Fields that change what is written or shown, but not the numbers of a run, or only
-# the order of its sums.
-BOOKKEEPING = frozenset(
-    {
-        "checkpoint_every_minutes",
-        "checkpoint_every_steps",
-        "eval_every_steps",
-        "grad_accum_steps",
-        "held_out",
-        "keep_best",
-        "keep_checkpoints",
-        "keep_every_steps",
-        "log_every_steps",
-        "on_device",
-        "on_nonfinite",
-        "path",
-        "sample_every_steps",
-        "sample_steps",
-        "steps_per_call",
-        "worker_timeout",
-        "workers",
-    }
-)
 CONFIG = "config.json"
-MODEL_SECTIONS = ("seed", "model", "diffusion", "data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +30,13 @@ class Project:
       config: The whole config.
       workdir: The folder.
       profile: Updates to trace in each stage that trains.
+      asked: Paths of the fields that the command set itself.
     """
 
     config: Config
     workdir: pathlib.Path
     profile: int = 0
+    asked: frozenset[str] = frozenset()
 
     def folder(self, role: Role) -> pathlib.Path:
         """The folder of a model's run."""
@@ -136,20 +110,43 @@ def reopen(folder: pathlib.Path) -> None:
         path.rename(folder / "damaged" / "result.json")
 
 
-def status(folder: pathlib.Path) -> str:
-    """The state of a run: new, finished, or the step that it would resume at."""
-    if result(folder) is not None:
+def status(folder: pathlib.Path, num_updates: int = 0) -> str:
+    """The state of a run: new, finished, or the step that it would resume at.
+
+    Args:
+      folder: The folder of the run.
+      num_updates: Updates that it is to have.
+    """
+    if not _is_short(result(folder), num_updates):
         return "finished"
     step = checkpoints.latest_step(checkpoint_folder(folder))
     return "new" if step is None else f"resume at step {step}"
 
 
-def finished_before(stage: str, folder: pathlib.Path) -> bool:
-    """True if nothing is left to do for a stage's run, which is then printed."""
-    if result(folder) is None:
-        return False
-    print(f"{stage}: finished, see {folder}/result.json")
-    return True
+def finished_before(stage: str, folder: pathlib.Path, num_updates: int) -> bool:
+    """True if nothing is left to do for a stage's run, which is then printed.
+
+    The result of a run that is to become longer is kept under another name.
+
+    Args:
+      stage: The stage's name.
+      folder: The folder of the run.
+      num_updates: Updates that it is to have.
+    """
+    before = result(folder)
+    if not _is_short(before, num_updates):
+        print(f"{stage}: finished, see {folder}/{RESULT}")
+        return True
+    if before is not None and parallel.is_main():
+        (folder / RESULT).rename(folder / f"result.{before['step']}.json")
+    return False
+
+
+def _is_short(result: dict[str, Any] | None, num_updates: int) -> bool:
+    """True for a run without a result, or with one of fewer updates."""
+    if result is None:
+        return True
+    return "source" not in result and result["step"] < num_updates
 
 
 @contextlib.contextmanager
@@ -198,91 +195,3 @@ def _take(file: Any, workdir: pathlib.Path) -> None:
     file.truncate(0)
     file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
     file.flush()
-
-
-def claim(project: Project, section: str | None) -> None:
-    """Records the config, and refuses a workdir whose runs have another.
-
-    Args:
-      project: The config and its folder.
-      section: The section of a stage that makes models: "train", "source", "guide" or
-        the folder of a method's students; else None.
-
-    Raises:
-      ValueError: If a field differs from that of the runs in it; every one is named.
-    """
-    workdir = project.workdir
-    path, config = workdir / CONFIG, _with_loop(as_json(project.config))
-    if section is not None and section.startswith("distill_"):
-        config[section] = config["distill"]  # a workdir may have several methods
-    sections = (*MODEL_SECTIONS, *([section] if section else []))
-    recorded = config
-    if path.exists():
-        recorded = read_config(path)
-        binding = [name for name in sections if _has_runs(workdir, name)]
-        differences = [
-            f"{field}: {before!r} there, {after!r} now"
-            for name in binding
-            for field, before, after in _differences(
-                name, recorded.get(name, {}), config[name]
-            )
-        ]
-        if differences:
-            raise ValueError(
-                f"{workdir} holds runs of another config ({'; '.join(differences)})."
-                " Use its values or another --workdir."
-            )
-        recorded = {**recorded, **{name: config[name] for name in sections}}
-    made_by = {"versions": _versions(), "commit": _commit()}
-    if parallel.is_main():
-        write_json(path, {"schema": SCHEMA, "config": recorded, **made_by})
-
-
-def _with_loop(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with all of `loop` in each stage that trains, as it runs."""
-    stages = {name: {**config["loop"], **config[name]} for name in TRAINING}
-    return {**config, **stages}
-
-
-def _has_runs(workdir: pathlib.Path, section: str) -> bool:
-    if section in MODEL_SECTIONS:
-        patterns = ["*/checkpoints/*", "distill*/*/checkpoints/*"]
-    elif section in ("train", "source"):
-        patterns = ["train/checkpoints/*"]
-    elif section == "guide":
-        patterns = ["guide/checkpoints/*"]
-    else:
-        patterns = [f"{section}/*/checkpoints/*"]
-    return any(any(workdir.glob(pattern)) for pattern in patterns)
-
-
-def _differences(name: str, before: Any, after: Any) -> Sequence[tuple[str, Any, Any]]:
-    """(field, value before, value after) of every field that differs."""
-    if not isinstance(before, dict) or not isinstance(after, dict):
-        return [] if before == after else [(name, before, after)]
-    return [
-        difference
-        for key in sorted((before.keys() | after.keys()) - BOOKKEEPING)
-        for difference in _differences(
-            f"{name}.{key}", before.get(key, "nothing"), after.get(key, "nothing")
-        )
-    ]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("vdiff_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    return {name: importlib.metadata.version(name) for name in packages}
-
-
-def _commit() -> str | None:
-    here = pathlib.Path(__file__).parent
-    try:
-        return subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -194,6 +194,26 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
         )
 
 
+def check_same_teacher(folder: pathlib.Path, teacher: pathlib.Path) -> None:
+    """Refuses another teacher than the one that a run began with, wherever it lies.
+
+    Args:
+      folder: The folder of the run, finished or under way; a new one passes.
+      teacher: The folder that its teacher is in now.
+
+    Raises:
+      ValueError: If the parameters of that folder have another fingerprint.
+    """
+    began_with = (layout.result(folder) or {}).get("teacher_sha256")
+    now = (layout.result(teacher) or {}).get("params_sha256")
+    if None not in (began_with, now) and began_with != now:
+        raise ValueError(
+            f"The run in {folder} began with another teacher than {teacher} is now:"
+            f" params_sha256 {began_with} there, {now} now. Name the one it had, or use"
+            " another --workdir."
+        )
+
+
 def load_params(
     model: Model, folder: pathlib.Path, shardings: Params | None = None
 ) -> Params:

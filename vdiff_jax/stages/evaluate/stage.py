@@ -21,7 +21,6 @@ from vdiff_jax.stages.evaluate.candidates import (
     of_finished,
 )
 from vdiff_jax.stages.evaluate.likelihood import measure_likelihood
-from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import check_can_be_guided, find
 
@@ -48,7 +47,6 @@ def run(project: Project) -> None:
     if any(project.config.evaluate.w):
         check_can_be_guided(base.folder)
     chosen = of_finished(project)
-    layout.claim(project, None)
     bench = Bench(project)
     rows: list[Measurement] = []
     for candidate in chosen:

@@ -21,7 +21,6 @@ from vdiff_jax.guidance import describe
 from vdiff_jax.stages import Stage
 from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
-from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import (
     Trained,
@@ -58,8 +57,6 @@ def run(project: Project) -> None:
     if section.image:
         project = Project(config, project.workdir)
         start_of = from_images(project, starts.sampler, starts)
-    if not section.from_file:
-        layout.claim(project, None)
     params = trained.params()
     print(f"sample: {section.num} images in {section.steps} steps: {trained.folder}")
 

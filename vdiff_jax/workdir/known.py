@@ -1,0 +1,116 @@
+"""The config of a command with what its workdir knows.
+
+A workdir knows what its model is, and what it was asked for. A later command says only
+what it wants differently.
+"""
+
+import pathlib
+import sys
+from collections.abc import Set
+from typing import Any
+
+from vdiff_jax import parallel
+from vdiff_jax.from_config.choices import Config, as_json
+from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override
+from vdiff_jax.from_config.moved import flat, nested
+from vdiff_jax.workdir.claim import Difference, refuse
+from vdiff_jax.workdir.record import (
+    BOOKKEEPING,
+    SHAPE,
+    has_runs,
+    has_seen_data,
+    record_of,
+)
+
+# Fields that a line on stderr names, at most.
+MOST_TOLD = 8
+
+
+def known(
+    config: Config, asked: Set[str], workdir: pathlib.Path, stages: Set[str]
+) -> Config:
+    """The config with what a workdir knows, where the command asks for nothing else.
+
+    What the model is comes from the workdir, as does the section of a stage that has
+    run and is not to run now, and all that earlier commands asked for. A line on stderr
+    names what the config file has otherwise.
+
+    Args:
+      config: The config of the command.
+      asked: Paths of the fields that the command sets itself.
+      workdir: The folder.
+      stages: The stages that are to run.
+
+    Raises:
+      ValueError: If the command asks for another model than the workdir has; every
+        field is named.
+    """
+    record = record_of(workdir)
+    if record is None or not has_runs(workdir, "model"):
+        return config
+    before, now = dict(flat(record["config"])), dict(flat(as_json(config)))
+    of_model = {path for path in before if _is_of_model(workdir, path, before, now)}
+    refuse(
+        workdir,
+        [
+            Difference("", path, before[path], now[path])
+            for path in sorted(asked & of_model)
+            if before[path] != now[path]
+        ],
+    )
+    known_by_all = {
+        path: before[path]
+        for path in before
+        if path in of_model or _is_of_another_run(workdir, path, stages)
+    }
+    asked_before = record.get("asked", {})
+    taken = {
+        path: value
+        for path, value in {**known_by_all, **asked_before}.items()
+        if path not in asked and (path in FIELDS or is_override(path))
+    }
+    shown = {path for path in taken if path in of_model or path in asked_before}
+    _tell(workdir, {path: taken[path] for path in sorted(shown)}, now)
+    config = config.copy_and_resolve_references()
+    config.update(nested({path: _as_tuples(value) for path, value in taken.items()}))
+    return config
+
+
+def _is_of_model(
+    workdir: pathlib.Path, path: str, before: dict[str, Any], now: dict[str, Any]
+) -> bool:
+    """True for a field that is the same for all that a workdir does."""
+    section, _, name = path.rpartition(".")
+    if path == "seed" or path in SHAPE:
+        return True
+    if section.partition(".")[0] in ("model", "diffusion"):
+        return True
+    if section != "data" or not has_seen_data(workdir):
+        return False
+    if name == "path":  # of other data than those that the config file names
+        return before["data.source"] != now["data.source"]
+    return name not in BOOKKEEPING
+
+
+def _is_of_another_run(workdir: pathlib.Path, path: str, stages: Set[str]) -> bool:
+    section = path.partition(".")[0]
+    return section in TRAINING and section not in stages and has_runs(workdir, section)
+
+
+def _tell(workdir: pathlib.Path, taken: dict[str, Any], now: dict[str, Any]) -> None:
+    """Prints the fields that the command would have had otherwise."""
+    other = [
+        f"{path}={value!r} (not {now[path]!r})"
+        for path, value in taken.items()
+        if path in now and value != now[path]
+    ]
+    if other and parallel.is_main():
+        more = f" and {len(other) - MOST_TOLD} more" if len(other) > MOST_TOLD else ""
+        print(
+            f"config: as in {workdir}: {', '.join(other[:MOST_TOLD])}{more}",
+            file=sys.stderr,
+        )
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
