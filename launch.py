@@ -3,10 +3,11 @@ r"""The one command: runs the stages that a config describes.
     python launch.py --config configs/digits.py
     python launch.py --config configs/cifar10.py:train --workdir runs/cifar10
 
-The word behind the colon selects one stage. The same command resumes. Any field of the
+The words behind the colon select stages. The same command resumes. Any field of the
 config can be set: --config.train.batch_size=64. --dry_run only prints the plan,
 --profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
-1234, and --distributed joins the hosts of a cluster (docs/scaling.md).
+1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help has all of
+it, and --help train the fields of a section.
 
 Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
 config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.
@@ -25,6 +26,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vdiff_jax import parallel
+from vdiff_jax.command import manual
 from vdiff_jax.command.parse import parse
 from vdiff_jax.command.words import Flags
 from vdiff_jax.datasets.loader import LoaderError
@@ -76,6 +78,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
+    if (page := manual.page(argv[1:])) is not None:
+        print(page, end="")
+        return
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
     check_fields(config)

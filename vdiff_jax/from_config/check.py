@@ -14,6 +14,7 @@ from typing import Any
 from vdiff_jax import schedules
 from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
+from vdiff_jax.from_config import packages
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
 from vdiff_jax.from_config.model import (
@@ -23,6 +24,7 @@ from vdiff_jax.from_config.model import (
     make_schedule,
 )
 from vdiff_jax.from_config.moved import flat
+from vdiff_jax.from_config.ranges import LARGEST
 from vdiff_jax.types import Params
 
 
@@ -65,11 +67,20 @@ def check_fields(config: Config) -> None:
 
 
 def check_files(config: Config) -> None:
-    """Refuses files that a later stage will read and that are not there.
+    """Refuses files and packages that a later stage needs and that are not there.
 
     Raises:
       ValueError: In one line, as of `check`.
     """
+    if config.wandb_project and _runs(config, *TRAINING):
+        packages.require_wandb(config.wandb_project)
+    if config.data.source == "tfds" and _runs(config, *TRAINING, "evaluate"):
+        field = "data.source='tfds'"
+        package = "tensorflow_datasets"
+        packages.require(field, package, "pip install tensorflow-datasets")
+    if "stablehlo" in config.export.formats and "export" in words_of(config.stage):
+        field = f"export.formats={config.export.formats}"
+        packages.require(field, "flatbuffers", "pip install 'vdiff_jax[export]'")
     if not _runs(config, "evaluate"):
         return
     for path in ("evaluate.inception_weights", "evaluate.reference_stats"):
@@ -343,6 +354,12 @@ def _check_evaluate(config: Config) -> None:
         raise ValueError(
             f"evaluate.reference_stats={evaluate.reference_stats!r} are of Inception"
             " features: set evaluate.inception_weights too."
+        )
+    last = evaluate.seed + evaluate.repeats - 1
+    if last > LARGEST:
+        raise ValueError(
+            f"evaluate.seed={evaluate.seed} and evaluate.repeats={evaluate.repeats} end"
+            f" at seed {last}: the last must be at most {LARGEST}."
         )
     if not _runs(config, "evaluate"):
         return

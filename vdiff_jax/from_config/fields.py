@@ -288,7 +288,9 @@ _PARALLEL = {
 
 LOOP = {
     "grad_clip": Field(
-        1.0, above(0), "Norm that a gradient is scaled down to if it is larger."
+        1.0,
+        at_least(0),
+        "Norm that a gradient is scaled down to if it is larger; 0: it never is.",
     ),
     "stratified_times": Field(
         False, yes_or_no(), "The times of a batch are spread evenly over [0, 1]."
