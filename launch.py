@@ -3,16 +3,18 @@ r"""The one command: runs the stages that a config describes.
     python launch.py --config configs/digits.py
     python launch.py --config configs/cifar10.py:train --workdir runs/cifar10
 
-The word behind the colon selects one stage. The same command resumes. Any field of the
+The words behind the colon select stages. The same command resumes. Any field of the
 config can be set: --config.train.batch_size=64. --dry_run only prints the plan,
 --profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
-1234, and --distributed joins the hosts of a cluster (docs/scaling.md).
+1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help has all of
+it, and --help train the fields of a section.
 
 Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
 config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -21,17 +23,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from vdiff_jax import parallel
+from vdiff_jax.command import manual
+from vdiff_jax.command.parse import parse
+from vdiff_jax.command.words import Flags
 from vdiff_jax.datasets.loader import LoaderError
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.check import check, check_fields, check_files
 from vdiff_jax.from_config.choices import as_json, section_of
-from vdiff_jax.from_config.fields import TRAINING
+from vdiff_jax.from_config.fields import TRAINING, words_of
 from vdiff_jax.from_config.model import has_guide, make_model
-from vdiff_jax.from_config.moved import spelled
 from vdiff_jax.stages import Stage, distill, export, guide, import_model, replay, train
 from vdiff_jax.stages.evaluate import stage as evaluate
 from vdiff_jax.stages.sample import images as sample
@@ -45,60 +48,22 @@ STAGES = {
     module.STAGE.name: module.STAGE
     for module in (train, guide, distill, sample, evaluate, export, import_model)
 }
-
-
-def _words(argv: Sequence[str]) -> list[str]:
-    """The words of the command that the flags know; all of it, if it is wrong."""
-    try:
-        return spelled(argv).words
-    except ValueError:  # raised again in `main`, which reports it
-        return list(argv)
-
-
-FLAGS = flags.FLAGS
-CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A file of configs/.", sys_argv=_words(sys.argv)
-)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the project; by default runs/<name of the config>."
-)
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would be done, as JSON.")
-PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many updates, to profile/.")
-REPLAY = flags.DEFINE_integer("replay", None, "Find where this update went wrong.")
-TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the code that refused.")
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other hosts of the cluster."
-)
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
-
 # Trouble on the way, that another start of the same command may outlive.
 TROUBLE = (DamagedError, LoaderError, NonFiniteError, OSError)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # any name of a file can be printed
+            stream.reconfigure(errors="backslashreplace")
     try:
-        config, workdir = _parse(argv)
-        _join()
-        if not _joined():
-            parallel.use_cores(_batch_sizes(config))
-        if REPLAY.value is None:
-            launch(config, workdir, dry_run=DRY_RUN.value, profile=PROFILE.value)
-        else:
-            project = Project(_checked(config, workdir), workdir)
-            with lock(workdir):
-                replay.run(project, chosen_stages(project.config), REPLAY.value)
+        _run(argv)
         return 0
-    except ValueError as error:
-        return _end(error, 2)
-    except InterruptedRunError as error:
-        return _end(error, error.exit_status)
-    except KeyboardInterrupt:
-        return _end(KeyboardInterrupt("interrupted; the same command resumes."), 130)
-    except TROUBLE as error:
-        return _end(error, 1)
+    except (ValueError, KeyboardInterrupt, InterruptedRunError, *TROUBLE) as error:
+        if "--traceback" in argv:
+            raise
+        return _end(*_reason(error))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             reason = (
@@ -108,13 +73,40 @@ def main(argv: Sequence[str]) -> int:
             reason = "Another host is gone, or a device"
         else:
             raise
-        return _end(RuntimeError(f"{reason}: {error}"), 1)
+        if "--traceback" in argv:
+            raise
+        return _end(f"{reason}: {error}", 1)
+
+
+def _run(argv: Sequence[str]) -> None:
+    if (page := manual.page(argv[1:])) is not None:
+        print(page, end="")
+        return
+    command = parse(argv)
+    config, workdir, flags = command.config, command.workdir, command.flags
+    check_fields(config)
+    _join(flags)
+    if not _joined():
+        parallel.use_cores(_batch_sizes(config))
+    if flags.replay is None:
+        launch(
+            config,
+            workdir,
+            asked=command.asked,
+            dry_run=flags.dry_run,
+            profile=flags.profile,
+        )
+        return
+    project = Project(_checked(config, workdir), workdir)
+    with lock(workdir):
+        replay.run(project, chosen_stages(project.config), flags.replay)
 
 
 def launch(
     config: ConfigDict,
     workdir: pathlib.Path,
     *,
+    asked: frozenset[str] = frozenset(),
     dry_run: bool = False,
     profile: int = 0,
     asked: frozenset[str] = frozenset(),
@@ -124,6 +116,7 @@ def launch(
     Args:
       config: The config of a file in configs/.
       workdir: The project's folder.
+      asked: Paths of the fields that the command itself sets.
       dry_run: Prints one JSON object, and starts nothing.
       profile: Updates to trace in each stage that trains.
       asked: Paths of the fields that the command sets itself.
@@ -159,7 +152,7 @@ def chosen_stages(config: ConfigDict) -> list[Stage]:
     if config.stage == "all":
         guided = [guide.STAGE] if has_guide(config) else []
         return [train.STAGE, *guided, distill.STAGE, evaluate.STAGE]
-    return [STAGES[config.stage]]
+    return [STAGES[word] for word in words_of(config.stage)]
 
 
 def _checked(
@@ -180,11 +173,11 @@ def _checked(
     return config
 
 
-def _join() -> None:
+def _join(flags: Flags) -> None:
     """Joins the hosts of the run, if there are several."""
-    if COORDINATOR.value or DISTRIBUTED.value:
-        parallel.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    elif NUM_PROCESSES.value is not None or PROCESS_ID.value is not None:
+    if flags.coordinator or flags.distributed:
+        parallel.start(flags.coordinator, flags.num_processes, flags.process_id)
+    elif flags.num_processes is not None or flags.process_id is not None:
         raise ValueError("--num_processes and --process_id need --coordinator.")
 
 
@@ -198,41 +191,23 @@ def _joined() -> bool:
     return jax.distributed.is_initialized()
 
 
-def _end(error: BaseException, status: int) -> int:
+def _reason(error: BaseException) -> tuple[str, int]:
+    """The reason why the run ends, and the exit status."""
+    if isinstance(error, InterruptedRunError):
+        return str(error), error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command resumes.", 130
+    return str(error), 1 if isinstance(error, TROUBLE) else 2
+
+
+def _end(reason: str, status: int) -> int:
     """Prints in one line why the run ends; returns the exit status."""
-    if FLAGS.is_parsed() and TRACEBACK.value:
-        raise error
-    print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"launch.py: {' '.join(reason.split())}", file=sys.stderr)
     if _joined():
         # An orderly end would wait for hosts that are not coming.
         sys.stdout.flush()
         os._exit(status)
     return status
-
-
-def _parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path]:
-    """The config with its overrides, and the workdir.
-
-    Raises:
-      ValueError: If anything in the command cannot be understood.
-    """
-    words, changes = spelled(argv)
-    try:
-        extra = FLAGS(words)[1:]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"The config has no field {error.args[0]}") from error
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
-    if extra:
-        raise ValueError(f"Unknown words in the command: {extra}.")
-    if CONFIG.value is None:
-        raise ValueError("Name a config: --config configs/digits.py")
-    file = config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]
-    if not pathlib.Path(file).is_file():
-        raise ValueError(f"There is no config file {file}.")
-    CONFIG.value.update(changes)
-    default = pathlib.Path("runs") / pathlib.Path(file).stem
-    return CONFIG.value, pathlib.Path(WORKDIR.value or default)
 
 
 if __name__ == "__main__":

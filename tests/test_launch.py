@@ -9,9 +9,6 @@ from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 
-# ml_collections loads a config in a way that Python will give up.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture
 def end(monkeypatch, tmp_path, capsys):
@@ -70,4 +67,3 @@ def test_what_nobody_foresaw_shows_where_it_was(end):
 def test_hosts_that_are_only_half_named_are_refused(flag, capsys):
     assert launch.main(["launch.py", "--config=configs/digits.py", flag]) == 2
     assert "need --coordinator" in capsys.readouterr().err
-    launch.FLAGS.num_processes = launch.FLAGS.process_id = None

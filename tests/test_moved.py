@@ -8,12 +8,14 @@ import sys
 import pytest
 
 from configs import celebahq256, digits, digits_guided
+from vdiff_jax.command.parse import parse
+from vdiff_jax.command.words import understand
 from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.choices import as_json, section_of
 from vdiff_jax.from_config.defaults import defaults
 from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.moved import FINETUNE, OLD, current, flat, nested, spelled
+from vdiff_jax.from_config.moved import FINETUNE, OLD, current, flat, nested
 from vdiff_jax.nets.layers import DDPM
 from vdiff_jax.nets.serialization import fields_of
 
@@ -174,59 +176,67 @@ def test_the_heads_of_the_digits_are_as_many_as_they_were():
 
 
 @pytest.mark.parametrize(
-    ("words", "kept", "changes"),
+    ("words", "fields", "old"),
     [
-        (["--config.train.steps=4"], ["--config.train.steps=4"], {}),
-        (["--config.sample.from=x"], ["--config.sample.from_file=x"], {}),
-        (["--config.sample.from", "x"], ["--config.sample.from_file", "x"], {}),
-        (["--config.sample.clip=none"], ["--config.sample.clip=none"], {}),
-        (["--config.sample.clip=False"], [], {"sample": {"clip": False}}),
-        (["--noconfig.sample.clip"], [], {"sample": {"clip": False}}),
+        (["--config.train.steps=4"], {"train.steps": 4}, {}),
+        (["--config.sample.from=x"], {"sample.from_file": "x"}, {}),
+        (["--config.sample.from", "x"], {"sample.from_file": "x"}, {}),
+        (["--config.sample.clip=none"], {"sample.clip": "none"}, {}),
+        (["--config.sample.clip=False"], {}, {"sample.clip": False}),
+        (["--noconfig.sample.clip"], {}, {"sample.clip": False}),
+        (["--config.sample.clip", "--dry_run"], {}, {"sample.clip": True}),
         (
             ["--config.train.steps_per_call", "5", "--dry_run"],
-            ["--dry_run"],
-            {"train": {"steps_per_call": 5}},
+            {"train.steps_per_call": 5},
+            {},
         ),
-        (["--config.distill.grad_clip=2"], [], {"distill": {"grad_clip": 2.0}}),
+        (["--config.distill.grad_clip=2"], {"distill.grad_clip": 2.0}, {}),
         (
             ["--config.guide.stratified_times"],
-            [],
-            {"guide": {"stratified_times": True}},
+            {"guide.stratified_times": True},
+            {},
         ),
         (
             ["--config.sample.guidance_scale=(2, 3)"],
-            [],
-            {"sample": {"guidance_scale": (2, 3)}},
+            {},
+            {"sample.guidance_scale": (2.0, 3.0)},
         ),
-        (["--config.model.multipliers=2"], [], {"model": {"multipliers": (2,)}}),
+        (["--config.model.multipliers=2"], {}, {"model.multipliers": (2,)}),
         (
             ['--config.model.unet={"levels": []}'],
-            [],
-            {"model": {"unet": '{"levels": []}'}},
-        ),
-        (
-            ["--config=configs/a.py:finetune", "--config.finetune.steps=7"],
-            ["--config=configs/a.py:train"],
-            {"finetune": {**FINETUNE, "steps": 7}},
-        ),
-        (
-            ["--config", "configs/a.py:finetune", "--config.train.steps=7"],
-            ["--config", "configs/a.py:train", "--config.train.steps=7"],
-            {"finetune": {k: v for k, v in FINETUNE.items() if k != "steps"}},
+            {},
+            {"model.unet": '{"levels": []}'},
         ),
     ],
     ids=str,
 )
-def test_flags_that_a_config_does_not_have_by_itself_are_set_apart(
-    words, kept, changes
-):
-    assert spelled(["launch.py", *words]) == (["launch.py", *kept], changes)
+def test_fields_that_have_moved_are_set_apart(words, fields, old):
+    command = understand(words)
+    assert (command.fields, command.old) == (fields, old)
+    assert command.flags.dry_run == ("--dry_run" in words)
+
+
+@pytest.mark.parametrize(
+    ("words", "train"),
+    [
+        (["--config=configs/digits.py:finetune", "--config.finetune.steps=7"], 7),
+        (["--config", "configs/digits.py:finetune", "--config.train.steps=7"], 7),
+        (["--config", "configs/digits.py:finetune", "--config.sample.steps=7"], None),
+    ],
+    ids=str,
+)
+def test_the_stage_finetune_is_training_with_its_defaults(words, train):
+    command = parse(["launch.py", *words])
+    assert command.config.stage == "train"
+    expected = FINETUNE if train is None else {**FINETUNE, "steps": train}
+    assert {name: command.config.train[name] for name in FINETUNE} == expected
+    assert command.asked >= {f"train.{name}" for name in FINETUNE}
 
 
 def test_a_misspelt_field_is_refused_with_the_nearest():
     message = r"no field train\.stepz; the nearest is train\.steps\."
     with pytest.raises(ValueError, match=message):
-        spelled(["--config=configs/digits.py", "--config.train.stepz=1"])
+        understand(["--config=configs/digits.py", "--config.train.stepz=1"])
     with pytest.raises(KeyError, match=r"train\.stepz; the nearest is train\.steps"):
         digits.get_config().update({"train": {"stepz": 1}})
     with pytest.raises(KeyError, match="colour"):
@@ -236,7 +246,7 @@ def test_a_misspelt_field_is_refused_with_the_nearest():
 def test_a_flag_of_another_type_is_refused_in_one_line():
     message = r"train.steps_per_call='x' must be a whole number of at least 1"
     with pytest.raises(ValueError, match=message):
-        spelled(["--config.train.steps_per_call=x"])
+        understand(["--config.train.steps_per_call=x"])
 
 
 def test_the_command_understands_old_spellings_and_says_where_they_went(tmp_path):

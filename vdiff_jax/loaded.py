@@ -10,7 +10,6 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from vdiff_jax.interop.model_file import read_about
 from vdiff_jax.types import Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir.layout import CONFIG, Project, role_of_folder
-from vdiff_jax.workdir.migration import read_config
+from vdiff_jax.workdir.recorded import recorded_config
 from vdiff_jax.workdir.trained import (
     Trained,
     check_can_be_guided,
@@ -204,19 +203,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
 
 
 def _recorded(workdir: pathlib.Path) -> Config:
-    """The config that a workdir was made with."""
-    config: Config = defaults("sample")
-    record = read_config(workdir / CONFIG)
-    config.update({name: _as_tuples(record[name]) for name in config if name in record})
-    config.stage = "sample"
-    return imported.resolved(config, workdir)
-
-
-def _as_tuples(value: Any) -> Any:
-    """A value of JSON with tuples for lists, as configs have them."""
-    if isinstance(value, dict):
-        return {name: _as_tuples(inner) for name, inner in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+    """The config that a workdir was made with, and its imported model's fields."""
+    return imported.resolved(recorded_config(workdir, "sample"), workdir)
 
 
 def _preferred(project: Project) -> list[Role]:

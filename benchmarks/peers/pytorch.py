@@ -434,7 +434,7 @@ def _update(net: UNet, section: Config, ema: UNet | None = None) -> Callable[[],
     )
 
     def update() -> None:
-        nn.utils.clip_grad_norm_(params, section.grad_clip, foreach=True)
+        nn.utils.clip_grad_norm_(params, section.grad_clip or math.inf, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if averages:

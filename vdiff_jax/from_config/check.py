@@ -14,8 +14,9 @@ from typing import Any
 from vdiff_jax import schedules
 from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
+from vdiff_jax.from_config import packages
 from vdiff_jax.from_config.choices import Config, user_function
-from vdiff_jax.from_config.fields import TRAINING, field_at
+from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
 from vdiff_jax.from_config.model import (
     attending,
     has_guide,
@@ -23,6 +24,7 @@ from vdiff_jax.from_config.model import (
     make_schedule,
 )
 from vdiff_jax.from_config.moved import flat
+from vdiff_jax.from_config.ranges import LARGEST
 from vdiff_jax.types import Params
 
 
@@ -61,15 +63,24 @@ def check_fields(config: Config) -> None:
     for path, value in flat(config.to_dict()):
         allowed = field_at(path).allowed
         if not allowed.contains(value):
-            raise ValueError(f"{path}={value!r} must be {allowed.describe()}.")
+            raise ValueError(allowed.refusal(path, value))
 
 
 def check_files(config: Config) -> None:
-    """Refuses files that a later stage will read and that are not there.
+    """Refuses files and packages that a later stage needs and that are not there.
 
     Raises:
       ValueError: In one line, as of `check`.
     """
+    if config.wandb_project and _runs(config, *TRAINING):
+        packages.require_wandb(config.wandb_project)
+    if config.data.source == "tfds" and _runs(config, *TRAINING, "evaluate"):
+        field = "data.source='tfds'"
+        package = "tensorflow_datasets"
+        packages.require(field, package, "pip install tensorflow-datasets")
+    if "stablehlo" in config.export.formats and "export" in words_of(config.stage):
+        field = f"export.formats={config.export.formats}"
+        packages.require(field, "flatbuffers", "pip install 'vdiff_jax[export]'")
     if not _runs(config, "evaluate"):
         return
     for path in ("evaluate.inception_weights", "evaluate.reference_stats"):
@@ -200,13 +211,13 @@ def _check_data(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
-    if config.stage != "all" or config.train.label_dropout:
+    if not _runs(config, "train") or config.train.label_dropout:
         return
-    for field, guided in (
-        ("guide.steps", has_guide(config) and not config.guide.teacher),
-        ("evaluate.w", any(config.evaluate.w)),
+    for stage, field, guided in (
+        ("guide", "guide.steps", has_guide(config) and not config.guide.teacher),
+        ("evaluate", "evaluate.w", any(config.evaluate.w)),
     ):
-        if guided:
+        if guided and _runs(config, stage):
             raise ValueError(
                 "train.label_dropout=0.0 leaves out no class, so that the base model"
                 f" cannot be guided as {field} asks: set train.label_dropout=0.1."
@@ -226,7 +237,7 @@ def _check_guide(config: Config) -> None:
             f"guide.steps={guide.steps} needs a model that is conditioned on a class:"
             " set model.num_classes, and train with train.label_dropout above 0."
         )
-    if config.stage == "guide" and not has_guide(config):
+    if "guide" in words_of(config.stage) and not has_guide(config):
         raise ValueError(
             "guide.steps=0 turns the guide stage off: set the number of its updates."
         )
@@ -344,6 +355,12 @@ def _check_evaluate(config: Config) -> None:
             f"evaluate.reference_stats={evaluate.reference_stats!r} are of Inception"
             " features: set evaluate.inception_weights too."
         )
+    last = evaluate.seed + evaluate.repeats - 1
+    if last > LARGEST:
+        raise ValueError(
+            f"evaluate.seed={evaluate.seed} and evaluate.repeats={evaluate.repeats} end"
+            f" at seed {last}: the last must be at most {LARGEST}."
+        )
     if not _runs(config, "evaluate"):
         return
     if data.latent_scale:
@@ -374,4 +391,4 @@ def _check_num_steps(config: Config, path: str, num_steps: int) -> None:
 
 def _runs(config: Config, *stages: str) -> bool:
     """True if one of these stages is to run."""
-    return config.stage == "all" or config.stage in stages
+    return config.stage == "all" or not set(stages).isdisjoint(words_of(config.stage))

@@ -16,7 +16,6 @@ from vdiff_jax.from_config.data import OnDevice
 from vdiff_jax.from_config.losses import loss_weight
 from vdiff_jax.from_config.model import DType, ScheduleName, StyleName
 from vdiff_jax.from_config.ranges import (
-    LARGEST,
     Range,
     above,
     above_up_to,
@@ -28,6 +27,8 @@ from vdiff_jax.from_config.ranges import (
     one_of_literal,
     own_or,
     parsed_by,
+    place,
+    seed,
     tuple_of,
     whole,
     yes_or_no,
@@ -62,13 +63,13 @@ class Section(NamedTuple):
     fields: dict[str, Field]
 
 
-STAGES = (
-    "all", "train", "guide", "distill", "sample", "evaluate", "export", "import",
-)  # fmt: skip
+# The stages that may follow each other in one command, in their order.
+PIPELINE = ("train", "guide", "distill", "sample", "evaluate", "export")
+STAGES = ("all", *PIPELINE, "import")
 # The stages that train: each may have a value of its own for a field of `loop`.
 TRAINING = ("train", "guide", "distill")
 
-_SEED = whole(0, LARGEST)
+_SEED = seed()
 _WEIGHT = parsed_by(
     loss_weight,
     "constant, snr, snr_trunc, snr_plus_one, or min_snr:GAMMA with GAMMA above 0",
@@ -83,6 +84,17 @@ _CLASSES = tuple_of(
     whole(0), words="a tuple of classes, each a whole number of at least 0"
 )
 _WHICH = one_of("auto", "base", "guided", "distilled")
+
+
+def words_of(stage: str) -> list[str]:
+    """The words of the field `stage`: one, or several of the pipeline."""
+    return stage.split(",")
+
+
+def _stages(text: str) -> None:
+    words = words_of(text)
+    if words != [word for word in PIPELINE if word in words] and text not in STAGES:
+        raise ValueError(text)
 
 
 def _layout(text: str) -> None:
@@ -123,7 +135,12 @@ def _optimization(**defaults: Any) -> dict[str, Field]:
 
 _TOP = {
     "stage": Field(
-        "all", one_of(*STAGES), "What to run; the word behind the config's colon."
+        "all",
+        parsed_by(
+            _stages,
+            f"one of {', '.join(STAGES)}, or several in this order: train,distill",
+        ),
+        "What to run; the word behind the config's colon.",
     ),
     "seed": Field(
         0, _SEED, "Of the first parameters, the order of the data, and the noise."
@@ -223,7 +240,7 @@ _DATA = {
         "Where examples come from (docs/data.md); yours: package.module:make_source.",
     ),
     "name": Field("", any_text(), "Of a data set of TensorFlow Datasets."),
-    "path": Field("data", any_text("a folder or a file"), "Where the data lie."),
+    "path": Field("data", place("a folder or a file"), "Where the data lie."),
     "train_split": Field(
         "train", any_text(), "What the training split is called there; empty: `path`."
     ),
@@ -271,7 +288,9 @@ _PARALLEL = {
 
 LOOP = {
     "grad_clip": Field(
-        1.0, above(0), "Norm that a gradient is scaled down to if it is larger."
+        1.0,
+        at_least(0),
+        "Norm that a gradient is scaled down to if it is larger; 0: it never is.",
     ),
     "stratified_times": Field(
         False, yes_or_no(), "The times of a batch are spread evenly over [0, 1]."
@@ -316,7 +335,7 @@ LOOP = {
 _TRAIN = {
     "init_from": Field(
         "",
-        any_text("a train folder"),
+        place("a train folder"),
         "The train folder whose weights to go on from; empty: fresh ones.",
     ),
     "steps": Field(800_000, whole(1), "Updates."),
@@ -337,7 +356,7 @@ _GUIDE = {
         0, whole(0), "Updates; 0: there is no such stage, and no w for students."
     ),
     "teacher": Field(
-        "", any_text("a train folder"), "Empty: the base model of the same workdir."
+        "", place("a train folder"), "Empty: the base model of the same workdir."
     ),
     "w_min": Field(
         0.0, at_least(0), "The smallest guidance weight w that students take."
@@ -354,7 +373,7 @@ _GUIDE = {
 _DISTILL = {
     "teacher": Field(
         "",
-        any_text("a folder of a model"),
+        place("a folder of a model"),
         "The first teacher; empty: of the same workdir, guided if there is one.",
     ),
     "method": Field(
@@ -378,7 +397,7 @@ _DISTILL = {
 _SOURCE = {
     "path": Field(
         "",
-        any_text("a file or a folder"),
+        place("a file or a folder"),
         "A folder of diffusers, a .safetensors of export, or a checkpoint of the"
         " paper; empty: `model.net`, a network of your own.",
     ),
@@ -415,7 +434,7 @@ _EXPORT = {
 _SAMPLE = {
     "from_file": Field(
         "",
-        any_text("a file"),
+        place("a file"),
         "A .safetensors of export; --config.sample.from is the same.",
     ),
     "model": Field("auto", _WHICH, "Which model; auto: the last that is finished."),
@@ -439,10 +458,10 @@ _SAMPLE = {
     "guidance_rescale": Field(
         0.0, between(0, 1), "Share of the contrast that is taken back."
     ),
-    "noise": Field("", any_text("a file"), "An .npy of z_1 to start from."),
+    "noise": Field("", place("a file"), "An .npy of z_1 to start from."),
     "image": Field(
         "",
-        any_text("a file or a folder"),
+        place("a file or a folder"),
         "Images to start from: a file, a folder, an .npy; they are encoded.",
     ),
     "image_labels": Field((), _CLASSES, "Their classes, in turn, to encode them by."),
@@ -508,7 +527,7 @@ _EVALUATE = {
         "What distances are measured on; empty: all that can be had.",
     ),
     "inception_weights": Field(
-        "", any_text("a file"), "Weights of Inception, for FID (docs/evaluation.md)."
+        "", place("a file"), "Weights of Inception, for FID (docs/evaluation.md)."
     ),
     "reference_split": Field(
         "train", one_of("train", "test"), "Real images to compare with."
@@ -517,7 +536,7 @@ _EVALUATE = {
         50_000, whole(0), "How many of them, evenly spaced; 0: all."
     ),
     "reference_stats": Field(
-        "", any_text("a file"), "Published statistics: an .npz of mu and sigma."
+        "", place("a file"), "Published statistics: an .npz of mu and sigma."
     ),
     "likelihood_num": Field(
         0, whole(0), "Held-out images whose bits/dim are measured; 0: none."

@@ -1,14 +1,12 @@
 """Fields that have moved: what an older command, config or file means today.
 
 Every spelling here is understood for one version. `translated` serves them all: the
-flags of a command (`spelled`), the changes that a config file makes (`defaults`), and
-the configs that workdirs and files of weights keep (`current`).
+flags of a command (`command.parse`), the changes that a config file makes (`defaults`),
+and the configs that workdirs and files of weights keep (`current`).
 """
 
-import ast
 import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vdiff_jax.distillation.role import Method
@@ -18,10 +16,9 @@ from vdiff_jax.from_config.fields import (
     SECTIONS,
     TRAINING,
     field_at,
-    is_override,
-    unknown,
 )
 from vdiff_jax.from_config.model import attending, shape_of
+from vdiff_jax.from_config.ranges import Range, at_least
 from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import UNet
 
@@ -68,56 +65,15 @@ class Translation(NamedTuple):
     notes: list[str]
 
 
-class Command(NamedTuple):
-    """A command as it is written today.
-
-    Attributes:
-      words: All but the fields that a config does not have by itself.
-      changes: The others by section, in the spelling that they had.
-    """
-
-    words: list[str]
-    changes: Nested
-
-
-def spelled(argv: Sequence[str]) -> Command:
-    """Takes the flags out of a command that a config needs `update` for.
-
-    These are fields that have moved, and a stage's own value for a field of `loop`.
-
-    Raises:
-      ValueError: If there is no such field, or its value is not of its type.
-    """
-    words, changes, stage = [], {}, ""
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        flag = re.match(r"^--?(no)?config\.([\w.]+?)(?:=(.*))?$", word, re.DOTALL)
-        if flag is None:
-            file = re.match(r"^(--?config=)?(.*\.py):finetune$", word)
-            stage = "finetune" if file else stage
-            words.append(f"{file[1] or ''}{file[2]}:train" if file else word)
-            continue
-        no, path, text = flag.groups()
-        if path == "sample.from":  # a word of Python
-            words.append(word.replace("sample.from", "sample.from_file", 1))
-        elif not _is_late(path, text):
-            if wrong := unknown(path):
-                raise ValueError(f"The config has no field {wrong}.")
-            words.append(word)
-        else:
-            like = True if path == "sample.clip" else _like(path)
-            if isinstance(like, bool) and text is None:
-                text = str(not no)
-            text = rest.pop(0) if text is None and rest else text or ""
-            changes[path] = _value(path, text, like)
-    if stage:
-        taken = {path.partition(".")[2] for path in changes}
-        taken |= {match[1] for word in words if (match := _train_flag(word))}
-        for name, value in FINETUNE.items():
-            if name not in taken:
-                changes[f"finetune.{name}"] = value
-    return Command(words, nested(changes))
+def range_of_old(path: str) -> Range:
+    """The range of a field of `OLD`: that of the field that it has become."""
+    section, _, name = path.partition(".")
+    if section == "model" and name in _UNET:
+        return field_at(f"model.unet.{name}").allowed
+    if section == "finetune" and name in _TRAINED:
+        return field_at(f"train.{name}").allowed
+    kind = type(OLD[path])
+    return Range(f"a {kind.__name__}", lambda value: True, kind, each=at_least(0))
 
 
 def translated(fields: Mapping[str, Any], base: Any) -> Translation:
@@ -289,33 +245,3 @@ def _filled(base: Nested, fields: Nested) -> Nested:
         if isinstance(value, dict) and name in fields
     }
     return {**base, **fields, **both}
-
-
-def _is_late(path: str, text: str | None) -> bool:
-    if path == "sample.clip":
-        return text is None or text.lower() in ("true", "false", "1", "0")
-    return path in OLD or is_override(path)
-
-
-def _like(path: str) -> Any:
-    return OLD[path] if path in OLD else field_at(path).default
-
-
-def _train_flag(word: str) -> re.Match[str] | None:
-    return re.match(r"^--?config\.train\.(\w+)", word)
-
-
-def _value(path: str, text: str, like: Any) -> Any:
-    """The value that a flag's text stands for, of the type of another value."""
-    try:
-        if isinstance(like, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(like, tuple):
-            value = ast.literal_eval(text)
-            return value if isinstance(value, tuple) else (value,)
-        return type(like)(text)
-    except (KeyError, SyntaxError, ValueError) as error:
-        right = f"a {type(like).__name__}"
-        if path not in OLD:
-            right = field_at(path).allowed.describe()
-        raise ValueError(f"{path}={text!r} must be {right}.") from error

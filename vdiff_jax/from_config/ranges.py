@@ -7,6 +7,8 @@ from typing import Any, get_args
 
 # Seeds and counts are int32 where they meet a device.
 LARGEST = 2**31 - 1
+# Characters of a value in a message.
+LONGEST = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,22 +18,49 @@ class Range:
     Attributes:
       words: The description, to be read after "must be".
       contains: True for a value in the set.
+      kind: The type of its values.
+      each: The range of an entry, of a set of tuples.
+      is_path: True for places in the file system.
     """
 
     words: str
     contains: Callable[[Any], bool]
+    kind: type = float
+    each: "Range | None" = None
+    is_path: bool = False
 
     def describe(self) -> str:
         """The description, to be read after "must be"."""
         return self.words
 
+    def refusal(self, path: str, value: Any) -> str:
+        """The line on a value that is not in the set.
 
-def whole(low: int, high: int = LARGEST) -> Range:
-    """Whole numbers from `low` to `high`, both included; True is none."""
+        Args:
+          path: The field or the flag that it was given to.
+          value: The value, or the text that is none.
+        """
+        most = ""
+        if _is_whole(value) and value > LARGEST and str(LARGEST) not in self.words:
+            most = f" and at most {LARGEST}"
+        return f"{path}={shown(value)} must be {self.words}{most}."
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it; of a long one the first part."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def whole(low: int) -> Range:
+    """Whole numbers from `low` to the largest of 32 bits; True is none."""
     words = f"a whole number of at least {low}"
-    if high != LARGEST:
-        words = f"a whole number from {low} to {high}"
-    return Range(words, lambda value: _is_whole(value) and low <= value <= high)
+    return Range(words, lambda x: _is_whole(x) and low <= x <= LARGEST, int)
+
+
+def seed() -> Range:
+    """The seeds of random numbers: whole numbers of 31 bits, the same everywhere."""
+    return dataclasses.replace(whole(0), words=f"a whole number from 0 to {LARGEST}")
 
 
 def at_least(low: int | float) -> Range:
@@ -75,7 +104,7 @@ def above_up_to(low: int | float, high: int | float) -> Range:
 
 def yes_or_no() -> Range:
     """True and False."""
-    return Range("True or False", lambda value: isinstance(value, bool))
+    return Range("True or False", lambda value: isinstance(value, bool), bool)
 
 
 def any_text(meaning: str = "text") -> Range:
@@ -84,7 +113,16 @@ def any_text(meaning: str = "text") -> Range:
     Args:
       meaning: The kind of text: a folder, a name.
     """
-    return Range(meaning, lambda value: isinstance(value, str))
+    return Range(meaning, lambda value: isinstance(value, str), str)
+
+
+def place(meaning: str) -> Range:
+    """Every place in the file system, in which `~` is the user's home.
+
+    Args:
+      meaning: What lies there: a folder, a file.
+    """
+    return dataclasses.replace(any_text(meaning), is_path=True)
 
 
 def one_of(*texts: str) -> Range:
@@ -93,6 +131,7 @@ def one_of(*texts: str) -> Range:
     return Range(
         f"one of {listed}",
         lambda value: isinstance(value, str) and value in texts,
+        str,
     )
 
 
@@ -118,7 +157,7 @@ def parsed_by(parse: Callable[[str], Any], words: str) -> Range:
             return False
         return True
 
-    return Range(words, contains)
+    return Range(words, contains, str)
 
 
 def own_or(*names: str) -> Range:
@@ -132,7 +171,7 @@ def own_or(*names: str) -> Range:
         return value in names or all(part.isidentifier() for part in parts)
 
     words = f"{', '.join(names)}, or a function of your own, package.module:function"
-    return Range(words, contains)
+    return Range(words, contains, str)
 
 
 def tuple_of(
@@ -155,7 +194,8 @@ def tuple_of(
         )
 
     count = " of at least one" if least else ""
-    return Range(words or f"a tuple{count}, each {each.describe()}", contains)
+    words = words or f"a tuple{count}, each {each.describe()}"
+    return Range(words, contains, tuple, each)
 
 
 def _is_whole(value: Any) -> bool:

@@ -67,13 +67,14 @@ def make_optimizer(
     """Adam with decoupled weight decay, up to the learning rate.
 
     Args:
-      grad_clip: Gradients are scaled down to at most this global norm.
+      grad_clip: Gradients are scaled down to at most this global norm; 0 for never.
       weight_decay: Relative to the learning rate, on all parameters.
       b1: Decay of Adam's first moment.
       b2: Decay of Adam's second moment.
     """
     return optax.chain(
-        optax.clip_by_global_norm(grad_clip),
+        # `identity` has the same state, so that a run may go on with the other.
+        optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
         optax.scale_by_adam(b1=b1, b2=b2),
         optax.add_decayed_weights(weight_decay),
     )

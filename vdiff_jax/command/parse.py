@@ -1,0 +1,73 @@
+"""A command, understood: a config, a workdir, and how to run."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdiff_jax.command.source import FINETUNE, Source, find
+from vdiff_jax.command.words import Flags, understand
+from vdiff_jax.from_config import config_file, moved
+from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.moved import flat, nested, translated
+from vdiff_jax.workdir.recorded import recorded_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """What a command asks for.
+
+    Attributes:
+      config: The config, with the fields that the command sets.
+      workdir: The project's folder.
+      asked: Paths of the fields that the command itself sets, by today's names.
+      flags: How to run.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    asked: frozenset[str]
+    flags: Flags
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Understands a command.
+
+    Args:
+      argv: Its words, the first being the name of the program.
+
+    Raises:
+      ValueError: In one line, if anything in it cannot be understood.
+    """
+    flags, fields, old = understand(argv[1:])
+    source = find(flags.config)
+    if source.stage == FINETUNE:
+        source, old = source._replace(stage="train"), _finetuned(fields, old)
+    config = _config(source)
+    try:
+        asked = {*fields, *_today(old, config)}
+        config.update(nested(fields))
+        config.update(nested(old))
+    except (KeyError, TypeError) as error:
+        raise ValueError(str(error.args[0])) from error
+    workdir = pathlib.Path(flags.workdir or source.workdir)
+    return Command(config, workdir, frozenset(asked), flags)
+
+
+def _config(source: Source) -> Config:
+    if source.is_workdir:
+        return recorded_config(source.place, source.stage or "all")
+    return config_file.load(source.place, source.stage)
+
+
+def _today(old: Mapping[str, Any], config: Config) -> list[str]:
+    """Today's names of fields that a command spells in an old way."""
+    return [path for path, _ in flat(translated(nested(old), config).fields)]
+
+
+def _finetuned(fields: Mapping[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The old fields, with the defaults of the former stage `finetune`."""
+    given = [path.partition(".") for path in (*fields, *old)]
+    taken = {name for section, _, name in given if section in ("train", FINETUNE)}
+    left = {name: x for name, x in moved.FINETUNE.items() if name not in taken}
+    return {**{f"{FINETUNE}.{name}": x for name, x in left.items()}, **old}
