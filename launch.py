@@ -6,8 +6,8 @@ r"""The one command: runs the stages that a config describes.
 The words behind the colon select stages. The same command resumes. Any field of the
 config can be set: --config.train.batch_size=64. --dry_run only prints the plan,
 --profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
-1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help has all of
-it, and --help train the fields of a section.
+1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help has all
+of it, and --help train the fields of a section.
 
 Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
 config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.
@@ -41,7 +41,7 @@ from vdiff_jax.stages.sample import images as sample
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import imported
-from vdiff_jax.workdir.known import known
+from vdiff_jax.workdir.known import known, tell
 from vdiff_jax.workdir.layout import Project, lock
 
 STAGES = {
@@ -87,7 +87,7 @@ def _run(argv: Sequence[str]) -> None:
     check_fields(config)
     _join(flags)
     if not _joined():
-        parallel.use_cores(_batch_sizes(config))
+        parallel.use_cores(_batch_sizes(_known(config, workdir, command.asked)))
     if flags.replay is None:
         launch(
             config,
@@ -97,7 +97,8 @@ def _run(argv: Sequence[str]) -> None:
             profile=flags.profile,
         )
         return
-    project = Project(_checked(config, workdir), workdir)
+    config = _checked(config, workdir, command.asked)
+    project = Project(config, workdir, asked=command.asked)
     with lock(workdir):
         replay.run(project, chosen_stages(project.config), flags.replay)
 
@@ -109,7 +110,6 @@ def launch(
     asked: frozenset[str] = frozenset(),
     dry_run: bool = False,
     profile: int = 0,
-    asked: frozenset[str] = frozenset(),
 ) -> None:
     """Runs the stages of a config in a workdir, or prints what would be run.
 
@@ -119,7 +119,6 @@ def launch(
       asked: Paths of the fields that the command itself sets.
       dry_run: Prints one JSON object, and starts nothing.
       profile: Updates to trace in each stage that trains.
-      asked: Paths of the fields that the command sets itself.
 
     Raises:
       ValueError: If anything in the config or the workdir does not fit.
@@ -155,8 +154,18 @@ def chosen_stages(config: ConfigDict) -> list[Stage]:
     return [STAGES[word] for word in words_of(config.stage)]
 
 
+def _known(
+    config: ConfigDict, workdir: pathlib.Path, asked: frozenset[str]
+) -> ConfigDict:
+    """The config with what the workdir knows."""
+    if config.stage == "import":
+        return config
+    stages = {stage.name for stage in chosen_stages(config)}
+    return imported.resolved(known(config, asked, workdir, stages), workdir)
+
+
 def _checked(
-    config: ConfigDict, workdir: pathlib.Path, asked: frozenset[str] = frozenset()
+    config: ConfigDict, workdir: pathlib.Path, asked: frozenset[str]
 ) -> ConfigDict:
     """The config with what the workdir knows, checked.
 
@@ -164,10 +173,8 @@ def _checked(
       ValueError: If a field is wrong; it names its value, and what would be right.
     """
     check_fields(config)
-    if config.stage != "import":
-        stages = {stage.name for stage in chosen_stages(config)}
-        config = known(config, asked, workdir, stages)
-        config = imported.resolved(config, workdir)
+    of_command, config = config, _known(config, workdir, asked)
+    tell(of_command, config, workdir)
     check(config)
     check_files(config)
     return config

@@ -65,7 +65,7 @@ def page(argv: Sequence[str]) -> str | None:
     places = [i for i, word in enumerate(argv) if word.partition("=")[0] in _WORDS]
     if not places:
         return None
-    word, _, topic = argv[places[0]].partition("=")
+    _, _, topic = argv[places[0]].partition("=")
     rest = [*argv[places[0] + 1 :], ""]
     topic = topic or rest[0]
     topic = topic.lstrip("-").removeprefix("config.").partition("=")[0]

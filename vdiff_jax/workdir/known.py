@@ -11,7 +11,7 @@ from typing import Any
 
 from vdiff_jax import parallel
 from vdiff_jax.from_config.choices import Config, as_json
-from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override
+from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override, words_of
 from vdiff_jax.from_config.moved import flat, nested
 from vdiff_jax.workdir.claim import Difference, refuse
 from vdiff_jax.workdir.record import (
@@ -21,6 +21,7 @@ from vdiff_jax.workdir.record import (
     has_seen_data,
     record_of,
 )
+from vdiff_jax.workdir.recorded import as_tuples
 
 # Fields that a line on stderr names, at most.
 MOST_TOLD = 8
@@ -32,8 +33,7 @@ def known(
     """The config with what a workdir knows, where the command asks for nothing else.
 
     What the model is comes from the workdir, as does the section of a stage that has
-    run and is not to run now, and all that earlier commands asked for. A line on stderr
-    names what the config file has otherwise.
+    run and is not to run now, and all that earlier commands asked for.
 
     Args:
       config: The config of the command.
@@ -69,11 +69,30 @@ def known(
         for path, value in {**known_by_all, **asked_before}.items()
         if path not in asked and (path in FIELDS or is_override(path))
     }
-    shown = {path for path in taken if path in of_model or path in asked_before}
-    _tell(workdir, {path: taken[path] for path in sorted(shown)}, now)
     config = config.copy_and_resolve_references()
-    config.update(nested({path: _as_tuples(value) for path, value in taken.items()}))
+    config.update(nested({path: as_tuples(value) for path, value in taken.items()}))
     return config
+
+
+def tell(config: Config, known: Config, workdir: pathlib.Path) -> None:
+    """Prints, in a line on stderr, what a workdir knows otherwise than a command.
+
+    Sections of stages that are not to run are left out.
+    """
+    now, stages = dict(flat(as_json(config))), words_of(config.stage)
+    other = [
+        f"{path}={value!r} (not {now[path]!r})"
+        for path, value in flat(as_json(known))
+        if path in now
+        and value != now[path]
+        and (path.partition(".")[0] not in TRAINING or _runs(path, stages))
+    ]
+    if other and parallel.is_main():
+        more = f" and {len(other) - MOST_TOLD} more" if len(other) > MOST_TOLD else ""
+        print(
+            f"config: as in {workdir}: {', '.join(other[:MOST_TOLD])}{more}",
+            file=sys.stderr,
+        )
 
 
 def _is_of_model(
@@ -92,25 +111,10 @@ def _is_of_model(
     return name not in BOOKKEEPING
 
 
+def _runs(path: str, stages: list[str]) -> bool:
+    return stages == ["all"] or path.partition(".")[0] in stages
+
+
 def _is_of_another_run(workdir: pathlib.Path, path: str, stages: Set[str]) -> bool:
     section = path.partition(".")[0]
     return section in TRAINING and section not in stages and has_runs(workdir, section)
-
-
-def _tell(workdir: pathlib.Path, taken: dict[str, Any], now: dict[str, Any]) -> None:
-    """Prints the fields that the command would have had otherwise."""
-    other = [
-        f"{path}={value!r} (not {now[path]!r})"
-        for path, value in taken.items()
-        if path in now and value != now[path]
-    ]
-    if other and parallel.is_main():
-        more = f" and {len(other) - MOST_TOLD} more" if len(other) > MOST_TOLD else ""
-        print(
-            f"config: as in {workdir}: {', '.join(other[:MOST_TOLD])}{more}",
-            file=sys.stderr,
-        )
-
-
-def _as_tuples(value: Any) -> Any:
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -23,7 +23,7 @@ def recorded_config(workdir: pathlib.Path, stage: str) -> Config:
     record = read_config(workdir / CONFIG)
     config.update(
         {
-            name: _as_tuples(record[name])
+            name: as_tuples(record[name])
             for name in config
             if name in record and name != "stage"
         }
@@ -31,8 +31,8 @@ def recorded_config(workdir: pathlib.Path, stage: str) -> Config:
     return config
 
 
-def _as_tuples(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """A value of JSON with tuples for lists, as configs have them."""
     if isinstance(value, dict):
-        return {name: _as_tuples(inner) for name, inner in value.items()}
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+        return {name: as_tuples(inner) for name, inner in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
