@@ -4,6 +4,7 @@ A few fields may change on the way of a run; every change is recorded.
 """
 
 import pathlib
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -208,20 +209,27 @@ def refuse(workdir: pathlib.Path, differences: Sequence[Difference]) -> None:
     """Raises a ValueError that names the differences and the way that there is."""
     if not differences:
         return
-    section = differences[-1].section
-    way = "Use its values or another --workdir."
-    if section == "train":
-        way = (
-            "Use its values; or go on from its weights in another --workdir, with"
-            f" train.init_from={workdir}/train."
-        )
-    elif section == "guide" or section.startswith("distill"):
-        stage = "guide" if section == "guide" else "distill"
-        way = (
-            f"Use its values; or another --workdir, with {stage}.teacher={workdir}/"
-            f"{'train' if stage == 'guide' else 'train (or a student there)'}."
-        )
     raise ValueError(
         f"{workdir} holds runs of another config"
-        f" ({'; '.join(map(str, differences))}). {way}"
+        f" ({'; '.join(map(str, differences))}). Use its values or another --workdir"
+        f"{_way(workdir, differences[-1].section)}."
     )
+
+
+def _way(workdir: pathlib.Path, section: str) -> str:
+    """How to have the other values all the same, with what was trained already."""
+    train = shlex.quote(str(workdir / "train"))
+    if section == "train":
+        why = ""
+        if _is_a_teacher(workdir, section):
+            why = "; a base model that others were made from stays as it is"
+        return f", with train.init_from={train} to go on from its weights{why}"
+    if section == "guide":
+        return f", with guide.teacher={train}"
+    if section.startswith("distill"):
+        begun = ", ".join(map(str, sorted(_begun(workdir, section), reverse=True)))
+        return (
+            f", with distill.teacher={train} or a student there; of the students begun"
+            f" ({begun}) the fields stay as they are"
+        )
+    return ""
