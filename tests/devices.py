@@ -64,7 +64,9 @@ class Bench:
         self.config, self.section = config, section_of(config, stage)
         self.model = make_model(config)
         self.mesh = parallel.make_mesh(config.parallel.fsdp)
-        self.feeder = make_feeder(config, self.section, self.mesh)
+        self.feeder = make_feeder(
+            config, make_source(config, "train"), self.section, self.mesh
+        )
         self.optimizer = optimizer_of(self.section)
         self.start = init_state(self.params(0), self.optimizer)
         self.shardings = parallel.state_shardings(

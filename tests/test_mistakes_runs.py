@@ -356,7 +356,7 @@ def test_a_run_goes_on_with_the_data_it_began_with(command, tmp_path, monkeypatc
         patch.setattr(checkpoints, "save", _stopping_after(checkpoints.save, 2))
         assert command("file:train", workdir, *source, f"{path}{tmp_path}/a")[0] == 130
     status, error = command("file:train", workdir, f"{path}{tmp_path}/b")
-    assert (status, "begun with other examples" in error) == (2, True)
+    assert (status, "begun with another data set" in error) == (2, True)
     assert command("file:train", workdir, f"{path}{tmp_path}/copy")[0] == 0
 
 

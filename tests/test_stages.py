@@ -15,9 +15,11 @@ import pytest
 import launch
 import tiny
 from configs import folder
+from vdiff_jax.datasets.identity import sha256_of_sample
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import trainer
+from vdiff_jax.from_config.data import make_source
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay
 from vdiff_jax.training import checkpoints, loop
@@ -118,6 +120,8 @@ def test_a_checkpoint_says_all_that_its_state_comes_from(project):
     assert info["teacher_step"] == teacher["step"]
     assert info["teacher_sha256"] == teacher["params_sha256"]
     assert info["config"]["distill"]["updates"] == "4, 1: 6"
+    sha256 = info["data"].pop("sha256_of_sample")
+    assert sha256 == sha256_of_sample(make_source(tiny.small("train"), "train"))
     assert info["data"] == {"examples": 1617, "epoch": 0, "position": 32}
     assert info["run"] == "distill 4 -> 2"
 
@@ -170,11 +174,15 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
 
 
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
-    info = {"teacher_sha256": "a", "data": {"examples": 7}}
+    data = {"examples": 7, "sha256_of_sample": "c"}
+    info = {"teacher_sha256": "a", "data": data}
     loop._check_origin(info, info, project)
+    loop._check_origin({**info, "data": {"examples": 7}}, info, project)  # of 0.1
+    more, others = {**data, "examples": 8}, {**data, "sha256_of_sample": "d"}
     for other, message in (
         ({**info, "teacher_sha256": "b"}, "another teacher_sha256: a there, b now"),
-        ({**info, "data": {"examples": 8}}, "number of examples: 7 there, 8 now"),
+        ({**info, "data": more}, "number of examples: 7 there, 8 now"),
+        ({**info, "data": others}, "another data set: c there, d now"),
     ):
         with pytest.raises(ValueError, match=message):
             loop._check_origin(info, other, project)

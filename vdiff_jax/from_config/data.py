@@ -45,16 +45,16 @@ def _source(config: Config, split: catalog.Split) -> Source:
     )
 
 
-def make_feeder(config: Config, section: Config, mesh: Mesh) -> Feeder:
+def make_feeder(config: Config, source: Source, section: Config, mesh: Mesh) -> Feeder:
     """Brings the training split to the step: from the host, or held on devices.
 
     Args:
       config: The whole config.
+      source: The training split.
       section: The fields of the stage; see `section_of`.
       mesh: The devices.
     """
     data = config.data
-    source = make_source(config, "train")
     size = device_feed.size_in_bytes(source)
     if data.on_device == "always" or (
         data.on_device == "auto" and size <= device_feed.LIMIT_BYTES

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from vdiff_jax import parallel
+from vdiff_jax.datasets.identity import sha256_of_sample
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.from_config.choices import Config, as_json, section_of
 from vdiff_jax.from_config.data import make_feeder, make_source
@@ -51,7 +52,8 @@ def make_tools(
         lambda params: init_state(params, optimizer), model.abstract_params()
     )
     shardings = parallel.state_shardings(abstract_state, mesh)
-    feeder = make_feeder(config, section, mesh)
+    source = make_source(config, "train")
+    feeder = make_feeder(config, source, section, mesh)
     known = peak_flops(jax.local_devices()[0]) is not None
     parts = (config, section, loss, feeder, mesh, shardings)
     return Tools(
@@ -67,6 +69,7 @@ def make_tools(
         abstract_state=abstract_state,
         shardings=shardings,
         feeder=feeder,
+        data_sha256=sha256_of_sample(source),
         held_out=_held_out(config, section.batch_size, mesh),
         mesh=mesh,
         flops_per_image=passes * model.forward_flops() if known else 0.0,

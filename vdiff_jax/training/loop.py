@@ -138,7 +138,12 @@ def _info(tools: Tools, run: Run, step: int) -> dict[str, Any]:
         "run": run.name,
         **run.facts,
         "config": tools.config,
-        "data": {"examples": length, "epoch": epoch, "position": position},
+        "data": {
+            "examples": length,
+            "sha256_of_sample": tools.data_sha256,
+            "epoch": epoch,
+            "position": position,
+        },
     }
 
 
@@ -146,9 +151,13 @@ def _check_origin(
     info: dict[str, Any], now: dict[str, Any], folder: pathlib.Path
 ) -> None:
     """Refuses to go on with another teacher or with other data."""
+    data, data_now = info["data"], now["data"]
+    # Version 0.1 recorded no hash of the data.
+    data = {"sha256_of_sample": data_now["sha256_of_sample"], **data}
     for name, before, after in (
         ("teacher_sha256", info.get("teacher_sha256"), now.get("teacher_sha256")),
-        ("number of examples", info["data"]["examples"], now["data"]["examples"]),
+        ("number of examples", data["examples"], data_now["examples"]),
+        ("data set", data["sha256_of_sample"], data_now["sha256_of_sample"]),
     ):
         if before != after:
             raise ValueError(

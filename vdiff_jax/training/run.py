@@ -64,6 +64,7 @@ class Tools:
       abstract_state: Shapes of the state, to restore into.
       shardings: The devices of each array of the state.
       feeder: Feeds the step with the training split.
+      data_sha256: The hash of some of its examples.
       held_out: Some batches of the held-out split.
       mesh: The devices.
       flops_per_image: Operations of an update for one image; 0 if the devices' peak is
@@ -84,6 +85,7 @@ class Tools:
     abstract_state: TrainState
     shardings: TrainState
     feeder: Feeder
+    data_sha256: str
     held_out: list[Batch]
     mesh: Mesh
     flops_per_image: float
