@@ -54,7 +54,7 @@ def known(
         workdir,
         [
             Difference("", path, before[path], now[path])
-            for path in sorted(asked & of_model)
+            for path in sorted((asked & of_model) - {"data.path"})
             if before[path] != now[path]
         ],
     )
