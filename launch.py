@@ -6,8 +6,8 @@ r"""The one command: runs the stages that a config describes.
 The words behind the colon select stages. The same command resumes. Any field of the
 config can be set: --config.train.batch_size=64. --dry_run only prints the plan,
 --profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
-1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help has all
-of it, and --help train the fields of a section.
+1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help shows all
+flags, and --help train the fields of a section.
 
 Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
 config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.

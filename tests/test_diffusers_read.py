@@ -189,10 +189,55 @@ def test_schedulers_that_are_not_ours_are_refused(folder, tmp_path, changes, mes
         read_folder(copy)
 
 
+def _params(folder):
+    return jax.tree.leaves(read_folder(folder).params)
+
+
 def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match=r"no .*config\.json"):
         read_folder(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "unet" / read.WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"There is no .* in .*: fetch it") as error:
+        read_folder(copy)
+    assert "pickle" not in str(error.value)
+    (copy / "unet" / "diffusion_pytorch_model.ema.safetensors").touch()
+    with pytest.raises(ValueError, match=r"but diffusion_pytorch_model.ema.saf"):
+        read_folder(copy)
+    (copy / "unet" / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(ValueError, match="Files of pickles"):
+        read_folder(copy)
+
+
+def test_the_folder_of_the_network_alone_will_do(folder):
+    for ours, whole in zip(_params(folder / "unet"), _params(folder), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    assert read_folder(folder / "unet").fields == read_folder(folder).fields
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_a_variant_of_fewer_bits_is_read(folder, tmp_path, variant):
+    dtype = torch.float16 if variant == "fp16" else torch.bfloat16
+    net = random_net(**KINDS["of DDPM"]).to(dtype)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "unet" / read.WEIGHTS).unlink()
+    net.save_pretrained(copy / "unet", variant=variant)
+    for ours, whole in zip(_params(copy), _params(folder), strict=True):
+        assert ours.dtype == np.float32
+        rounded = torch.from_numpy(np.array(whole)).to(dtype).float().numpy()
+        np.testing.assert_array_equal(ours, rounded)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_parts_are_read_by_their_index(folder, tmp_path, variant):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "unet" / read.WEIGHTS).unlink()
+    net = random_net(**KINDS["of DDPM"])
+    net.save_pretrained(copy / "unet", variant=variant, max_shard_size="60KB")
+    parts = sorted((copy / "unet").glob("*.safetensors"))
+    assert len(parts) > 1
+    for ours, whole in zip(_params(copy), _params(folder), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    parts[0].unlink()
+    with pytest.raises(ValueError, match=rf"There is no file .*{parts[0].name}"):
         read_folder(copy)

@@ -65,9 +65,8 @@ def page(argv: Sequence[str]) -> str | None:
     places = [i for i, word in enumerate(argv) if word.partition("=")[0] in _WORDS]
     if not places:
         return None
-    _, _, topic = argv[places[0]].partition("=")
     rest = [*argv[places[0] + 1 :], ""]
-    topic = topic or rest[0]
+    topic = argv[places[0]].partition("=")[2] or rest[0]
     topic = topic.lstrip("-").removeprefix("config.").partition("=")[0]
     if not topic or topic.split(".")[0] in FLAGS or topic == "config":
         return _command()

@@ -191,8 +191,8 @@ def _check_data(config: Config) -> None:
     for field in ("image_size", "channels"):
         if not data[field] and config.stage != "import":
             raise ValueError(
-                f"data.{field}=0 must be at least 1, save where an imported model"
-                " brings it."
+                f"data.{field}=0 must be at least 1: an imported model brings it, and"
+                " there is none in the workdir; run the import stage first, or set it."
             )
     if _runs(config, *TRAINING, "evaluate"):
         if ":" in data.source:

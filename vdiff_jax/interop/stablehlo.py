@@ -93,8 +93,8 @@ def write(
         "jax": importlib.metadata.version("jax"),
         "lifetime": LIFETIME,
     }
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-    (folder / SCRIPT).write_text(script(model))
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (folder / SCRIPT).write_text(script(model), encoding="utf-8")
 
 
 def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> bytes:

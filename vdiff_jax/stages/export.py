@@ -109,7 +109,7 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
 def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, Any]]:
     """The measurements of a model with the sampler that it was taught, if any."""
     path = project.workdir / "evaluate" / "ladder.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
     return [
         {name: row[name] for name in kept if name in row}
@@ -151,7 +151,7 @@ def _write_diffusers(
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)
     text = model_card.diffusers(model, about.kind, steps, weight, rows)
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 STAGE = Stage(name="export", plan=plan, run=run)

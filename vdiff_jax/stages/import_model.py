@@ -1,6 +1,7 @@
 """A model of another project, imported as the base model of a workdir."""
 
 import pathlib
+import re
 from typing import Any, Literal
 
 import jax
@@ -25,6 +26,9 @@ from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
+# A model of the hub of Hugging Face: organisation/name, or its address.
+_HUB = re.compile(r"(?:https?://huggingface\.co/)?([\w-]+/([\w.-]+))/?(?:tree/main/?)?")
+_OF_TORCH = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 # The fields of a config that describe a network of the user's own.
 OWN = ("net", "convention", "output", "timesteps", "num_classes")
 
@@ -41,6 +45,32 @@ def plan(project: Project) -> list[dict[str, Any]]:
             "status": layout.status(folder),
         }
     ]
+
+
+def check(project: Project) -> None:
+    """Refuses what is no place of a model, and says what is.
+
+    Raises:
+      ValueError: In one line.
+    """
+    text = project.config.source.path
+    if not text:  # a network of the user's own
+        return
+    path, field = pathlib.Path(text), f"source.path={text!r}"
+    of_hub = _HUB.fullmatch(text)
+    if not path.exists() and of_hub:
+        raise ValueError(
+            f"{field} is no folder here. A model of the hub is fetched first: hf"
+            f" download {of_hub[1]} --local-dir {of_hub[2]}, then source.path="
+            f"{of_hub[2]}"
+        )
+    if not path.exists():
+        raise ValueError(f"{field}: there is no such file or folder.")
+    if path.suffix in _OF_TORCH:
+        raise ValueError(
+            f"{field} is a file of torch, which does not show its network: name the"
+            " folder that save_pretrained() of diffusers writes."
+        )
 
 
 def run(project: Project) -> None:
@@ -136,4 +166,4 @@ def _never_without_class(source: Imported) -> Imported:
     return source._replace(fields={**source.fields, "train": {"label_dropout": 0.0}})
 
 
-STAGE = Stage(name="import", plan=plan, run=run)
+STAGE = Stage(name="import", plan=plan, run=run, check=check)

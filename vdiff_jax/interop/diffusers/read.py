@@ -19,6 +19,8 @@ from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import Level, UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+# The same network as people publish it, the most exact first.
+VARIANTS = ("", ".fp16", ".bf16")
 OUTPUTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 CHAINS = {
     "linear": "linear_beta",
@@ -60,15 +62,16 @@ def read_folder(folder: pathlib.Path) -> Imported:
     """Reads a pipeline's folder, or one with the files of its U-Net and scheduler.
 
     Args:
-      folder: A folder with `unet/` and `scheduler/`, or, as old ones, with all files.
+      folder: A folder with `unet/` and `scheduler/`, that `unet/` itself, or, as old
+        ones, a folder with all files.
 
     Raises:
       ValueError: If something is missing or not supported, with its name.
     """
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    if not scheduler.exists():
-        scheduler = folder / "scheduler_config.json"
+    name = "scheduler_config.json"
+    places = (folder / "scheduler", folder, folder.parent / "scheduler")
+    scheduler = next((x / name for x in places if (x / name).exists()), folder / name)
     config = _unet_config(unet_folder / "config.json")
     chain, output = _chain(scheduler)
     net = _net(config, unet_folder)
@@ -230,26 +233,51 @@ def _chain(path: pathlib.Path) -> tuple[dict[str, Any], str]:
 
 
 def _tensors(folder: pathlib.Path) -> names.Tensors:
-    index = folder / f"{WEIGHTS}.index.json"
-    files = [WEIGHTS]
-    if index.exists():
-        files = sorted(set(_json(index)["weight_map"].values()))
-    if not (folder / files[0]).exists():
-        raise ValueError(
-            f"There is no {WEIGHTS} in {folder}. Files of pickles (.bin) are not read:"
-            " load the model with diffusers, and save_pretrained() it."
-        )
     tensors: names.Tensors = {}
-    for name in files:
-        if pathlib.PurePath(name).name != name:
-            raise ValueError(f"{index} names {name!r}, which is not beside it.")
+    for name in _files(folder):
         tensors |= weights.read(folder / name)
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
+def _files(folder: pathlib.Path) -> list[str]:
+    """The names of the files with the weights: one, or the parts that an index names.
+
+    Raises:
+      ValueError: If there are none, or none that are read.
+    """
+    stem, suffix = WEIGHTS.split(".")
+    for variant in VARIANTS:
+        if (folder / f"{stem}{variant}.{suffix}").is_file():
+            return [f"{stem}{variant}.{suffix}"]
+        index = folder / f"{stem}.{suffix}.index{variant}.json"
+        if index.is_file():
+            return _parts(index)
+    others = sorted(path.name for path in folder.glob(f"{stem}*"))
+    if any(name.endswith(".bin") for name in others):
+        raise ValueError(
+            f"There is no {WEIGHTS} in {folder}. Files of pickles (.bin) are not read:"
+            " load the model with diffusers, and save_pretrained() it."
+        )
+    beside = f", but {', '.join(others)}" if others else ""
+    raise ValueError(
+        f"There is no {WEIGHTS} in {folder}{beside}: fetch it, or save the model with"
+        " save_pretrained() of diffusers."
+    )
+
+
+def _parts(index: pathlib.Path) -> list[str]:
+    listed = _json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ValueError(f"{index} has no weight_map, the file of each tensor.")
+    for name in (files := sorted(set(listed.values()))):
+        if pathlib.PurePath(name).name != name:
+            raise ValueError(f"{index} names {name!r}, which is not beside it.")
+    return files
+
+
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
             f"There is no {path}: name the folder of a pipeline of diffusers, or of its"

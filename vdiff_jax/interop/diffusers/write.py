@@ -71,7 +71,8 @@ def write_folder(
     }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
     weights.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
 
 
