@@ -9,7 +9,7 @@ import numpy as np
 
 from vdiff_jax.evaluation.metrics import Statistics
 from vdiff_jax.evaluation.moments import Moments
-from vdiff_jax.files.atomic import replacing
+from vdiff_jax.files.atomic import replacing, to_json
 from vdiff_jax.files.fingerprints import DamagedError
 
 
@@ -38,7 +38,7 @@ def save(
                 f"{name}_scatter": moments.scatter,
             }
     # The names "said" and "floor" stay, for the files that have them.
-    text = json.dumps({"floor": real_vs_real, "fingerprint": fingerprint})
+    text = to_json({"floor": real_vs_real, "fingerprint": fingerprint})
     with replacing(path) as half, half.open("wb") as file:
         np.savez(file, said=np.array(text), **arrays)
 

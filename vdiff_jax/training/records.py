@@ -16,7 +16,7 @@ import tqdm
 from jaxtyping import UInt8
 
 from vdiff_jax import parallel
-from vdiff_jax.files.atomic import write_text
+from vdiff_jax.files.atomic import to_json, write_text
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 
 
@@ -94,7 +94,7 @@ class Records:
             return
         self.check_folder()
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(to_json({"step": step, **values}) + "\n")
         for board in self._boards:
             board.scalars(step, values)
         if "loss" in values:

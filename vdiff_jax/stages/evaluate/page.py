@@ -103,7 +103,7 @@ def _loss(project: Project, role: Role) -> Loss:
     for line in path.read_text().splitlines() if path.exists() else []:
         metrics = json.loads(line)
         for kind, curve in points.items():
-            if kind in metrics:
+            if metrics.get(kind) is not None:  # null: not finite
                 curve.append((metrics["step"], metrics[kind]))
     return Loss(
         name=_run_name(role), training=points["loss"], held_out=points["held_out_loss"]
