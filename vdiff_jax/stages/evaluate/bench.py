@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
@@ -25,6 +24,7 @@ from vdiff_jax.generation.batches import (
     start_of_seed,
 )
 from vdiff_jax.generation.sampler import request
+from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate.candidates import Candidate
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import (
@@ -171,7 +171,7 @@ class Bench:
         variance: float | None,
         seed: int,
         numbers: range,
-        bar: tqdm.tqdm,
+        bar: Bar,
     ) -> Drawn:
         sampler = self.models.sampler(candidate.role, candidate.sampler)
         return draw(
@@ -231,14 +231,8 @@ def _summary(measured: list[Measured]) -> dict[str, Any]:
     }
 
 
-def _bar(name: str, total: int) -> tqdm.tqdm:
-    return tqdm.tqdm(
-        desc=name,
-        total=total,
-        unit=" images",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    )
+def _bar(name: str, total: int) -> Bar:
+    return Bar(name, total, shown=parallel.is_main())
 
 
 def _keep(path: pathlib.Path, part: Drawn) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array
 
 from vdiff_jax import likelihood, parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.model import Model
+from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Real
 from vdiff_jax.types import Params, PerExample
@@ -92,18 +92,12 @@ def _bits(
     mesh = parallel.make_mesh()
     batch_size = min(batch_size, -(-len(images) // mesh.size) * mesh.size)
     split, done = parallel.split(mesh), []
-    for first in tqdm.trange(
-        0,
-        len(images),
-        batch_size,
-        desc=name,
-        unit=" batches",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    ):
-        # The last batch is filled up from the start: one shape, compiled once.
-        index = np.arange(first, first + batch_size) % len(images)
-        key = jax.random.fold_in(jax.random.key(0), first)
-        batch = parallel.put((images[index], labels[index]), split)
-        done.append(parallel.fetch(compiled(params, *batch, key)))
+    with Bar(name, len(images), shown=parallel.is_main()) as bar:
+        for first in range(0, len(images), batch_size):
+            # The last batch is filled up from the start: one shape, compiled once.
+            index = np.arange(first, first + batch_size) % len(images)
+            key = jax.random.fold_in(jax.random.key(0), first)
+            batch = parallel.put((images[index], labels[index]), split)
+            done.append(parallel.fetch(compiled(params, *batch, key)))
+            bar.update(min(batch_size, len(images) - first))
     return np.concatenate(done)[: len(images)]

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from jaxtyping import Num
 
 from vdiff_jax import parallel
@@ -18,6 +17,7 @@ from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
 from vdiff_jax.generation.sampler import Request, request
 from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
+from vdiff_jax.progress import Bar
 from vdiff_jax.stages import Stage
 from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
@@ -115,13 +115,8 @@ def _draw(
     asked: Request,
 ) -> Num[np.ndarray, " n h w c"]:
     num, w = config.sample.num, asked.w
-    with tqdm.tqdm(
-        desc="sample" if w is None else f"sample, {describe(float(w))}",
-        total=num,
-        unit=" images",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    ) as bar:
+    name = "sample" if w is None else f"sample, {describe(float(w))}"
+    with Bar(name, num, shown=parallel.is_main()) as bar:
         return draw(
             starts.sampler,
             params,
