@@ -12,6 +12,7 @@ from jaxtyping import Array
 from vdiff_jax import likelihood, parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.from_config.choices import Config
 from vdiff_jax.model import Model
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate.models import Models
@@ -27,21 +28,32 @@ FLOW_STEPS = 32
 Row = dict[str, Any]
 
 
-def measure_likelihood(project: Project, models: Models) -> list[Row]:
-    """Rows for `evaluate.likelihood_num` images; none if that is 0.
+def images_of_likelihood(config: Config) -> Real | None:
+    """The held-out images whose likelihood is asked for; None if it is of none.
+
+    Raises:
+      ValueError: If the data have no held-out images.
+    """
+    num = config.evaluate.likelihood_num
+    return Real(config, "test", num) if num else None
+
+
+def measure_likelihood(
+    project: Project, models: Models, real: Real | None
+) -> list[Row]:
+    """Rows for held-out images; none if there are none.
 
     Only the base model has a likelihood, as vdiff_jax/likelihood.py explains.
 
     Args:
       project: The config and its folder.
       models: Its finished models.
+      real: The images; None for none.
     """
-    config = project.config
-    num = config.evaluate.likelihood_num
-    if not num:
+    if real is None:
         return []
-    real = Real(config, "test", num)
-    model, params = models.trained(BASE).model, models.params(BASE)
+    config, model = project.config, models.trained(BASE).model
+    params = models.params(BASE)
     ends = {
         "logsnr_min": float(model.schedule(jnp.float32(1.0))),
         "logsnr_max": min(LARGEST_LOGSNR, float(model.schedule(jnp.float32(0.0)))),
@@ -69,7 +81,9 @@ def measure_likelihood(project: Project, models: Models) -> list[Row]:
         )
         print(f"evaluate: {name}: {rows[-1]['bits_per_dim']:.4f} bits/dim")
     if parallel.is_main():
-        write_json(project.workdir / "evaluate" / "likelihood.json", rows)
+        of = {"params_sha256": models.trained(BASE).sha256}
+        path = project.workdir / "evaluate" / "likelihood.json"
+        write_json(path, [{**row, **of} for row in rows])
     return rows
 
 

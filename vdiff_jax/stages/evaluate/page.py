@@ -29,7 +29,6 @@ from vdiff_jax.generation.sampler import Sampler, Start, request
 from vdiff_jax.generation.trajectories import columns_of, interpolation
 from vdiff_jax.guidance import describe
 from vdiff_jax.stages.evaluate.bench import Bench
-from vdiff_jax.stages.evaluate.candidates import measured
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Reference
 from vdiff_jax.workdir import layout
@@ -188,7 +187,7 @@ def _label(row: Measurement) -> str:
 
 
 def _images(bench: Bench, row: Measurement) -> np.ndarray:
-    return np.load(bench.images_of(measured(row)))
+    return bench.images_of(row)
 
 
 def _timing(rows: Sequence[Measurement]) -> list[dict[str, Any]]:
