@@ -16,6 +16,8 @@ from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.stages.evaluate import bench, references
 from vdiff_jax.stages.evaluate import stage as evaluate_stage
+from vdiff_jax.stages.sample import images as sample_stage
+from vdiff_jax.stages.sample import output
 
 
 @pytest.fixture
@@ -283,3 +285,111 @@ def test_readers_of_json_take_null_for_no_number(tmp_path):
     (read,) = json.loads((tmp_path / "ladder.json").read_text())
     assert np.isnan(from_json(read).value)
     np.testing.assert_array_equal(from_json(read).values, [1.0, np.nan])
+
+
+def _sample(workdir, **sample):
+    config = tiny.small("sample", sample={"batch_size": 16, "steps": 2, **sample})
+    launch.launch(config, workdir)
+    return _names(workdir / "sample")
+
+
+def _names(folder):
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def _sheets(workdir):
+    return sorted(path.name for path in workdir.glob("sample_*"))
+
+
+def test_the_folder_of_samples_holds_those_of_one_command_and_what_made_them(workdir):
+    """Once eleven images of another command stayed, and a sheet lay among them."""
+    _sample(workdir, num=16, trajectory=True, interpolate=3)
+    assert _sheets(workdir) == sorted(output.SHEETS)
+    np.save(workdir / "noise.npy", np.zeros((5, 8, 8, 1)))
+    names = _sample(workdir, num=5, noise=str(workdir / "noise.npy"))
+    assert names == [*(f"{i:06d}.png" for i in range(5)), "sample.json"]
+    assert _sheets(workdir) == ["sample_grid.png"]
+    made_by = json.loads((workdir / "sample" / "sample.json").read_text())
+    result = json.loads((workdir / "distill" / "0002" / "result.json").read_text())
+    assert made_by["model"] == {
+        "role": "distilled", "method": "progressive", "num_steps": 2,
+        "folder": str(workdir / "distill" / "0002"),
+        "params_sha256": result["params_sha256"],
+    }  # fmt: skip
+    assert made_by["sampler"] == "ddim"
+    assert made_by["num_images"] == made_by["sample"]["num"] == 5
+    assert made_by["sample"].keys() == set(tiny.small("sample").sample)
+    assert made_by["version"].count(".") == 2
+    assert made_by["sha256_of_files"].keys() == {"noise"}
+
+
+OLD = ("000000.png", "000063.png", "grid.png", "trajectory.png", "interpolation.png",
+       "latents.npz", "w_0.5/000001.png", "w_4/grid.png", ".DS_Store")  # fmt: skip
+
+
+def test_the_folder_of_an_earlier_version_is_replaced(workdir):
+    for name in OLD:
+        path = workdir / "sample" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert _sample(workdir, num=1) == ["000000.png", "sample.json"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "best.png", "w_4/mine/000000.png"])
+def test_files_of_the_users_among_samples_are_never_removed(workdir, monkeypatch, name):
+    _sample(workdir, num=2)
+    path = workdir / "sample" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    monkeypatch.setattr(sample_stage, "draw", None)
+    with pytest.raises(ValueError, match=rf"did not write \({name}\), .*move them"):
+        _sample(workdir, num=1)
+    assert path.read_text() == "mine"
+    assert "000001.png" in _names(workdir / "sample")
+
+
+@pytest.mark.parametrize("at", ["draw", "write"])
+def test_a_command_that_is_stopped_leaves_the_samples_of_the_one_before(
+    workdir, monkeypatch, at
+):
+    _sample(workdir, num=2)
+    before = _contents(workdir)
+    save_image = output.save_image
+
+    def stopped(path, image):
+        if path.name == "000002.png":
+            raise KeyboardInterrupt
+        save_image(path, image)
+
+    def stopped_at_once(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if at == "draw":
+        monkeypatch.setattr(sample_stage, "draw", stopped_at_once)
+    else:
+        monkeypatch.setattr(output, "save_image", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _sample(workdir, num=4)
+    after = _contents(workdir)
+    # The config of the last command is recorded before it begins.
+    assert {**after, "config.json": b""} == {**before, "config.json": b""}
+
+
+def test_two_commands_do_not_draw_into_one_folder(workdir):
+    with (
+        output.alone(workdir),
+        pytest.raises(ValueError, match=r"Another command draws images in .*wait for"),
+    ):
+        _sample(workdir, num=1)
+    # As long as a training is at work in it, images can be drawn.
+    with launch.lock(workdir):
+        assert _sample(workdir, num=1) == ["000000.png", "sample.json"]
+
+
+def test_no_two_guidance_weights_share_a_folder(tmp_path):
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    output.write(tmp_path, dict.fromkeys((0.5, 1.0, 1.0000001), images), {})
+    names = ["sample.json", "w_0.5", "w_1", "w_1.0000001"]
+    assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == names

@@ -92,8 +92,8 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
+    """Removes a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

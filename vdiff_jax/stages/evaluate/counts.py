@@ -12,7 +12,7 @@ FEWEST_REAL = 2 * FEWEST["frechet"]
 
 
 def check_counts(section: Config, real: int) -> None:
-    """Refuses too few images for any metric; prints the metrics that they leave out.
+    """Refuses too few real images for any metric; prints the metrics that go.
 
     Args:
       section: The section `evaluate`.
@@ -21,7 +21,6 @@ def check_counts(section: Config, real: int) -> None:
     Raises:
       ValueError: If there are too few for a Frechet distance.
     """
-    check_num(section)
     if real < FEWEST_REAL:
         raise ValueError(
             f"There are {_images(section, real)}: every distance needs at least"
