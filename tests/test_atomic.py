@@ -1,8 +1,12 @@
 """A file or a folder is there whole, or as it was before."""
 
+import json
+import math
+import pathlib
+
 import pytest
 
-from vdiff_jax.files.atomic import replacing, write_bytes, write_json
+from vdiff_jax.files.atomic import replacing, to_json, write_bytes, write_json
 
 
 def _names(folder):
@@ -50,3 +54,41 @@ def test_what_is_no_json_replaces_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {"x": object()})
     assert path.read_text() == '{\n  "x": 1\n}\n'
+
+
+def test_numbers_that_json_has_not_are_null_wherever_they_stand(tmp_path):
+    value = {"a": math.nan, "b": [1.5, math.inf, {"c": (-math.inf, 2)}], "d": None}
+    path = tmp_path / "x.json"
+    write_json(path, value)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    read = json.loads(path.read_text(), parse_constant=refuse)
+    assert read == {"a": None, "b": [1.5, None, {"c": [None, 2]}], "d": None}
+    assert to_json({"b": 1, "a": 2}, sort_keys=True) == '{"a": 2, "b": 1}'
+
+
+def test_a_folder_is_never_half_removed(tmp_path, monkeypatch):
+    """What was in its place goes away as a whole, and stays if that cannot be."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    rename = pathlib.Path.replace
+    seen = []
+
+    def replace(half, target):
+        seen.append(path.exists())
+        raise OSError("no place")
+
+    monkeypatch.setattr(pathlib.Path, "replace", replace)
+    with pytest.raises(OSError, match="no place"), replacing(path) as half:
+        half.mkdir()
+    assert seen == [False]
+    assert _names(tmp_path) == ["folder"]
+    assert _names(path) == ["old"]
+    monkeypatch.setattr(pathlib.Path, "replace", rename)
+    with replacing(path) as half:
+        half.mkdir()
+    assert _names(tmp_path) == ["folder"]
+    assert _names(path) == []

@@ -3,7 +3,7 @@
 import tiny
 from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.evaluation.measurement import Measurement
-from vdiff_jax.stages.evaluate.candidates import Candidate, candidates, measured
+from vdiff_jax.stages.evaluate.candidates import Candidate, candidate_of, candidates
 
 
 def test_guidance_costs_the_base_alone_a_second_evaluation():
@@ -31,7 +31,7 @@ def test_every_candidate_has_a_name_of_its_own_and_is_found_in_its_row():
         Measurement(**one.to_json(), evaluations=1, metric="fid", value=1.0)
         for one in found
     ]
-    assert [measured(row) for row in rows] == found
+    assert [candidate_of(row) for row in rows] == found
     assert {one.w for one in found} == {0.0, 0.5, 4.0}
     methods = {one.role.method for one in found if one.role.is_student}
     assert methods == {"progressive", "stochastic"}

@@ -171,9 +171,10 @@ def test_sampling_over_strengths_draws_a_row_for_each(workdir, tmp_path, capsys)
     sample = {**tiny.TINY["sample"], "w": (0.0, 4.0)}
     launch.launch(_config("sample", sample=sample), copy)
     out = copy / "sample"
-    assert len(list((out / "w_0").glob("0*.png"))) == 5
-    assert len(list((out / "w_4").glob("0*.png"))) == 5
-    assert (out / "grid.png").exists()
+    assert len(list((out / "w_0").iterdir())) == 5
+    assert len(list((out / "w_4").iterdir())) == 5
+    assert sorted(path.name for path in out.iterdir()) == ["sample.json", "w_0", "w_4"]
+    assert (copy / "sample_grid.png").exists()
 
 
 def test_pictures_are_encoded_as_the_class_that_they_show(

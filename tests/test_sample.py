@@ -42,7 +42,7 @@ def test_pictures_are_the_same_whatever_the_batch(workdir):
     large, small = _drawn(workdir), _drawn(workdir, batch_size=2)
     assert large.shape == (5, 8, 8)
     assert np.abs(large.astype(int) - small).max() <= 1
-    assert (workdir / "sample" / "grid.png").exists()
+    assert (workdir / "sample_grid.png").exists()
 
 
 def test_a_student_that_was_not_trained_cannot_be_sampled(workdir):
@@ -78,7 +78,7 @@ def test_every_sampler_draws_its_own_pictures_and_the_same_again(workdir):
 
 def test_a_trajectory_ends_in_the_sample_and_begins_in_the_noise(workdir):
     pictures = _drawn(workdir, trajectory=True, steps=4, model="base")
-    with PIL.Image.open(workdir / "sample" / "trajectory.png") as opened:
+    with PIL.Image.open(workdir / "sample_trajectory.png") as opened:
         sheet = np.asarray(opened)
     factor = sheet.shape[0] // (2 * 5 * 9 - 1)
     sheet = sheet[::factor, ::factor]
@@ -95,7 +95,7 @@ def test_a_trajectory_ends_in_the_sample_and_begins_in_the_noise(workdir):
 
 def test_an_interpolation_goes_from_one_sample_to_the_other(workdir):
     pictures = _drawn(workdir, interpolate=5, num=16)
-    with PIL.Image.open(workdir / "sample" / "interpolation.png") as opened:
+    with PIL.Image.open(workdir / "sample_interpolation.png") as opened:
         sheet = np.asarray(opened)
     factor = sheet.shape[0] // (8 * 9 - 1)
     sheet = sheet[::factor, ::factor]

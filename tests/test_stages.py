@@ -323,7 +323,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
     drawn = np.load(workdir / "sample" / "latents.npz")["latents"]
     assert drawn.shape == (30, 8, 8, 5)
     assert 1.5 < drawn.std() < 3.5
-    with PIL.Image.open(workdir / "sample" / "grid.png") as grid:
+    with PIL.Image.open(workdir / "sample_grid.png") as grid:
         assert grid.mode == "RGB"
     with pytest.raises(ValueError, match="compares images, and these data are latents"):
         launch.launch(tiny.small("evaluate", data=data, sample=sample), workdir)

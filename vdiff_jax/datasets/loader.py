@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import tqdm
 from torch.utils.data import DataLoader
 
 from vdiff_jax.datasets.shuffle import cursor, example_index
 from vdiff_jax.datasets.source import Source, read_many
+from vdiff_jax.progress import Bar, say
 
 T = TypeVar("T")
 
@@ -131,9 +131,7 @@ def read_all(
         list(range(first, min(first + 256, len(source))))
         for first in range(0, len(source), 256)
     ]
-    with tqdm.tqdm(
-        desc="read", total=len(source), unit=" images", delay=2.0, dynamic_ncols=True
-    ) as bar:
+    with Bar("read", len(source), delay=2.0) as bar:
         batches = _read(source, parts, num_workers, timeout)
         for part, batch in zip(parts, batches, strict=True):
             for name, values in batch.items():
@@ -170,7 +168,7 @@ def _read(
                     f" batch ({error}). Is memory short, or a file system hanging?"
                     " Fewer data.workers, or a longer data.worker_timeout, may help."
                 ) from error
-            tqdm.tqdm.write(f"loader: {error}; started new workers.", file=sys.stderr)
+            say(f"loader: {error}; started new workers.", sys.stderr)
 
 
 def _read_once(

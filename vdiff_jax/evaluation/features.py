@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 from jaxtyping import Array, UInt8
 
 from vdiff_jax import parallel
 from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.evaluation.inception import weights
+from vdiff_jax.progress import Bar
 from vdiff_jax.types import Params
 
 LARGEST_PIXELS = 16
@@ -70,21 +70,15 @@ class FeatureSet:
         params = parallel.put(self.params, parallel.replicated(mesh))
         batch_size = -(-min(BATCH_SIZE, len(images)) // mesh.size) * mesh.size
         parts = []
-        firsts = tqdm.trange(
-            0,
-            len(images),
-            batch_size,
-            desc=f"{self.name} features",
-            unit=" batches",
-            delay=5.0,
-            dynamic_ncols=True,
-            disable=not parallel.is_main(),
-        )
-        for first in firsts:
-            # The last batch is filled up from the start: one shape, compiled once.
-            index = np.arange(first, first + batch_size) % len(images)
-            batch = parallel.put(images[index], parallel.split(mesh))
-            parts.append(jax.tree.map(parallel.fetch, _run(self.apply, params, batch)))
+        name, shown = f"{self.name} features", parallel.is_main()
+        with Bar(name, len(images), shown=shown, delay=5.0) as bar:
+            for first in range(0, len(images), batch_size):
+                # The last batch is filled up from the start: one shape, compiled once.
+                index = np.arange(first, first + batch_size) % len(images)
+                batch = parallel.put(images[index], parallel.split(mesh))
+                features = _run(self.apply, params, batch)
+                parts.append(jax.tree.map(parallel.fetch, features))
+                bar.update(min(batch_size, len(images) - first))
         whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         return jax.tree.map(lambda x: x[: len(images)], whole)
 

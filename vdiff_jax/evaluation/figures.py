@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vdiff_jax.distillation.role import BASE, Role
 from vdiff_jax.evaluation.measurement import Measurement
+from vdiff_jax.files.atomic import replacing
 
 # Columns of the CSV.
 COLUMNS = (
@@ -121,8 +122,7 @@ def ladder_figure(
     axes.set_ylabel(f"{rows[0].metric} ({rows[0].num_images:,} images)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def trade_off_figure(
@@ -158,8 +158,7 @@ def trade_off_figure(
     axes.set_ylabel(scores[0].metric)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="x-small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
 
 
 def comparison_grid(
@@ -184,5 +183,10 @@ def comparison_grid(
             ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    with replacing(path) as half:
+        figure.savefig(half, format="png", dpi=150)

@@ -1,6 +1,7 @@
 """One measurement: the value of a metric for a model and the way it was sampled."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class Measurement:
       w: The guidance weight; None without guidance.
       evaluations: Evaluations of the network for one image.
       metric: The metric's name.
-      value: Its mean over the seeds; NaN if it could not be measured.
+      value: Its mean over the seeds; NaN if it could not be measured, in JSON null.
       spread: The standard deviation over the seeds; None for one seed.
       values: The value of each seed.
       warning: A reason why the value means little; None if it is of enough images.
@@ -78,7 +79,14 @@ class Measurement:
 def from_json(row: dict[str, Any]) -> Measurement:
     """The measurement of a row that `to_json` wrote; fields of other versions go."""
     names = {field.name for field in dataclasses.fields(Measurement)}
-    return Measurement(**{name: row[name] for name in row.keys() & names})
+    known = {name: row[name] for name in row.keys() & names}
+    values = [_number(value) for value in row.get("values", ())]
+    return Measurement(**{**known, "value": _number(row["value"]), "values": values})
+
+
+def _number(value: float | None) -> float:
+    """A number that JSON may have had to write as null."""
+    return math.nan if value is None else value
 
 
 def of_metric(measurements: Sequence[Measurement], metric: str) -> list[Measurement]:

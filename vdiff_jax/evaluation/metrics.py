@@ -11,8 +11,8 @@ from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.frechet import Rooted, frechet_distance, with_root
 from vdiff_jax.evaluation.kernel import kernel_distance
 from vdiff_jax.evaluation.moments import Moments, moments
-from vdiff_jax.evaluation.neighbours import overlap
-from vdiff_jax.evaluation.scores import inception_score
+from vdiff_jax.evaluation.neighbours import K_DENSITY, overlap
+from vdiff_jax.evaluation.scores import SPLITS, inception_score
 
 # Pairs of images are compared among so many: as published for precision and recall
 # with ImageNet models, and still a matter of seconds.
@@ -25,6 +25,15 @@ OF_INCEPTION = {
     "kernel_distance": "kid",
 }
 OVERLAP = ("precision", "recall", "density", "coverage")
+# The fewest images of each set that a metric is defined for; of what is generated
+# alone, for the score. What it takes for a value that means much: `sample_size`.
+FEWEST = {
+    "frechet": 2,
+    "spatial_frechet": 2,
+    "kernel_distance": 2,
+    **dict.fromkeys(OVERLAP, K_DENSITY + 1),
+    "score": SPLITS,
+}
 
 
 def name(metric: str, feature_set: str) -> str:
@@ -56,6 +65,15 @@ def statistics(features: Features) -> Statistics:
         spatial=None if features.spatial is None else moments(features.spatial),
         features=features.pooled,
     )
+
+
+def left_out(generated: int, real: int) -> dict[str, int]:
+    """The metrics that are not defined for so few images, and the fewest they take."""
+    return {
+        kind: fewest
+        for kind, fewest in FEWEST.items()
+        if (generated if kind == "score" else min(generated, real)) < fewest
+    }
 
 
 def evenly(length: int, most: int) -> np.ndarray:
@@ -92,7 +110,12 @@ class Ruler:
         return frechet_distance(moments(features.pooled), self._root).value
 
     def measure(self, features: Features) -> dict[str, Measured]:
-        """Every metric that the features allow, by name."""
+        """Every metric that the features, and their number, allow, by name.
+
+        Raises:
+          ValueError: If there are fewer than two images.
+        """
+        missing = left_out(len(features.pooled), self._count)
         measured = {"frechet": self._frechet(features.pooled, self._root)}
         if self._spatial_root is not None:
             measured["spatial_frechet"] = self._frechet(
@@ -104,10 +127,13 @@ class Ruler:
             kernel_distance(some, self._some),
             sample_size.warning("kernel_distance", count, some.shape[1]),
         )
-        shares = overlap(some, self._some)
-        warning = sample_size.warning("overlap", count, some.shape[1])
-        measured |= {kind: Measured(getattr(shares, kind), warning) for kind in OVERLAP}
-        if features.logits is not None:
+        if not missing.keys() & OVERLAP:
+            shares = overlap(some, self._some)
+            warning = sample_size.warning("overlap", count, some.shape[1])
+            measured |= {
+                kind: Measured(getattr(shares, kind), warning) for kind in OVERLAP
+            }
+        if features.logits is not None and "score" not in missing:
             measured["score"] = Measured(
                 inception_score(features.logits).mean,
                 sample_size.warning("inception_score", *features.logits.shape),

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 
 from vdiff_jax.evaluation.moments import check_finite
 
+K_PRECISION, K_DENSITY = 3, 5
 # Rows and columns of the pieces of a pairwise matrix: [1024, 10,000] takes 80 MB.
 CHUNK = 1024
 
@@ -56,8 +57,8 @@ def overlap(
     generated: Float[np.ndarray, " generated features"],
     real: Float[np.ndarray, " real features"],
     *,
-    k_precision: int = 3,
-    k_density: int = 5,
+    k_precision: int = K_PRECISION,
+    k_density: int = K_DENSITY,
     chunk: int = CHUNK,
 ) -> Overlap:
     """Precision, recall, density and coverage.

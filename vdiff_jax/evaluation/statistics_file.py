@@ -9,8 +9,11 @@ import numpy as np
 
 from vdiff_jax.evaluation.metrics import Statistics
 from vdiff_jax.evaluation.moments import Moments
-from vdiff_jax.files.atomic import replacing
+from vdiff_jax.files.atomic import replacing, to_json
 from vdiff_jax.files.fingerprints import DamagedError
+
+# What NumPy raises for a file that is none of its own, or half a one.
+_UNREADABLE = (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile)
 
 
 def save(
@@ -38,7 +41,7 @@ def save(
                 f"{name}_scatter": moments.scatter,
             }
     # The names "said" and "floor" stay, for the files that have them.
-    text = json.dumps({"floor": real_vs_real, "fingerprint": fingerprint})
+    text = to_json({"floor": real_vs_real, "fingerprint": fingerprint})
     with replacing(path) as half, half.open("wb") as file:
         np.savez(file, said=np.array(text), **arrays)
 
@@ -64,7 +67,7 @@ def load(
             spatial=_moments(arrays, "spatial") if "spatial_mean" in arrays else None,
             features=arrays["features"],
         )
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DamagedError(
             f"{path} cannot be read ({error}): remove it, and it is made again."
         ) from error
@@ -117,21 +120,41 @@ def published(path: pathlib.Path) -> Moments:
       path: An npz with `mu` and `sigma`, as pytorch-fid and its kin write it.
 
     Raises:
-      ValueError: If the file has not these two arrays.
+      ValueError: If the file has not these two arrays, or they are no mean and no
+        covariance.
     """
+    field = f"evaluate.reference_stats={str(path)!r}"
     wanted = "an .npz with mu [2048] and sigma [2048, 2048]"
     try:
         arrays = _read(path)
         mu, sigma = (np.asarray(arrays[key], np.float64) for key in ("mu", "sigma"))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ValueError(
-            f"evaluate.reference_stats={str(path)!r} cannot be read ({error}); it"
-            f" should be {wanted}."
+            f"{field} cannot be read ({error}); it should be {wanted}."
         ) from error
     if mu.shape != (2048,) or sigma.shape != (2048, 2048):
         raise ValueError(
-            f"evaluate.reference_stats={str(path)!r} has mu {mu.shape} and sigma"
-            f" {sigma.shape}; it should be {wanted}."
+            f"{field} has mu {mu.shape} and sigma {sigma.shape}; it should be {wanted}."
         )
+    _check_moments(field, mu, sigma)
     # The file has no number of images: the covariance is taken as it is.
     return Moments(2, mu, sigma)
+
+
+def _check_moments(field: str, mu: np.ndarray, sigma: np.ndarray) -> None:
+    """Refuses what is no mean and no covariance."""
+    for name, values in (("mu", mu), ("sigma", sigma)):
+        bad = np.count_nonzero(~np.isfinite(values))
+        if bad:
+            raise ValueError(
+                f"{field}: {bad:,} of the {values.size:,} numbers of {name} are not"
+                " finite. Fetch the file again, or make it again."
+            )
+    if np.abs(sigma - sigma.T).max() > 1e-5 * np.abs(sigma).max():
+        raise ValueError(
+            f"{field}: its sigma is not symmetric, so it is no covariance matrix."
+        )
+    if sigma.diagonal().min() < 0.0:
+        raise ValueError(
+            f"{field}: its sigma has variances below 0, so it is no covariance matrix."
+        )

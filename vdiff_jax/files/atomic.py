@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -22,16 +23,59 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield half
         if half.is_dir():
-            remove(path)
-        half.replace(path)
+            _swap(half, path)
+        else:
+            half.replace(path)
     except BaseException:
         remove(half)
         raise
 
 
+def _swap(half: pathlib.Path, path: pathlib.Path) -> None:
+    """Puts a folder in the place of what is there, which to remove may take long."""
+    old = path.with_name(f".{path.name}.old")
+    remove(old)
+    if path.exists():
+        path.rename(old)
+    try:
+        half.replace(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+    remove(old)
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Replaces a file by JSON."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Replaces a file by JSON; see `to_json`."""
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, **style: Any) -> str:
+    """A value as JSON, which has no NaN and no infinity: they become null.
+
+    Args:
+      value: Dictionaries, lists, texts and numbers.
+      **style: As `json.dumps` takes it: indent, sort_keys.
+
+    Raises:
+      TypeError: If there is anything else in it that JSON has not.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **style)
+    except ValueError:  # a number that is not finite, or a circle
+        return json.dumps(_finite(value), allow_nan=False, **style)
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -48,8 +92,8 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if path.is_dir():
+    """Removes a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

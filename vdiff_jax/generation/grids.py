@@ -7,6 +7,7 @@ import PIL.Image
 from jaxtyping import Num, UInt8
 
 from vdiff_jax import parallel
+from vdiff_jax.files.atomic import replacing
 
 
 def to_show(
@@ -54,8 +55,9 @@ def enlarge(
 
 
 def save_image(path: pathlib.Path, image: UInt8[np.ndarray, " h w c"]) -> None:
-    """Writes a PNG: grey for one channel, RGB for three."""
+    """Writes a PNG, whole or not at all: grey for one channel, RGB for three."""
     if not parallel.is_main():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    with replacing(path) as half:
+        PIL.Image.fromarray(pixels).save(half, format="png")

@@ -15,6 +15,7 @@ from flax import traverse_util
 
 from vdiff_jax.distillation.role import RoleName
 from vdiff_jax.files import weights
+from vdiff_jax.files.atomic import to_json
 from vdiff_jax.types import Params
 
 VERSION = 1
@@ -49,7 +50,7 @@ def write(path: pathlib.Path, params: Params, about: About) -> None:
       OSError: If it cannot be written.
     """
     entry = {"version": VERSION, **about._asdict()}
-    text = json.dumps(entry, sort_keys=True)
+    text = to_json(entry, sort_keys=True)
     weights.write(path, tensors_of(params), {ENTRY: text})
 
 

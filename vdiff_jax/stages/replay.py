@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from contextlib import closing
 
 import jax
-import tqdm
 
 from vdiff_jax.datasets.source import Source, name_of
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.data import make_source
+from vdiff_jax.progress import Bar
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import begin, cut_into_calls, examples_of
 from vdiff_jax.training.nonfinite import Origin, origins
@@ -82,7 +82,7 @@ def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState
     calls = cut_into_calls(first, step, tools.loop.steps_per_call)
     with (
         closing(tools.feeder.feeds(calls, run.order_seed)) as feeds,
-        tqdm.tqdm(desc="repeat", initial=first, total=step, unit=" updates") as bar,
+        Bar("repeat", step, unit="updates", done=first) as bar,
     ):
         for (_, steps), feed in zip(calls, feeds, strict=True):
             state, metrics = tools.train_step(state, feed, run.job)

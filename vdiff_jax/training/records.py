@@ -12,12 +12,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tensorboardX
-import tqdm
 from jaxtyping import UInt8
 
 from vdiff_jax import parallel
-from vdiff_jax.files.atomic import write_text
+from vdiff_jax.files.atomic import to_json, write_text
 from vdiff_jax.generation.grids import enlarge, save_image, tile
+from vdiff_jax.progress import Bar, say
 
 
 class Records:
@@ -58,14 +58,11 @@ class Records:
             self._boards.append(_TensorBoard(folder, done))
             if wandb_project:
                 self._boards.append(_WeightsAndBiases(folder, wandb_project, name))
-        self._bar = tqdm.tqdm(
-            desc=name,
-            initial=done * batch_size,
-            total=num_updates * batch_size,
-            unit=" images",
-            unit_scale=True,
-            dynamic_ncols=True,
-            disable=not parallel.is_main(),
+        self._bar = Bar(
+            name,
+            num_updates * batch_size,
+            done=done * batch_size,
+            shown=parallel.is_main(),
         )
 
     def advance(self, updates: int) -> None:
@@ -86,7 +83,7 @@ class Records:
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
         if parallel.is_main():
-            tqdm.tqdm.write(text)
+            say(text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs one line of metrics."""
@@ -94,11 +91,11 @@ class Records:
             return
         self.check_folder()
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(to_json({"step": step, **values}) + "\n")
         for board in self._boards:
             board.scalars(step, values)
         if "loss" in values:
-            self._bar.set_postfix(_shown(values), refresh=False)
+            self._bar.note(_shown(values))
 
     def grid(self, step: int, images: UInt8[np.ndarray, " n h w c"]) -> None:
         """Saves a square of samples as `samples/<step>.png`."""

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from vdiff_jax.datasets.folder import classify
 from vdiff_jax.datasets.images import Fit, Resize
 from vdiff_jax.datasets.prepare.archives import Input, open_input
 from vdiff_jax.datasets.prepare.writers import Writer, convert, make_writer
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.progress import Bar
 
 CHUNK = 32
 
@@ -207,13 +207,8 @@ def _write(
 ) -> None:
     left = list(names.items())[progress.inputs :]
     chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
-    with tqdm.tqdm(
-        desc=f"prepare {folder.name.removesuffix('.partial')}",
-        initial=progress.inputs,
-        total=len(names),
-        unit=" files",
-        dynamic_ncols=True,
-    ) as bar:
+    name = f"prepare {folder.name.removesuffix('.partial')}"
+    with Bar(name, len(names), unit="files", done=progress.inputs) as bar:
         for chunk, results in _converted(task, files, chunks):
             images, unreadable = _sort_out(chunk, results)
             _refuse(unreadable, task)

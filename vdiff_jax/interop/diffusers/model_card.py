@@ -80,6 +80,7 @@ def _table(measured: list[dict[str, Any]]) -> str:
     rows = [
         f"| {row['metric']} | {row['value']:.4g} | {row['num_images']} |"
         for row in measured
+        if row["value"] is not None  # it was no number
     ]
     head = ["", "| metric | value | samples of each seed |", "| --- | --- | --- |"]
     return "\n".join([*head, *rows, ""])

@@ -1,16 +1,22 @@
-"""The measuring of candidates: their images of the same noise, and the references."""
+"""The measuring of candidates: their images of the same noise, and the references.
+
+While it is at work the rows and the images go to `parts/`, and what an earlier
+evaluation left stays as it is; `finish` puts the new in its place.
+"""
 
 import functools
 import hashlib
 import json
 import pathlib
+import re
+import shutil
 import statistics
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
@@ -25,7 +31,9 @@ from vdiff_jax.generation.batches import (
     start_of_seed,
 )
 from vdiff_jax.generation.sampler import request
-from vdiff_jax.stages.evaluate.candidates import Candidate
+from vdiff_jax.progress import Bar
+from vdiff_jax.stages.evaluate.candidates import Candidate, candidate_of
+from vdiff_jax.stages.evaluate.counts import check_counts
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import (
     Judge,
@@ -45,6 +53,10 @@ BATCHES_IN_A_PART = 16
 # Fields of `sample` that change images.
 SAMPLING = ("clip", "guidance_interval", "guidance_rescale")
 KEPT_IMAGES = 64
+# Names of the files of kept images, at any version: at first they had no key.
+OURS = re.compile(
+    r"(base|guided|distilled)-[a-z0-9_]+-\d{4,}(-w[0-9.e+-]+?)?(-[0-9a-f]{16})?\.npy"
+)
 
 
 class Bench:
@@ -58,31 +70,32 @@ class Bench:
     """
 
     def __init__(self, project: Project):
-        """Makes the references, or reads those of an earlier evaluation."""
+        """Makes the references, or reads those of an earlier evaluation.
+
+        Raises:
+          ValueError: If they cannot be made, or have too few images.
+          DamagedError: If what an earlier evaluation left cannot be read.
+        """
         config = self._config = project.config
         section = config.evaluate
         self.models = Models(project)
         self.out = project.workdir / "evaluate"
-        path = self.out / "ladder.json"
-        before = json.loads(path.read_text()) if path.exists() else []
-        self._before = [from_json(row) for row in before]
+        self._parts = self.out / "parts"
+        self._before = [
+            row
+            for path in (self.out / "ladder.json", self._parts / "ladder.json")
+            for row in read_rows(path)
+        ]
         split: Split = section.reference_split
         real = functools.cache(lambda split: Real(config, split, section.reference_num))
         self.real: Real = real(split)
+        check_counts(section, len(self.real.source))
         folder = self.out / "reference"
-        self.references = [
-            Reference(features, self.real, folder)
-            for features in feature_sets(config, real, folder)
-        ]
-        self._published = published(config, self.references)
-        # The name "floor" stays, for the files that have it.
-        facts = [{**each.facts, "floor": each.real_vs_real} for each in self.references]
-        self._judge = None
-        if section.judge:
-            self._judge = Judge(real, folder)
-            facts.append(self._judge.facts)
-        if parallel.is_main():
-            write_json(self.out / "reference.json", facts)
+        # What is refused comes before what takes long.
+        sets = feature_sets(config, real, folder)
+        self._published = published(config, sets)
+        self._judge = Judge(real, folder) if section.judge else None
+        self.references = [Reference(each, self.real, folder) for each in sets]
         for reference in self.references:
             (metric, value), *_ = reference.real_vs_real.items()
             print(
@@ -93,16 +106,16 @@ class Bench:
     def rows(self, candidate: Candidate) -> list[Measurement]:
         """The measurements of a candidate, of now or of an earlier evaluation."""
         key = self._key(candidate)
-        known = [row for row in self._before if row.key == key]
-        images = self.images_of(candidate)
-        if parallel.on_all_hosts(bool(known) and images.exists()):
+        # Of a row that both files have, the one of the evaluation under way.
+        known = {row.metric: row for row in self._before if row.key == key}
+        if parallel.on_all_hosts(bool(known)):
             print(f"evaluate: {candidate} was measured before")
-            return known
+            rows = list(known.values())
+            self._draw_kept(candidate, rows[0].variance, key)
+            return rows
         variance = self._variance(candidate)
         drawn = [self._drawn(candidate, variance, seed, key) for seed in self._seeds()]
-        if parallel.is_main():
-            images.parent.mkdir(parents=True, exist_ok=True)
-            np.save(images, drawn[0].images[:KEPT_IMAGES])
+        _save(self._path_of_images(candidate, key), drawn[0].images[:KEPT_IMAGES])
         measured = [self._measure(images) for images, _ in drawn]
         return [
             Measurement(
@@ -121,9 +134,55 @@ class Bench:
             for metric in measured[0]
         ]
 
-    def images_of(self, candidate: Candidate) -> pathlib.Path:
-        """The file of the first images of a candidate."""
-        return self.out / "pictures" / f"{candidate}.npy"
+    def images_of(self, row: Measurement) -> np.ndarray:
+        """The first images of a candidate, of those that a row is about.
+
+        Raises:
+          DamagedError: If their file cannot be read.
+        """
+        path = self._path_of_images(candidate_of(row), row.key)
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedError(
+                f"{path} cannot be read ({error}): remove it, and it is drawn again."
+            ) from error
+
+    def keep(self, rows: Sequence[Measurement]) -> None:
+        """Keeps the rows of an evaluation under way, for the command to go on from."""
+        if parallel.is_main():
+            write_json(self._parts / "ladder.json", [row.to_json() for row in rows])
+
+    def finish(self, rows: Sequence[Measurement]) -> None:
+        """Writes ladder.json and reference.json; removes what was of other rows."""
+        if not parallel.is_main():
+            return
+        # The name "floor" stays, for the files that have it.
+        facts = [{**each.facts, "floor": each.real_vs_real} for each in self.references]
+        if self._judge is not None:
+            facts.append(self._judge.facts)
+        write_json(self.out / "reference.json", facts)
+        write_json(self.out / "ladder.json", [row.to_json() for row in rows])
+        shutil.rmtree(self._parts, ignore_errors=True)
+        kept = {self._path_of_images(candidate_of(row), row.key) for row in rows}
+        for path in (self.out / "pictures").iterdir():
+            if path not in kept and OURS.fullmatch(path.name):
+                path.unlink()
+
+    def _path_of_images(self, candidate: Candidate, key: str) -> pathlib.Path:
+        return self.out / "pictures" / f"{candidate}-{key}.npy"
+
+    def _draw_kept(
+        self, candidate: Candidate, variance: float | None, key: str
+    ) -> None:
+        """Draws the first images of a candidate again, if their file is not there."""
+        path = self._path_of_images(candidate, key)
+        if parallel.on_all_hosts(path.exists()):
+            return
+        numbers = range(min(KEPT_IMAGES, self._config.evaluate.num))
+        seed = self._config.evaluate.seed
+        with _bar(f"draw {candidate} again", len(numbers)) as bar:
+            _save(path, self._draw(candidate, variance, seed, numbers, bar).images)
 
     def _key(self, candidate: Candidate) -> str:
         """A hash that changes with anything that changes the numbers."""
@@ -149,16 +208,19 @@ class Bench:
         """The images of one seed, part by part; a part that is on disk is read."""
         num = self._config.evaluate.num
         size = self._config.sample.batch_size * BATCHES_IN_A_PART
-        folder = self.out / "parts" / key
+        folder = self._parts / key
         images, seconds = [], []
         with _bar(f"evaluate {candidate}, seed {seed}", num) as bar:
             for first in range(0, num, size):
                 path = folder / f"{seed}-{first:08d}.npz"
-                if parallel.on_all_hosts(path.exists()):
-                    part = _read(path)
-                    bar.update(len(part.images))
+                numbers = range(first, min(first + size, num))
+                part = _read(path) if path.exists() else None
+                # With another batch size a part had other numbers.
+                fits = part is not None and len(part.images) == len(numbers)
+                if parallel.on_all_hosts(fits):
+                    assert part is not None
+                    bar.update(len(numbers))
                 else:
-                    numbers = range(first, min(first + size, num))
                     part = self._draw(candidate, variance, seed, numbers, bar)
                     _keep(path, part)
                 images.append(part.images)
@@ -171,7 +233,7 @@ class Bench:
         variance: float | None,
         seed: int,
         numbers: range,
-        bar: tqdm.tqdm,
+        bar: Bar,
     ) -> Drawn:
         sampler = self.models.sampler(candidate.role, candidate.sampler)
         return draw(
@@ -231,14 +293,14 @@ def _summary(measured: list[Measured]) -> dict[str, Any]:
     }
 
 
-def _bar(name: str, total: int) -> tqdm.tqdm:
-    return tqdm.tqdm(
-        desc=name,
-        total=total,
-        unit=" images",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    )
+def _bar(name: str, total: int) -> Bar:
+    return Bar(name, total, shown=parallel.is_main())
+
+
+def _save(path: pathlib.Path, images: np.ndarray) -> None:
+    if parallel.is_main():
+        with replacing(path) as half, half.open("wb") as file:
+            np.save(file, images)
 
 
 def _keep(path: pathlib.Path, part: Drawn) -> None:
@@ -246,6 +308,22 @@ def _keep(path: pathlib.Path, part: Drawn) -> None:
         return
     with replacing(path) as half, half.open("wb") as file:
         np.savez(file, images=part.images, seconds=np.array(part.seconds))
+
+
+def read_rows(path: pathlib.Path) -> list[Measurement]:
+    """The rows of a ladder.json; none, if there is no such file.
+
+    Raises:
+      DamagedError: If it cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [from_json(row) for row in json.loads(path.read_text())]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{path} cannot be read ({error!r}): remove it, and all is measured again."
+        ) from error
 
 
 def _read(path: pathlib.Path) -> Drawn:

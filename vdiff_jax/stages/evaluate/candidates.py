@@ -59,7 +59,7 @@ class Candidate(NamedTuple):
         return name if self.w is None else f"{name}-w{self.w:g}"
 
 
-def measured(row: Measurement) -> Candidate:
+def candidate_of(row: Measurement) -> Candidate:
     """The candidate that a measurement is about."""
     return Candidate(row.role, row.sampler, row.steps, row.w)
 

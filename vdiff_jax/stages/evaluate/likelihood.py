@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array
 
 from vdiff_jax import likelihood, parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.from_config.choices import Config
 from vdiff_jax.model import Model
+from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Real
 from vdiff_jax.types import Params, PerExample
@@ -27,21 +28,32 @@ FLOW_STEPS = 32
 Row = dict[str, Any]
 
 
-def measure_likelihood(project: Project, models: Models) -> list[Row]:
-    """Rows for `evaluate.likelihood_num` images; none if that is 0.
+def images_of_likelihood(config: Config) -> Real | None:
+    """The held-out images whose likelihood is asked for; None if it is of none.
+
+    Raises:
+      ValueError: If the data have no held-out images.
+    """
+    num = config.evaluate.likelihood_num
+    return Real(config, "test", num) if num else None
+
+
+def measure_likelihood(
+    project: Project, models: Models, real: Real | None
+) -> list[Row]:
+    """Rows for held-out images; none if there are none.
 
     Only the base model has a likelihood, as vdiff_jax/likelihood.py explains.
 
     Args:
       project: The config and its folder.
       models: Its finished models.
+      real: The images; None for none.
     """
-    config = project.config
-    num = config.evaluate.likelihood_num
-    if not num:
+    if real is None:
         return []
-    real = Real(config, "test", num)
-    model, params = models.trained(BASE).model, models.params(BASE)
+    config, model = project.config, models.trained(BASE).model
+    params = models.params(BASE)
     ends = {
         "logsnr_min": float(model.schedule(jnp.float32(1.0))),
         "logsnr_max": min(LARGEST_LOGSNR, float(model.schedule(jnp.float32(0.0)))),
@@ -69,7 +81,9 @@ def measure_likelihood(project: Project, models: Models) -> list[Row]:
         )
         print(f"evaluate: {name}: {rows[-1]['bits_per_dim']:.4f} bits/dim")
     if parallel.is_main():
-        write_json(project.workdir / "evaluate" / "likelihood.json", rows)
+        of = {"params_sha256": models.trained(BASE).sha256}
+        path = project.workdir / "evaluate" / "likelihood.json"
+        write_json(path, [{**row, **of} for row in rows])
     return rows
 
 
@@ -92,18 +106,12 @@ def _bits(
     mesh = parallel.make_mesh()
     batch_size = min(batch_size, -(-len(images) // mesh.size) * mesh.size)
     split, done = parallel.split(mesh), []
-    for first in tqdm.trange(
-        0,
-        len(images),
-        batch_size,
-        desc=name,
-        unit=" batches",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    ):
-        # The last batch is filled up from the start: one shape, compiled once.
-        index = np.arange(first, first + batch_size) % len(images)
-        key = jax.random.fold_in(jax.random.key(0), first)
-        batch = parallel.put((images[index], labels[index]), split)
-        done.append(parallel.fetch(compiled(params, *batch, key)))
+    with Bar(name, len(images), shown=parallel.is_main()) as bar:
+        for first in range(0, len(images), batch_size):
+            # The last batch is filled up from the start: one shape, compiled once.
+            index = np.arange(first, first + batch_size) % len(images)
+            key = jax.random.fold_in(jax.random.key(0), first)
+            batch = parallel.put((images[index], labels[index]), split)
+            done.append(parallel.fetch(compiled(params, *batch, key)))
+            bar.update(min(batch_size, len(images) - first))
     return np.concatenate(done)[: len(images)]

@@ -29,7 +29,6 @@ from vdiff_jax.generation.sampler import Sampler, Start, request
 from vdiff_jax.generation.trajectories import columns_of, interpolation
 from vdiff_jax.guidance import describe
 from vdiff_jax.stages.evaluate.bench import Bench
-from vdiff_jax.stages.evaluate.candidates import measured
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Reference
 from vdiff_jax.workdir import layout
@@ -103,7 +102,7 @@ def _loss(project: Project, role: Role) -> Loss:
     for line in path.read_text().splitlines() if path.exists() else []:
         metrics = json.loads(line)
         for kind, curve in points.items():
-            if kind in metrics:
+            if metrics.get(kind) is not None:  # null: not finite
                 curve.append((metrics["step"], metrics[kind]))
     return Loss(
         name=_run_name(role), training=points["loss"], held_out=points["held_out_loss"]
@@ -188,7 +187,7 @@ def _label(row: Measurement) -> str:
 
 
 def _images(bench: Bench, row: Measurement) -> np.ndarray:
-    return np.load(bench.images_of(measured(row)))
+    return bench.images_of(row)
 
 
 def _timing(rows: Sequence[Measurement]) -> list[dict[str, Any]]:

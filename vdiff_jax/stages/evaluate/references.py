@@ -21,6 +21,7 @@ from vdiff_jax.evaluation.metrics import Measured, Ruler
 from vdiff_jax.evaluation.moments import moments
 from vdiff_jax.evaluation.sample_size import warning
 from vdiff_jax.files.atomic import write_bytes
+from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.files.weights import sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
@@ -164,8 +165,7 @@ def _trained(
     name = hashlib.sha256(made_of.encode()).hexdigest()[:12]
     path = folder / f"{kind}-{name}.msgpack"
     if parallel.on_all_hosts(path.exists()):
-        saved: Any = flax.serialization.msgpack_restore(path.read_bytes())
-        return classifier.Trained(**saved)
+        return _read_trained(path)
     labels = train.everything.get("label")
     if labels is None or labels.max() == labels.min():
         raise NotToBeHadError(NO_CLASSES)
@@ -176,6 +176,27 @@ def _trained(
     )
     if parallel.is_main():
         write_bytes(path, flax.serialization.msgpack_serialize(trained._asdict()))
+    return trained
+
+
+def _read_trained(path: pathlib.Path) -> classifier.Trained:
+    """A network that `_trained` wrote.
+
+    Raises:
+      DamagedError: If the file cannot be read, or is not what was written.
+    """
+    try:
+        saved: Any = flax.serialization.msgpack_restore(path.read_bytes())
+        trained = classifier.Trained(**saved)
+        sha256 = params_sha256(trained.params)
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{path} cannot be read ({error}): remove it, and it is made again."
+        ) from error
+    if sha256 != trained.sha256:
+        raise DamagedError(
+            f"{path} has changed since it was written: remove it, and it is made again."
+        )
     return trained
 
 
@@ -237,8 +258,12 @@ class Published:
         return {self._name: Measured(distance.value, few, distance.residual)}
 
 
-def published(config: Config, references: list[Reference]) -> Published | None:
+def published(config: Config, sets: list[FeatureSet]) -> Published | None:
     """The statistics that `evaluate.reference_stats` names; None if it is empty.
+
+    Args:
+      config: The whole config.
+      sets: The sets of features that are measured on.
 
     Raises:
       ValueError: If it is no such file, or there are no Inception features.
@@ -246,7 +271,7 @@ def published(config: Config, references: list[Reference]) -> Published | None:
     path = config.evaluate.reference_stats
     if not path:
         return None
-    if not any(each.features.name == "inception" for each in references):
+    if not any(each.name == "inception" for each in sets):
         raise ValueError(
             f"evaluate.reference_stats={path!r} are of Inception features: set"
             " evaluate.inception_weights too."

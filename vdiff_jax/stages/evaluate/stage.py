@@ -1,30 +1,32 @@
 """Base and students, measured, beside what one would take instead of students."""
 
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
-from vdiff_jax.evaluation import figures
+from vdiff_jax.evaluation import figures, statistics_file
+from vdiff_jax.evaluation.inception import weights
 from vdiff_jax.evaluation.measurement import Measurement, of_metric
-from vdiff_jax.files.atomic import write_json, write_text
+from vdiff_jax.files.atomic import write_text
 from vdiff_jax.stages import Stage
 from vdiff_jax.stages.evaluate import page
 from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.candidates import (
     candidates,
-    measured,
     of_finished,
 )
-from vdiff_jax.stages.evaluate.likelihood import measure_likelihood
+from vdiff_jax.stages.evaluate.counts import check_num
+from vdiff_jax.stages.evaluate.likelihood import (
+    images_of_likelihood,
+    measure_likelihood,
+)
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import check_can_be_guided, find
 
 GRID_COLUMNS = 12
+OF_GUIDANCE = ("trade_off.png", "guidance.png")
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -41,20 +43,39 @@ def plan(project: Project) -> list[dict[str, Any]]:
     ]
 
 
+def check(project: Project) -> None:
+    """Refuses files that the stage will read, and numbers of images it cannot take.
+
+    Raises:
+      ValueError: If a file has not what it should have, or a number does not fit.
+    """
+    section = project.config.evaluate
+    check_num(section)
+    try:
+        batch_size = project.config.sample.batch_size
+        parallel.check_batch_size(batch_size, parallel.make_mesh())
+    except ValueError as error:
+        raise ValueError(f"sample.{error}") from error
+    if section.inception_weights:
+        weights.load(pathlib.Path(section.inception_weights))
+    if section.reference_stats:
+        statistics_file.published(pathlib.Path(section.reference_stats))
+
+
 def run(project: Project) -> None:
     """Measures all candidates from the same noise; writes tables, figures, the page."""
     base = find(project, BASE)  # which must be there
     if any(project.config.evaluate.w):
         check_can_be_guided(base.folder)
     chosen = of_finished(project)
+    held_out = images_of_likelihood(project.config)
     bench = Bench(project)
     rows: list[Measurement] = []
     for candidate in chosen:
         rows += bench.rows(candidate)
-        if parallel.is_main():
-            write_json(bench.out / "ladder.json", [row.to_json() for row in rows])
-    shutil.rmtree(bench.out / "parts", ignore_errors=True)
-    likelihood = measure_likelihood(project, bench.models)
+        bench.keep(rows)
+    likelihood = measure_likelihood(project, bench.models, held_out)
+    bench.finish(rows)
     _report(bench, rows)
     page.write(project, rows, bench, likelihood)
     print(f"evaluate: see {bench.out}/report.html")
@@ -67,6 +88,8 @@ def _report(bench: Bench, rows: Sequence[Measurement]) -> None:
     if not parallel.is_main():
         return
     write_text(out / "ladder.csv", figures.csv(rows))
+    for name in OF_GUIDANCE:  # of an evaluation with guidance weights before this one
+        (out / name).unlink(missing_ok=True)
     shown = of_metric(rows, rows[0].metric)
     first = [row for row in shown if row.w == shown[0].w]
     real_vs_real = reference.real_vs_real.get(rows[0].metric)
@@ -95,7 +118,7 @@ def _grid(bench: Bench, path: pathlib.Path, rows: Sequence[Measurement]) -> None
     """Writes a row of images for each candidate, all from the same noise."""
     figures.comparison_grid(
         path,
-        [np.load(bench.images_of(measured(row)))[:GRID_COLUMNS] for row in rows],
+        [bench.images_of(row)[:GRID_COLUMNS] for row in rows],
         [_label(row) for row in rows],
     )
 
@@ -106,4 +129,4 @@ def _label(row: Measurement) -> str:
     return name if row.w is None else f"{name}, w = {row.w:g}"
 
 
-STAGE = Stage(name="evaluate", plan=plan, run=run)
+STAGE = Stage(name="evaluate", check=check, plan=plan, run=run)

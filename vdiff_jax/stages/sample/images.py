@@ -1,4 +1,4 @@
-"""Images from a trained model: one PNG each, a grid, and trajectories."""
+"""Images from a trained model, and sheets of them: a grid, and trajectories."""
 
 import pathlib
 import sys
@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
-from jaxtyping import Num
+from jaxtyping import Num, UInt8
 
 from vdiff_jax import parallel
 from vdiff_jax.evaluation import figures
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.starts import StartOf, Starts
 from vdiff_jax.generation.batches import draw
@@ -18,7 +18,9 @@ from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
 from vdiff_jax.generation.sampler import Request, request
 from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
 from vdiff_jax.guidance import describe
+from vdiff_jax.progress import Bar
 from vdiff_jax.stages import Stage
+from vdiff_jax.stages.sample import output
 from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
 from vdiff_jax.workdir.layout import Project
@@ -49,6 +51,11 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 def run(project: Project) -> None:
     """Writes `sample.num` images of the model for `sample.steps` steps."""
+    with output.alone(project.workdir):
+        _run(project)
+
+
+def _run(project: Project) -> None:
     config, trained = _trained(project)
     section, model = config.sample, trained.model
     weights = _guidance_weights(config, trained)
@@ -60,20 +67,17 @@ def run(project: Project) -> None:
     params = trained.params()
     print(f"sample: {section.num} images in {section.steps} steps: {trained.folder}")
 
-    out, rows = project.workdir / "sample", []
+    drawn = {}
     for w in weights:
         asked = request(section.steps, w=w, first=first_step(config))
-        images = _draw(config, starts, start_of, params, asked)
-        _write(out if len(weights) == 1 else out / f"w_{w:g}", images)
-        rows.append(images[:COLUMNS])
-    if len(weights) > 1:
-        figures.comparison_grid(
-            out / "grid.png",
-            [to_show(images) for images in rows],
-            [describe(w) for w in weights if w is not None],
-        )
-    _write_paths(config, out, starts, params, weights[0])
-    print(f"sample: see {out}/grid.png")
+        drawn[w] = _draw(config, starts, start_of, params, asked)
+    sheets = _paths(config, starts, params, weights[0])
+    made_by = output.about(config, trained, params_sha256(params))
+    output.write(project.workdir, drawn, made_by)
+    _write_grid(project.workdir / "sample_grid.png", drawn)
+    for name, sheet in sheets.items():
+        save_image(project.workdir / name, enlarge(sheet))
+    print(f"sample: see {project.workdir}/sample and {project.workdir}/sample_grid.png")
 
 
 def _trained(project: Project) -> tuple[Config, Trained]:
@@ -112,13 +116,8 @@ def _draw(
     asked: Request,
 ) -> Num[np.ndarray, " n h w c"]:
     num, w = config.sample.num, asked.w
-    with tqdm.tqdm(
-        desc="sample" if w is None else f"sample, {describe(float(w))}",
-        total=num,
-        unit=" images",
-        dynamic_ncols=True,
-        disable=not parallel.is_main(),
-    ) as bar:
+    name = "sample" if w is None else f"sample, {describe(float(w))}"
+    with Bar(name, num, shown=parallel.is_main()) as bar:
         return draw(
             starts.sampler,
             params,
@@ -130,38 +129,39 @@ def _draw(
         ).images
 
 
-def _write_paths(
-    config: Config,
-    out: pathlib.Path,
-    starts: Starts,
-    params: Params,
-    w: float | None,
-) -> None:
-    """Writes trajectories, and images between two noises, if asked."""
+def _write_grid(path: pathlib.Path, drawn: output.Drawn) -> None:
+    """Writes a square of images; of several guidance weights, a row of each."""
+    if len(drawn) == 1:
+        (images,) = drawn.values()
+        columns = int(np.ceil(np.sqrt(min(len(images), GRID))))
+        save_image(path, enlarge(tile(to_show(images[:GRID]), columns)))
+    elif parallel.is_main():
+        figures.comparison_grid(
+            path,
+            [to_show(images[:COLUMNS]) for images in drawn.values()],
+            [describe(w) for w in drawn if w is not None],
+        )
+
+
+def _paths(
+    config: Config, starts: Starts, params: Params, w: float | None
+) -> dict[str, UInt8[np.ndarray, " height width c"]]:
+    """Trajectories, and images between two noises, by the name of their sheet."""
     section, asked = config.sample, request(config.sample.steps, w=w)
+    sheets = {}
     if section.trajectory:
         start = starts.on_all(np.arange(min(ROWS, section.num)))
         path = starts.sampler.path(params, start, section.steps, asked.w)
         sheet = trajectory_sheet(jax.tree.map(parallel.fetch, path))
-        save_image(out / "trajectory.png", enlarge(sheet))
+        sheets["sample_trajectory.png"] = sheet
     if section.interpolate:
         ends = starts.on_all(np.arange(2 * ROWS))
         frames = interpolation(
             starts.sampler, params, ends, request=asked, frames=section.interpolate
         )
         rows = to_show(frames.reshape(-1, *frames.shape[2:]))
-        save_image(out / "interpolation.png", enlarge(tile(rows, section.interpolate)))
-
-
-def _write(out: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
-    if images.dtype == np.uint8:
-        for i, image in enumerate(images):
-            save_image(out / f"{i:06d}.png", image)
-    elif parallel.is_main():
-        out.mkdir(parents=True, exist_ok=True)
-        np.savez(out / "latents.npz", latents=images)
-    columns = int(np.ceil(np.sqrt(min(len(images), GRID))))
-    save_image(out / "grid.png", enlarge(tile(to_show(images[:GRID]), columns)))
+        sheets["sample_interpolation.png"] = tile(rows, section.interpolate)
+    return sheets
 
 
 STAGE = Stage(name="sample", plan=plan, run=run)

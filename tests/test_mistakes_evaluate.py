@@ -1,0 +1,395 @@
+"""What is drawn and measured, for those who give a second command, or a wrong one."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import launch
+import tiny
+from vdiff_jax.evaluation import classifier, statistics_file
+from vdiff_jax.evaluation.measurement import Measurement, from_json
+from vdiff_jax.evaluation.metrics import FEWEST, left_out
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.stages.evaluate import bench, references
+from vdiff_jax.stages.evaluate import stage as evaluate_stage
+from vdiff_jax.stages.sample import images as sample_stage
+from vdiff_jax.stages.sample import output
+
+
+@pytest.fixture
+def workdir(small_project, tmp_path):
+    """A project of one's own."""
+    return shutil.copytree(small_project, tmp_path / "project")
+
+
+def _evaluation(batch_size=16, **evaluate):
+    """A config whose evaluation takes a second."""
+    short = {
+        "num": 24, "steps": (1,), "reference_steps": 2, "repeats": 1, "samplers": (),
+        "features": ("pixels",), "likelihood_num": 0,
+    }  # fmt: skip
+    sample = {"batch_size": batch_size}
+    return tiny.small("evaluate", sample=sample, evaluate={**short, **evaluate})
+
+
+class _Draws:
+    """Counts the calls of `draw`, and fails at one of them."""
+
+    def __init__(self, patch, fail_at=0):
+        self.calls, draw = 0, bench.draw
+
+        def counted(*args, **kwargs):
+            self.calls += 1
+            if self.calls == fail_at:
+                raise KeyboardInterrupt
+            return draw(*args, **kwargs)
+
+        patch.setattr(bench, "draw", counted)
+
+
+def _no_drawing(patch):
+    """Fails at the first image."""
+    _Draws(patch, fail_at=1)
+
+
+def _contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _values(workdir):
+    rows = json.loads((workdir / "evaluate" / "ladder.json").read_text())
+    return {(row["model"], row["metric"]): row["values"] for row in rows}
+
+
+def test_a_second_evaluation_leaves_nothing_of_itself_in_the_first(
+    workdir, monkeypatch
+):
+    """Once the first failed for ever, or showed images of the second."""
+    out = workdir / "evaluate"
+    launch.launch(_evaluation(), workdir)
+    first, values = _contents(out), _values(workdir)
+    for changes in ({"seed": 5}, {"num": 5}):
+        before = _contents(out)
+        with monkeypatch.context() as patch:
+            _Draws(patch, fail_at=2)
+            with pytest.raises(KeyboardInterrupt):
+                launch.launch(_evaluation(**changes), workdir)
+        # Between the two, the first stands as it was.
+        assert before.items() <= _contents(out).items()
+        launch.launch(_evaluation(**changes), workdir)
+        assert _values(workdir) != values
+        # Of two evaluations there is only the last.
+        assert len(list((out / "pictures").iterdir())) == 2
+        launch.launch(_evaluation(), workdir)
+        assert _values(workdir) == values
+        again = _contents(out)
+        for name in ("grid.png", *(name for name in first if "pictures" in name)):
+            assert again[name] == first[name]
+
+
+def test_images_that_are_gone_are_drawn_again_and_nothing_is_measured(
+    workdir, monkeypatch
+):
+    launch.launch(_evaluation(), workdir)
+    pictures = workdir / "evaluate" / "pictures"
+    before, values = _contents(pictures), _values(workdir)
+    assert len(before) == 2
+    path = next(pictures.glob("base-*"))
+    path.rename(pictures / "base-ddim-0002.npy")  # as version 0.1 wrote it
+    (pictures / "mine.npy").touch()
+    draws = _Draws(monkeypatch)
+    monkeypatch.setattr(bench.Bench, "_measure", None)
+    launch.launch(_evaluation(), workdir)
+    assert draws.calls == 1
+    assert _contents(pictures) == {**before, "mine.npy": b""}
+    assert _values(workdir) == values
+
+
+def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
+    workdir, monkeypatch
+):
+    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 1)
+    launch.launch(_evaluation(batch_size=8), workdir)
+    values = _values(workdir)
+    shutil.rmtree(workdir / "evaluate")
+    with monkeypatch.context() as patch:
+        _Draws(patch, fail_at=2)  # of 16 and 8
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(_evaluation(batch_size=16), workdir)
+    assert len(list((workdir / "evaluate" / "parts").rglob("*.npz"))) == 1
+    draws = _Draws(monkeypatch)
+    launch.launch(_evaluation(batch_size=8), workdir)
+    assert draws.calls == 2 * 3
+    assert _values(workdir) == values
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ladder.json", "remove it, and all is measured again"),
+        ("pictures/base-*.npy", "remove it, and it is drawn again"),
+    ],
+)
+def test_a_damaged_file_of_an_earlier_evaluation_is_named(workdir, name, remedy):
+    launch.launch(_evaluation(), workdir)
+    (path,) = (workdir / "evaluate").glob(name)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(DamagedError, match=f"{path.name} cannot be read .*{remedy}"):
+        launch.launch(_evaluation(), workdir)
+    path.unlink()
+    launch.launch(_evaluation(), workdir)
+
+
+def test_a_classifier_that_is_not_what_was_written_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_UPDATES", 1)
+    config = tiny.small("evaluate")
+
+    def trained():
+        return references._trained(
+            lambda split: references.Real(config, split, 20), tmp_path, "classifier"
+        )
+
+    first = trained()
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    jax.tree.map(np.testing.assert_array_equal, trained().params, first.params)
+    path.write_bytes(content[:-100])
+    with pytest.raises(DamagedError, match=r"msgpack cannot be read .*remove it"):
+        trained()
+    at = content.index(b"kernel") + 200
+    path.write_bytes(content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :])
+    with pytest.raises(DamagedError, match="has changed since it was written"):
+        trained()
+
+
+def test_metrics_of_too_few_images_are_left_out_by_name(workdir, capsys):
+    """Once a line on neighbours came after everything was drawn."""
+    launch.launch(_evaluation(num=5), workdir)
+    assert {metric for _, metric in _values(workdir)} == {
+        "frechet_pixels", "kernel_distance_pixels",
+    }  # fmt: skip
+    assert (
+        "evaluate: left out: precision, recall, density and coverage (at least 6),"
+        " score (at least 10): too few images with evaluate.num=5 and 1,617 real images"
+        " of the train split (evaluate.reference_num=50000)." in capsys.readouterr().err
+    )
+    shutil.rmtree(workdir / "evaluate")
+    launch.launch(_evaluation(reference_num=8), workdir)
+    assert "coverage_pixels" in {metric for _, metric in _values(workdir)}
+    assert (
+        "left out of the real-vs-real distances: precision, recall, density and"
+        " coverage (at least 6), score (at least 10): too few images in each half of 8"
+        " real images" in capsys.readouterr().err
+    )
+
+
+def test_every_metric_says_of_how_many_images_it_is_defined():
+    assert not left_out(10, 10)
+    assert left_out(9, 100) == {"score": 10}
+    assert left_out(100, 5).keys() == {"precision", "recall", "density", "coverage"}
+    assert left_out(1, 1) == FEWEST
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        ({"num": 1}, r"evaluate\.num=1 must be at least 2"),
+        (
+            {"reference_num": 3},
+            r"3 real images of the train split \(evaluate\.reference_num=3\): .* 4",
+        ),
+        ({"batch_size": 9}, r"sample\.batch_size=9 does not divide"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
+    workdir, monkeypatch, evaluate, message
+):
+    _no_drawing(monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        launch.launch(_evaluation(**evaluate), workdir)
+
+
+def test_the_judge_and_the_likelihood_are_refused_first(workdir, monkeypatch):
+    _no_drawing(monkeypatch)
+    monkeypatch.setattr(references.Reference, "__init__", None)
+    make_source = references.make_source
+
+    def no_test_split(config, split):
+        if split == "test":
+            raise ValueError("There is no split test.")
+        return make_source(config, split)
+
+    monkeypatch.setattr(references, "make_source", no_test_split)
+    with pytest.raises(ValueError, match="There is no split test"):
+        launch.launch(_evaluation(likelihood_num=8), workdir)
+
+    def no_classes(real, folder, kind):
+        raise references.NotToBeHadError(references.NO_CLASSES)
+
+    monkeypatch.setattr(references, "_trained", no_classes)
+    # As in a workdir whose model has classes, of data that have one class only.
+    monkeypatch.setattr(launch, "check", lambda config: None)
+    with pytest.raises(ValueError, match=r"evaluate\.judge=True: .*no classes"):
+        launch.launch(_evaluation(judge=True), workdir)
+
+
+def _statistics(change):
+    mu, sigma = np.zeros(2048), np.eye(2048)
+    change(mu, sigma)
+    return {"mu": mu, "sigma": sigma}
+
+
+STATISTICS = [
+    (lambda mu, sigma: mu.__setitem__(3, np.nan), "1 of the 2,048 numbers of mu are"),
+    (lambda mu, sigma: sigma.__setitem__((0, 1), np.inf), "numbers of sigma are not"),
+    (lambda mu, sigma: sigma.__setitem__((0, 1), 0.5), "sigma is not symmetric"),
+    (lambda mu, sigma: sigma.__setitem__((2, 2), -1.0), "variances below 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), STATISTICS, ids=lambda p: str(p)[:20])
+def test_statistics_that_are_none_are_refused_when_read(tmp_path, change, message):
+    """Once they ended in an error of linear algebra, after everything was drawn."""
+    path = tmp_path / "s.npz"
+    np.savez(path, **_statistics(change))
+    with pytest.raises(ValueError, match=rf"evaluate\.reference_stats='.*{message}"):
+        statistics_file.published(path)
+
+
+def test_statistics_are_read_before_anything_is_drawn(workdir, tmp_path, monkeypatch):
+    np.savez(tmp_path / "s.npz", **_statistics(STATISTICS[0][0]))
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.setattr(evaluate_stage.weights, "load", lambda path: None)
+    monkeypatch.setattr(evaluate_stage, "run", None)
+    files = {
+        "inception_weights": str(tmp_path / "weights.pth"),
+        "reference_stats": str(tmp_path / "s.npz"),
+    }
+    with pytest.raises(ValueError, match="numbers of mu are not finite"):
+        launch.launch(_evaluation(**files), workdir, dry_run=True)
+
+
+def test_readers_of_json_take_null_for_no_number(tmp_path):
+    row = Measurement(
+        model="base", sampler="ddim", steps=1, evaluations=1, metric="fid",
+        value=np.nan, values=[1.0, np.nan],
+    )  # fmt: skip
+    write_json(tmp_path / "ladder.json", [row.to_json()])
+    assert "NaN" not in (tmp_path / "ladder.json").read_text()
+    (read,) = json.loads((tmp_path / "ladder.json").read_text())
+    assert np.isnan(from_json(read).value)
+    np.testing.assert_array_equal(from_json(read).values, [1.0, np.nan])
+
+
+def _sample(workdir, **sample):
+    config = tiny.small("sample", sample={"batch_size": 16, "steps": 2, **sample})
+    launch.launch(config, workdir)
+    return _names(workdir / "sample")
+
+
+def _names(folder):
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def _sheets(workdir):
+    return sorted(path.name for path in workdir.glob("sample_*"))
+
+
+def test_the_folder_of_samples_holds_those_of_one_command_and_what_made_them(workdir):
+    """Once eleven images of another command stayed, and a sheet lay among them."""
+    _sample(workdir, num=16, trajectory=True, interpolate=3)
+    assert _sheets(workdir) == sorted(output.SHEETS)
+    np.save(workdir / "noise.npy", np.zeros((5, 8, 8, 1)))
+    names = _sample(workdir, num=5, noise=str(workdir / "noise.npy"))
+    assert names == [*(f"{i:06d}.png" for i in range(5)), "sample.json"]
+    assert _sheets(workdir) == ["sample_grid.png"]
+    made_by = json.loads((workdir / "sample" / "sample.json").read_text())
+    result = json.loads((workdir / "distill" / "0002" / "result.json").read_text())
+    assert made_by["model"] == {
+        "role": "distilled", "method": "progressive", "num_steps": 2,
+        "folder": str(workdir / "distill" / "0002"),
+        "params_sha256": result["params_sha256"],
+    }  # fmt: skip
+    assert made_by["sampler"] == "ddim"
+    assert made_by["num_images"] == made_by["sample"]["num"] == 5
+    assert made_by["sample"].keys() == set(tiny.small("sample").sample)
+    assert made_by["version"].count(".") == 2
+    assert made_by["sha256_of_files"].keys() == {"noise"}
+
+
+OLD = ("000000.png", "000063.png", "grid.png", "trajectory.png", "interpolation.png",
+       "latents.npz", "w_0.5/000001.png", "w_4/grid.png", ".DS_Store")  # fmt: skip
+
+
+def test_the_folder_of_an_earlier_version_is_replaced(workdir):
+    for name in OLD:
+        path = workdir / "sample" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert _sample(workdir, num=1) == ["000000.png", "sample.json"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "best.png", "w_4/mine/000000.png"])
+def test_files_of_the_users_among_samples_are_never_removed(workdir, monkeypatch, name):
+    _sample(workdir, num=2)
+    path = workdir / "sample" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    monkeypatch.setattr(sample_stage, "draw", None)
+    with pytest.raises(ValueError, match=rf"did not write \({name}\), .*move them"):
+        _sample(workdir, num=1)
+    assert path.read_text() == "mine"
+    assert "000001.png" in _names(workdir / "sample")
+
+
+@pytest.mark.parametrize("at", ["draw", "write"])
+def test_a_command_that_is_stopped_leaves_the_samples_of_the_one_before(
+    workdir, monkeypatch, at
+):
+    _sample(workdir, num=2)
+    before = _contents(workdir)
+    save_image = output.save_image
+
+    def stopped(path, image):
+        if path.name == "000002.png":
+            raise KeyboardInterrupt
+        save_image(path, image)
+
+    def stopped_at_once(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if at == "draw":
+        monkeypatch.setattr(sample_stage, "draw", stopped_at_once)
+    else:
+        monkeypatch.setattr(output, "save_image", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        _sample(workdir, num=4)
+    after = _contents(workdir)
+    # The config of the last command is recorded before it begins.
+    assert {**after, "config.json": b""} == {**before, "config.json": b""}
+
+
+def test_two_commands_do_not_draw_into_one_folder(workdir):
+    with (
+        output.alone(workdir),
+        pytest.raises(ValueError, match=r"Another command draws images in .*wait for"),
+    ):
+        _sample(workdir, num=1)
+    # As long as a training is at work in it, images can be drawn.
+    with launch.lock(workdir):
+        assert _sample(workdir, num=1) == ["000000.png", "sample.json"]
+
+
+def test_no_two_guidance_weights_share_a_folder(tmp_path):
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    output.write(tmp_path, dict.fromkeys((0.5, 1.0, 1.0000001), images), {})
+    names = ["sample.json", "w_0.5", "w_1", "w_1.0000001"]
+    assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == names

@@ -1,0 +1,159 @@
+"""The files of `sample`: the images of one command, and what made them.
+
+`sample/` has nothing but images and sample.json, so that a tool which measures a folder
+can be given it; sheets of images lie beside it. A command replaces what the one before
+it left, whole, and touches no file that is not of this stage.
+"""
+
+import contextlib
+import errno
+import fcntl
+import importlib.metadata
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num
+
+from vdiff_jax import parallel
+from vdiff_jax.files import weights
+from vdiff_jax.files.atomic import replacing, write_json
+from vdiff_jax.from_config.choices import Config, as_json
+from vdiff_jax.generation.grids import save_image
+from vdiff_jax.workdir.trained import Trained
+
+FOLDER = "sample"
+SHEETS = ("sample_grid.png", "sample_trajectory.png", "sample_interpolation.png")
+# Names that this stage gives to files in its folder, or gave to them in version 0.1.
+_OURS = re.compile(
+    r"(w_[^/]+/)?(\d{6,}\.png|latents\.npz|grid\.png)"
+    r"|sample\.json|trajectory\.png|interpolation\.png"
+)
+# Left there by those who only looked.
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
+
+# The images of each guidance weight.
+Drawn = Mapping[float | None, Num[np.ndarray, " n h w c"]]
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other commands of this stage out of a workdir; a training may go on in it.
+
+    The lock is on the folder itself: `lock` in it is that of the stages that train.
+
+    Raises:
+      ValueError: If another is at work in it, or files that are not of this stage are
+        where the images go.
+    """
+    if not parallel.is_main():
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        _lock(folder, workdir)
+        _check_replaceable(workdir / FOLDER)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, workdir: pathlib.Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            f"Another command draws images in {workdir}: wait for it, or use another"
+            " --workdir."
+        ) from None
+    except OSError as error:  # some file systems have no such locks, or not on folders
+        if error.errno not in (
+            errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP,
+        ):  # fmt: skip
+            raise
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    names = [path.relative_to(folder).as_posix() for path in files]
+    others = sorted(
+        name
+        for name in names
+        if not _OURS.fullmatch(name) and name.rpartition("/")[2] not in _LITTER
+    )
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise ValueError(
+            f"{folder} has files that the sample stage did not write"
+            f" ({', '.join(others[:3])}{more}), and its images are replaced: move them"
+            " elsewhere."
+        )
+
+
+def about(config: Config, trained: Trained, params_sha256: str) -> dict[str, Any]:
+    """The content of sample.json: all that decides on the images.
+
+    Args:
+      config: The config, with the fields of the model.
+      trained: The model.
+      params_sha256: The fingerprint of its parameters.
+    """
+    section, role = config.sample, trained.role
+    inputs = {name: pathlib.Path(section[name]) for name in ("noise", "image")}
+    return {
+        "version": importlib.metadata.version("vdiff_jax"),
+        "model": {
+            "role": role.name,
+            "method": role.method,
+            "num_steps": role.num_steps,
+            "folder": str(trained.folder),
+            "params_sha256": params_sha256,
+        },
+        "sampler": section.sampler,
+        "num_images": section.num,
+        "sample": as_json(config)["sample"],
+        "sha256_of_files": {
+            name: weights.sha256(path)
+            for name, path in inputs.items()
+            if path.is_file()
+        },
+    }
+
+
+def write(workdir: pathlib.Path, drawn: Drawn, made_by: dict[str, Any]) -> None:
+    """Puts the images in the place of those of the command before; removes its sheets.
+
+    Args:
+      workdir: The project's folder.
+      drawn: The images; those of several guidance weights get a folder each.
+      made_by: The content of sample.json.
+    """
+    if not parallel.is_main():
+        return
+    with replacing(workdir / FOLDER) as half:
+        half.mkdir()
+        for w, images in drawn.items():
+            _write(half if len(drawn) == 1 else half / f"w_{_short(w)}", images)
+        write_json(half / "sample.json", made_by)
+        # Before the new images are there: a sheet of others would be taken for theirs.
+        for name in SHEETS:
+            (workdir / name).unlink(missing_ok=True)
+
+
+def _short(w: float | None) -> str:
+    """A guidance weight as text, no two of them the same."""
+    assert w is not None
+    return f"{w:g}" if float(f"{w:g}") == w else repr(w)
+
+
+def _write(folder: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
+    if images.dtype == np.uint8:
+        for i, image in enumerate(images):
+            save_image(folder / f"{i:06d}.png", image)
+    else:
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / "latents.npz", latents=images)
