@@ -48,6 +48,8 @@ STAGES = {
     module.STAGE.name: module.STAGE
     for module in (train, guide, distill, sample, evaluate, export, import_model)
 }
+# They read the models of a workdir, and write beside them or to another folder.
+READERS = (sample.STAGE, evaluate.STAGE, export.STAGE)
 # Trouble on the way, that another start of the same command may outlive.
 TROUBLE = (DamagedError, LoaderError, NonFiniteError, OSError)
 
@@ -95,6 +97,7 @@ def _run(argv: Sequence[str]) -> None:
             asked=command.asked,
             dry_run=flags.dry_run,
             profile=flags.profile,
+            out=pathlib.Path(flags.out) if flags.out else None,
         )
         return
     config = _checked(config, workdir, command.asked)
@@ -110,6 +113,7 @@ def launch(
     asked: frozenset[str] = frozenset(),
     dry_run: bool = False,
     profile: int = 0,
+    out: pathlib.Path | None = None,
 ) -> None:
     """Runs the stages of a config in a workdir, or prints what would be run.
 
@@ -119,13 +123,20 @@ def launch(
       asked: Paths of the fields that the command itself sets.
       dry_run: Prints one JSON object, and starts nothing.
       profile: Updates to trace in each stage that trains.
+      out: The folder that sample, evaluate and export write to; None: the workdir.
 
     Raises:
       ValueError: If anything in the config or the workdir does not fit.
     """
     config = _checked(config, workdir, asked)
     stages = chosen_stages(config)
-    project = Project(config, workdir, profile, asked)
+    project = Project(config, workdir, profile, asked, out)
+    only_read = [stage for stage in stages if stage in READERS] == stages
+    if out is not None and not only_read:
+        raise ValueError(
+            f"--out={out} is for sample, evaluate and export: the others write to the"
+            " workdir."
+        )
     for stage in stages:
         stage.check(project)
     if dry_run:
@@ -140,7 +151,8 @@ def launch(
         print(json.dumps(description, indent=2))
         return
     # Images can be drawn from a workdir while a run is at work in it.
-    alone = contextlib.nullcontext() if stages == [sample.STAGE] else lock(workdir)
+    place = project.output if only_read else workdir
+    alone = contextlib.nullcontext() if stages == [sample.STAGE] else lock(place)
     with alone:
         for stage in stages:
             stage.run(project)

@@ -228,6 +228,10 @@ def _read_all(command, theirs, tmp_path):
             "file:train", tmp_path / "of_init", f"--config.train.init_from={base}"
         ),
         "load": _loaded(student),
+        **{
+            stage: command(f"file:{stage}", theirs, f"--out={tmp_path}/out")
+            for stage in ("sample", "evaluate", "export")
+        },
     }
 
 
@@ -242,12 +246,14 @@ def _loaded(folder):
 def test_no_reader_changes_a_workdir(command, theirs, tmp_path):
     before = _hashes(theirs)
     answers = _read_all(command, theirs, tmp_path)
-    assert [status for status, _ in answers.values()] == [0, 0, 0]
+    assert {name: status for name, (status, _) in answers.items() if status} == {}
     assert _hashes(theirs) == before
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["evaluate", "export", "lock", "sample", "sample_grid.png"]
 
 
 def test_no_reader_repairs_a_damaged_workdir(command, theirs, tmp_path):
-    for folder in ("train", "distill/0001"):
+    for folder in ("train", "distill/0002", "distill/0001"):
         _cut(theirs / folder)
     before = _hashes(theirs)
     for name, (status, error) in _read_all(command, theirs, tmp_path).items():

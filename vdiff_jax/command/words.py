@@ -28,6 +28,11 @@ FLAGS = {
     "workdir": Field(
         "", place("a folder"), "The project's folder; else runs/<name of the config>."
     ),
+    "out": Field(
+        "",
+        place("a folder"),
+        "Where sample, evaluate and export write; else the workdir.",
+    ),
     "dry_run": Field(False, yes_or_no(), "Print what would be done, as JSON."),
     "profile": Field(0, whole(0), "Trace so many updates, to profile/."),
     "replay": Field(None, whole(0), "Find where this update went wrong."),
@@ -46,6 +51,7 @@ class Flags:
 
     config: str
     workdir: str
+    out: str
     dry_run: bool
     profile: int
     replay: int | None

@@ -36,7 +36,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
             "stage": "export",
             "formats": list(project.config.export.formats),
             "steps": project.config.export.steps,
-            "folder": str(project.workdir / "export"),
+            "folder": str(project.output / "export"),
         }
     ]
 
@@ -66,7 +66,7 @@ def run(project: Project) -> None:
             folder, sampler, params, num_steps=section.steps
         ),
     }
-    out = project.workdir / "export" / _folder_name(trained.role, section.steps)
+    out = project.output / "export" / _folder_name(trained.role, section.steps)
     for name in section.formats:
         with replacing(out / name) as half:
             half.mkdir()
@@ -108,8 +108,10 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
 
 def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, Any]]:
     """The measurements of a model with the sampler that it was taught, if any."""
-    path = project.workdir / "evaluate" / "ladder.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    places = (project.output, project.workdir)
+    paths = [place / "evaluate" / "ladder.json" for place in places]
+    path = next((path for path in paths if path.exists()), None)
+    rows = [] if path is None else json.loads(path.read_text(encoding="utf-8"))
     kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
     return [
         {name: row[name] for name in kept if name in row}

@@ -31,12 +31,19 @@ class Project:
       workdir: The folder.
       profile: Updates to trace in each stage that trains.
       asked: Paths of the fields that the command set itself.
+      out: The folder of what is drawn, measured and exported; None: the workdir.
     """
 
     config: Config
     workdir: pathlib.Path
     profile: int = 0
     asked: frozenset[str] = frozenset()
+    out: pathlib.Path | None = None
+
+    @property
+    def output(self) -> pathlib.Path:
+        """The folder of what is drawn, measured and exported."""
+        return self.workdir if self.out is None else self.out
 
     def folder(self, role: Role) -> pathlib.Path:
         """The folder of a model's run."""

@@ -79,7 +79,7 @@ class Bench:
         config = self._config = project.config
         section = config.evaluate
         self.models = Models(project)
-        self.out = project.workdir / "evaluate"
+        self.out = project.output / "evaluate"
         self._parts = self.out / "parts"
         self._before = [
             row

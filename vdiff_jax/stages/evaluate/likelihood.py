@@ -82,7 +82,7 @@ def measure_likelihood(
         print(f"evaluate: {name}: {rows[-1]['bits_per_dim']:.4f} bits/dim")
     if parallel.is_main():
         of = {"params_sha256": models.trained(BASE).sha256}
-        path = project.workdir / "evaluate" / "likelihood.json"
+        path = project.output / "evaluate" / "likelihood.json"
         write_json(path, [{**row, **of} for row in rows])
     return rows
 

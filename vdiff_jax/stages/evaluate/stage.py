@@ -35,7 +35,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
     return [
         {
             "stage": "evaluate",
-            "folder": str(project.workdir / "evaluate"),
+            "folder": str(project.output / "evaluate"),
             "models": [each.to_json() for each in candidates(project.config)],
             "num": section.num,
             "repeats": section.repeats,

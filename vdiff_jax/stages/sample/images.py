@@ -1,5 +1,6 @@
 """Images from a trained model, and sheets of them: a grid, and trajectories."""
 
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -42,7 +43,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
     return [
         {
             "stage": "sample",
-            "folder": str(project.workdir / "sample"),
+            "folder": str(project.output / "sample"),
             "num": project.config.sample.num,
             "steps": project.config.sample.steps,
         }
@@ -51,7 +52,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 def run(project: Project) -> None:
     """Writes `sample.num` images of the model for `sample.steps` steps."""
-    with output.alone(project.workdir):
+    with output.alone(project.output):
         _run(project)
 
 
@@ -62,7 +63,7 @@ def _run(project: Project) -> None:
     starts = Starts(config, model)
     start_of: StartOf = starts
     if section.image:
-        project = Project(config, project.workdir)
+        project = dataclasses.replace(project, config=config)
         start_of = from_images(project, starts.sampler, starts)
     params = trained.params()
     print(f"sample: {section.num} images in {section.steps} steps: {trained.folder}")
@@ -73,11 +74,11 @@ def _run(project: Project) -> None:
         drawn[w] = _draw(config, starts, start_of, params, asked)
     sheets = _paths(config, starts, params, weights[0])
     made_by = output.about(config, trained, params_sha256(params))
-    output.write(project.workdir, drawn, made_by)
-    _write_grid(project.workdir / "sample_grid.png", drawn)
+    output.write(project.output, drawn, made_by)
+    _write_grid(project.output / "sample_grid.png", drawn)
     for name, sheet in sheets.items():
-        save_image(project.workdir / name, enlarge(sheet))
-    print(f"sample: see {project.workdir}/sample and {project.workdir}/sample_grid.png")
+        save_image(project.output / name, enlarge(sheet))
+    print(f"sample: see {project.output}/sample and {project.output}/sample_grid.png")
 
 
 def _trained(project: Project) -> tuple[Config, Trained]:
