@@ -153,9 +153,11 @@ def launch(
     # Images can be drawn from a workdir while a run is at work in it.
     place = project.output if only_read else workdir
     alone = contextlib.nullcontext() if stages == [sample.STAGE] else lock(place)
-    with alone:
+    with alone as check_still_there:
         for stage in stages:
             stage.run(project)
+            if check_still_there is not None:
+                check_still_there()
 
 
 def chosen_stages(config: ConfigDict) -> list[Stage]:

@@ -26,7 +26,7 @@ import vdiff_jax
 from vdiff_jax.files import weights
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.training import checkpoints, step
-from vdiff_jax.workdir import record
+from vdiff_jax.workdir import layout, record
 
 # Of a damaged checkpoint Orbax leaves the errors of other arrays unseen.
 pytestmark = [
@@ -253,7 +253,7 @@ def test_no_reader_changes_a_workdir(command, theirs, tmp_path):
 
 
 def test_no_reader_repairs_a_damaged_workdir(command, theirs, tmp_path):
-    for folder in ("train", "distill/0002", "distill/0001"):
+    for folder in ("train", "distill/0004", "distill/0002", "distill/0001"):
         _cut(theirs / folder)
     before = _hashes(theirs)
     for name, (status, error) in _read_all(command, theirs, tmp_path).items():
@@ -388,6 +388,35 @@ def test_a_commit_is_only_that_of_our_own_repository(tmp_path, monkeypatch):
     assert len(record._commit()) == 40
 
 
+def test_a_workdir_that_is_made_anew_under_a_run_ends_it(
+    command, tmp_path, monkeypatch
+):
+    """Its lock was on the file that is gone, so a second run has started beside it."""
+    workdir = tmp_path / "run"
+    save = checkpoints.save
+
+    def save_elsewhere(*args):
+        if not (tmp_path / "second").exists():
+            workdir.rename(tmp_path / "second")
+            shutil.copytree(tmp_path / "second", workdir)
+        save(*args)
+
+    monkeypatch.setattr(checkpoints, "save", save_elsewhere)
+    status, error = command("file:train", workdir)
+    assert (status, "was removed while in use" in error) == (1, True)
+    assert not (workdir / "train" / "result.json").exists()
+
+
+def test_a_lock_tells_that_its_workdir_was_made_anew(tmp_path):
+    with layout.lock(tmp_path / "run") as check_still_there:
+        check_still_there()
+        shutil.rmtree(tmp_path / "run")
+        with layout.lock(tmp_path / "run"):
+            pass
+        with pytest.raises(FileNotFoundError, match="removed while in use"):
+            check_still_there()
+
+
 # A workdir knows what its model is.
 
 
@@ -400,11 +429,13 @@ OVERRIDES = (
 
 
 @pytest.fixture
-def overridden(command, tmp_path):
+def overridden(command, once, tmp_path):
     """A workdir whose base model was trained with eight overrides."""
-    workdir = tmp_path / "run"
-    assert command("file:train", workdir, *OVERRIDES)[0] == 0
-    return workdir
+
+    def train(folder):
+        assert command("file:train", folder, *OVERRIDES)[0] == 0
+
+    return shutil.copytree(once("overridden", train), tmp_path / "run")
 
 
 def test_later_stages_need_not_be_told_again(command, overridden):

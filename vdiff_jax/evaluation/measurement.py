@@ -80,7 +80,7 @@ def from_json(row: dict[str, Any]) -> Measurement:
     """The measurement of a row that `to_json` wrote; fields of other versions go."""
     names = {field.name for field in dataclasses.fields(Measurement)}
     known = {name: row[name] for name in row.keys() & names}
-    values = [_number(value) for value in row.get("values", ())]
+    values = tuple(map(_number, row.get("values", ())))
     return Measurement(**{**known, "value": _number(row["value"]), "values": values})
 
 

@@ -6,6 +6,7 @@ Of several hosts only one writes; the others call the same functions in vain.
 import hashlib
 import importlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
@@ -49,11 +50,12 @@ class Records:
         self._metrics = folder / "metrics.jsonl"
         self._samples = folder / "samples"
         self._batch_size = batch_size
-        self._folder, self._identity = folder, None
+        self._folder, self._opened = folder, -1
         self._boards: list[Board] = []
         if parallel.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            self._identity = _identity(folder)
+            # While it is open, no later folder has its number.
+            self._opened = os.open(folder, os.O_RDONLY)
             _drop_later_lines(self._metrics, done)
             self._boards.append(_TensorBoard(folder, done))
             if wandb_project:
@@ -77,7 +79,7 @@ class Records:
         Raises:
           FileNotFoundError: If it was removed or replaced.
         """
-        if self._identity not in (None, _identity(self._folder)):
+        if self._opened >= 0 and not _is_open_at(self._opened, self._folder):
             raise FileNotFoundError(f"{self._folder} was removed while in use.")
 
     def say(self, text: str) -> None:
@@ -113,6 +115,8 @@ class Records:
     def __exit__(self, *error: object) -> None:
         """Closes the bar and the boards."""
         self._bar.close()
+        if self._opened >= 0:
+            os.close(self._opened)
         for board in self._boards:
             board.close()
 
@@ -178,13 +182,13 @@ class _WeightsAndBiases:
         self._run.finish()
 
 
-def _identity(folder: pathlib.Path) -> tuple[int, int] | None:
-    """Numbers that differ between a folder and a later one of the same name."""
+def _is_open_at(opened: int, folder: pathlib.Path) -> bool:
+    """True if an open folder is the one that is at a path now."""
     try:
-        status = folder.stat()
+        there = folder.stat()
     except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        return False
+    return os.path.samestat(os.fstat(opened), there)
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, str]:

@@ -2,18 +2,14 @@
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import json
-import os
 import pathlib
-import socket
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE, GUIDED, Method, Role, student
+from vdiff_jax.files import locks
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.run import CHECKPOINTS, RESULT
@@ -157,48 +153,36 @@ def _is_short(result: dict[str, Any] | None, num_updates: int) -> bool:
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Keeps other runs out of a workdir until this process ends, however it ends.
 
-    The system holds the lock (flock), not the file `lock`, which only names its holder.
+    Yields:
+      A function that raises FileNotFoundError once the workdir was removed, so that
+      another run may be at work in a new one of its name.
 
     Raises:
       ValueError: If another run is at work in it, which is named, or if nothing can be
         written.
     """
     if not parallel.is_main():
-        yield
+        yield lambda: None
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / "lock").open("a+")
-    except OSError as error:
-        raise ValueError(
-            f"Nothing can be written in {workdir} ({error.strerror}): choose another"
-            " --workdir."
-        ) from error
-    with file:
-        _take(file, workdir)
-        yield
 
+    def check_still_there() -> None:
+        if not held.keeps_others_out():
+            raise FileNotFoundError(f"{workdir} was removed while in use.")
 
-def _take(file: Any, workdir: pathlib.Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"Another run is at work in {workdir} ({file.read().strip()}): wait for it,"
-            " stop it, or use another --workdir."
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        print(
-            f"{workdir} is on a file system without locks: nothing keeps a second run"
-            " out of it.",
-            file=sys.stderr,
-        )
-    file.truncate(0)
-    file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
-    file.flush()
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(locks.lock(workdir / "lock"))
+        except locks.HeldError as error:
+            raise ValueError(
+                f"Another run is at work in {workdir} ({error.holder}): wait for it,"
+                " stop it, or use another --workdir."
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"Nothing can be written in {workdir} ({error.strerror}): choose"
+                " another --workdir; or --out, to read it and write elsewhere."
+            ) from error
+        yield check_still_there
