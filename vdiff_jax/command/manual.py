@@ -90,7 +90,7 @@ def _about(topic: str) -> str:
     section = _SECTION_OF.get(topic, topic)
     if section not in SECTIONS:
         known = [*FIELDS, *SECTIONS, *_STAGES]
-        near = difflib.get_close_matches(topic, known, 1, 0.5)
+        near = difflib.get_close_matches(topic, known, 1, 0.7)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise ValueError(f"There is no help on {topic!r}{hint}: see --help.")
     parts = [

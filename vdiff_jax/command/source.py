@@ -42,11 +42,11 @@ class Source(NamedTuple):
         return pathlib.Path("runs") / self.place.stem
 
 
-def find(text: str) -> Source:
+def find(text: str | None) -> Source:
     """The config that a command names.
 
     Args:
-      text: The value of --config. The place itself may have colons.
+      text: The value of --config, if there is one. The place itself may have colons.
 
     Raises:
       ValueError: If there is no such file and no such stage; it names the nearest.
@@ -58,6 +58,12 @@ def find(text: str) -> Source:
     name, colon, stage = text.rpartition(":")
     if colon and (place := _place(name)) is not None:
         return Source(place, _in_order(stage))
+    first, more, other = name.rpartition(":")
+    if more and _place(first) is not None:
+        raise ValueError(
+            f"--config {text}: stages are separated by commas: write"
+            f" {first}:{other},{stage}"
+        )
     raise ValueError(_missing(name if colon and name else text))
 
 

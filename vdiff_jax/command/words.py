@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from vdiff_jax.from_config.fields import (
     FIELDS,
     SECTIONS,
+    STAGES,
     Field,
     field_at,
     is_override,
@@ -21,15 +22,15 @@ from vdiff_jax.from_config.values import SWITCH, read
 # Flags that are no fields of the config, as fields have a default and a range.
 FLAGS = {
     "config": Field(
-        "",
-        any_text(),
+        None,
+        any_text("a config file or a workdir"),
         "A file of configs/ or a workdir, and :stage, or several: :train,distill.",
     ),
     "workdir": Field(
-        "", place("a folder"), "The project's folder; else runs/<name of the config>."
+        None, place("a folder"), "The project's folder; else runs/<name of the config>."
     ),
     "out": Field(
-        "",
+        None,
         place("a folder"),
         "Where sample, evaluate and export write; else the workdir.",
     ),
@@ -38,7 +39,7 @@ FLAGS = {
     "replay": Field(None, whole(0), "Find where this update went wrong."),
     "traceback": Field(False, yes_or_no(), "Show the code that refused."),
     "distributed": Field(False, yes_or_no(), "Join the other hosts of the cluster."),
-    "coordinator": Field(None, any_text(), "host:port of process 0."),
+    "coordinator": Field(None, any_text("host:port"), "Where process 0 listens."),
     "num_processes": Field(None, whole(1), "With --coordinator."),
     "process_id": Field(None, whole(0), "With --coordinator, from 0."),
 }
@@ -49,9 +50,9 @@ _FLAG = re.compile(r"--?(\w[\w.-]*)(?:=(.*))?", re.DOTALL)
 class Flags:
     """The values of `FLAGS`, by the same names."""
 
-    config: str
-    workdir: str
-    out: str
+    config: str | None
+    workdir: str | None
+    out: str | None
     dry_run: bool
     profile: int
     replay: int | None
@@ -100,7 +101,7 @@ def understand(argv: Sequence[str]) -> Words:
             name, allowed, text = _flag(word, name, text)
             text = _text(f"--{name}", allowed, text, rest)
             value = read(allowed, f"--{name}", text)
-            if not allowed.contains(value):
+            if not allowed.contains(value) or value == "":
                 raise ValueError(allowed.refusal(f"--{name}", value))
             flags[name] = value
     return words._replace(flags=Flags(**flags))
@@ -117,9 +118,9 @@ def _flag(word: str, name: str, text: str | None) -> tuple[str, Range, str | Non
     if not unknown(name):
         raise ValueError(f"Unknown flag {spelled}: write --config.{name}.")
     near = difflib.get_close_matches(name, [*FLAGS, "help"], 1, 0.6)
-    if not near and (paths := difflib.get_close_matches(name, FIELDS, 1, 0.7)):
-        near = [f"config.{paths[0]}"]
-    if near:
+    paths = [path for path in FIELDS if path.rpartition(".")[2] == name]
+    paths += difflib.get_close_matches(name, FIELDS, 1, 0.7)
+    if near := [*near, *(f"config.{path}" for path in paths)]:
         raise ValueError(f"Unknown flag {spelled}; the nearest is --{near[0]}.")
     raise ValueError(f"Unknown flag {spelled}: see --help.")
 
@@ -170,12 +171,14 @@ def _has_value(rest: list[str]) -> bool:
 
 def _stray(word: str) -> str:
     """The line on a word that is no flag, and no value of one."""
-    name = word.partition("=")[0].removeprefix("config.")
+    name = re.split("[=:]", word)[0].lstrip("-").removeprefix("config.")
     if name in FIELDS or is_override(name):
-        return f"{word!r} is no flag: write --config.{word.removeprefix('config.')}."
-    if ".py" in word or word in SECTIONS:
-        return f"{word!r} is no flag: write --config {word}."
+        return f"{word!r} is no flag: write --config.{name}=VALUE."
+    if word in STAGES:
+        return f"{word!r} is no flag: stages are named as in --config digits:{word}."
+    if "=" in word or word.startswith("-"):
+        return f"{word!r} is no flag: write --FLAG=VALUE; --help lists the flags."
     return (
-        f"{word!r} is no flag, and no value of one: write --FLAG=VALUE, without spaces"
-        " around the equals sign, and in quotes if the value has spaces."
+        f"{word!r} is no flag, and no value of one: write --config {word} for a config,"
+        " --FLAG=VALUE without spaces for a value, and quotes around spaces in it."
     )

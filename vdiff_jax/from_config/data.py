@@ -33,7 +33,11 @@ def _source(config: Config, split: catalog.Split) -> Source:
     if data.held_out_fraction:  # both splits are parts of one
         split = "train"
     if data.source not in catalog.NAMES:
-        return user_function("data.source", data.source)(split)
+        make_source = user_function("data.source", data.source)
+        try:
+            return make_source(split)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"data.source={data.source!r}: {error}") from error
     return catalog.open_source(
         data.source,
         path=pathlib.Path(data.path),

@@ -14,7 +14,12 @@ Written by `python -m vdiff_jax.from_config.documentation` from the table in
 A config file sets what differs from these defaults, and a flag what differs from the
 file: `--config.train.batch_size=64`. A field of `loop` may be given to one stage only,
 and then holds there: `--config.train.log_every_steps=10`. A value out of its range is
-refused before anything begins, whichever stage is to run.
+refused before anything begins, whichever stage is to run. `--help train` prints a
+section of this page, `--help train.steps` one field.
+
+Values are written as in Python, or shorter where that has one meaning: `20k`, `1M` and
+`2e4` are whole numbers, `yes` and `no` are True and False, `1,2,4` and `4` are tuples.
+In a path `~` is your home. The seeds of all stages are of 31 bits.
 """
 
 

@@ -83,13 +83,23 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if config.model.net == "unet":
         return _unet(config, out_channels, guided)
     make_net = user_function("model.net", config.model.net)
-    options = {"w_features": config.guide.w_features} if guided else {}
-    net = make_net(
-        out_channels=out_channels, num_classes=config.model.num_classes, **options
-    )
-    if isinstance(net, tuple):
+    options = {"out_channels": out_channels, "num_classes": config.model.num_classes}
+    if guided:
+        options["w_features"] = config.guide.w_features
+    field = f"model.net={config.model.net!r}"
+    try:
+        net = make_net(**options)
+    except TypeError as error:
+        names = ", ".join(options)
+        raise ValueError(f"{field} is called with {names}: {error}.") from error
+    if isinstance(net, tuple) and len(net) == 2:
         function, params = net
         net = Function(function, lambda: params)
+    if not isinstance(net, nn.Module):
+        raise ValueError(
+            f"{field} makes a {type(net).__name__}: it must be a flax module, or a pair"
+            " of a function and its parameters."
+        )
     return _of_convention(config, net) if config.model.convention else net
 
 
