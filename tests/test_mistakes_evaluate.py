@@ -1,6 +1,7 @@
 """What is drawn and measured, for those who give a second command, or a wrong one."""
 
 import json
+import re
 import shutil
 
 import flax.linen as nn
@@ -28,6 +29,7 @@ from vdiff_jax.stages.evaluate import bench, references
 from vdiff_jax.stages.evaluate import stage as evaluate_stage
 from vdiff_jax.stages.sample import images as sample_stage
 from vdiff_jax.stages.sample import output
+from vdiff_jax.training import loop
 from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.trained import Trained
 
@@ -562,3 +564,27 @@ def test_what_is_neither_a_number_nor_a_name_is_refused(labels):
     config = tiny.small("sample", model={"num_classes": 3}, sample={"labels": labels})
     with pytest.raises(ValueError, match=r"must be a tuple of classes, each a whole n"):
         check(config)
+
+
+def test_a_run_says_what_it_does_in_its_first_minute(tmp_path, monkeypatch, capsys):
+    """On a slow machine the first call of updates takes a minute."""
+    for seconds, spoken_of in ((0.0, True), (1e6, False)):
+        monkeypatch.setattr(loop, "SECONDS_OF_SILENCE", seconds)
+        launch.launch(tiny.small("train"), tmp_path / str(seconds))
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "train: compiling 2 updates to a call"
+        assert re.fullmatch(
+            r"train: compiled in [\d.]+ s; 2 updates are under way", lines[1]
+        )
+        took = [line for line in lines if "the first call, of 2 updates, took" in line]
+        assert len(took) == spoken_of
+
+
+def test_a_log_of_a_training_is_made_of_whole_lines(tmp_path, capsys):
+    launch.launch(tiny.small("train"), tmp_path)
+    captured = capsys.readouterr()
+    assert "\r" not in captured.out + captured.err
+    assert re.fullmatch(
+        r"train: 48 / 48 images, [\d.,]+ images/s, in 00:\d\d, loss .*",
+        captured.err.strip(),
+    )
