@@ -1,23 +1,37 @@
 """What is drawn and measured, for those who give a second command, or a wrong one."""
 
 import json
+import re
 import shutil
 
+import flax.linen as nn
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import launch
 import tiny
+import vdiff_jax
+from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.evaluation import classifier, statistics_file
 from vdiff_jax.evaluation.measurement import Measurement, from_json
 from vdiff_jax.evaluation.metrics import FEWEST, left_out
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config import data as data_from_config
+from vdiff_jax.from_config.check import check
+from vdiff_jax.from_config.model import make_model
+from vdiff_jax.from_config.starts import class_numbers
+from vdiff_jax.interop import model_file
 from vdiff_jax.stages.evaluate import bench, references
 from vdiff_jax.stages.evaluate import stage as evaluate_stage
 from vdiff_jax.stages.sample import images as sample_stage
 from vdiff_jax.stages.sample import output
+from vdiff_jax.training import loop
+from vdiff_jax.workdir.classes import class_names
+from vdiff_jax.workdir.trained import Trained
 
 
 @pytest.fixture
@@ -393,3 +407,184 @@ def test_no_two_guidance_weights_share_a_folder(tmp_path):
     output.write(tmp_path, dict.fromkeys((0.5, 1.0, 1.0000001), images), {})
     names = ["sample.json", "w_0.5", "w_1", "w_1.0000001"]
     assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == names
+
+
+NAMES = ["Cat", "golden_retriever", "tree frog"]
+
+
+def _class_numbers(*labels, names=NAMES):
+    model = make_model(tiny.small("sample", model={"num_classes": 3}))
+    return class_numbers("sample.labels", labels, names, model).tolist()
+
+
+def test_a_class_is_known_by_its_number_or_its_name():
+    assert _class_numbers("Cat", 1, "2", "cat", "golden retriever", "tree-frog") == [
+        0, 1, 2, 0, 1, 2,
+    ]  # fmt: skip
+    # What is written is nearer than what is like it.
+    assert _class_numbers("Cat", "cat", names=["cat", "Cat", "dog"]) == [1, 0]
+    with pytest.raises(ValueError, match=r"no class 'cats'; the nearest are Cat\."):
+        _class_numbers("cats")
+    with pytest.raises(ValueError, match=r"'xyz'; there are Cat, golden_retriever, "):
+        _class_numbers("xyz")
+    with pytest.raises(ValueError, match="names of this model's classes are not known"):
+        _class_numbers("cat", names=[])
+    with pytest.raises(ValueError, match="class 3 must be from 0 to 2"):
+        _class_numbers("3")
+
+
+@pytest.fixture(scope="session")
+def conditional(once):
+    """A workdir with a base model and a student of three classes with names."""
+
+    def make(workdir):
+        launch.launch(_conditional("train"), workdir)
+        path = workdir / "train" / "result.json"
+        write_json(path, {**json.loads(path.read_text()), "classes": NAMES})
+        launch.launch(_conditional("distill"), workdir)
+
+    return once("conditional", make)
+
+
+def _conditional(stage, **sample):
+    """Of noise of three classes; a network that heeds its class."""
+    source = f"{__name__}:{_noise.__name__}"
+    config = tiny.small(
+        stage,
+        model={"net": f"{__name__}:make_net", "num_classes": 3},
+        data={"source": source},
+        distill={**tiny.TINY["distill"], "start_steps": 2},
+        sample={**tiny.TINY["sample"], "steps": 1, "num": 2, **sample},
+    )
+    return config
+
+
+def _noise(split):
+    del split
+    images = np.random.default_rng(0).integers(0, 255, (24, 8, 8, 1), np.uint8)
+    return Arrays(images, np.arange(24, dtype=np.int32) % 3)
+
+
+class Net(nn.Module):
+    """The network of `tiny`, with an image for each class added."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, z_t, logsnr_t, label=None, *, train=False):
+        normal = nn.initializers.normal()
+        images = self.param("images", normal, (self.num_classes, 8, 8, 1))
+        out = tiny.Net(1)(z_t, logsnr_t, train=train)
+        return out if label is None else out + 9.0 * images[label]
+
+
+def make_net(out_channels, num_classes):
+    del out_channels
+    return Net(num_classes)
+
+
+def _images(workdir):
+    return [path.read_bytes() for path in sorted((workdir / "sample").glob("*.png"))]
+
+
+def test_the_workdir_knows_the_names_of_its_classes(conditional, tmp_path):
+    workdir = shutil.copytree(conditional, tmp_path / "project")
+    drawn = {}
+    for label in ("golden retriever", 1, "2"):
+        launch.launch(_conditional("sample", labels=(label,)), workdir)
+        drawn[label] = _images(workdir)
+    assert drawn["golden retriever"] == drawn[1] != drawn["2"]
+    before = _contents(workdir)
+    with pytest.raises(ValueError, match=r"there is no class 'retriever'; the nearest"):
+        launch.launch(_conditional("sample", labels=("retriever",)), workdir)
+    assert _contents(workdir) == before
+    model = vdiff_jax.load(workdir)
+    np.testing.assert_array_equal(
+        model.sample(2, labels=["tree frog", 0]), model.sample(2, labels=[2, 0])
+    )
+    with pytest.raises(ValueError, match=r"sample\.labels: there is no class 'dog'"):
+        model.sample(2, labels=["dog"])
+    image = tmp_path / "image.npy"
+    np.save(image, np.full((1, 8, 8, 1), 90, np.uint8))
+    encoded = {"model": "base", "image": str(image), "encode_steps": 2}
+    for label in ("cat", 0):
+        launch.launch(_conditional("sample", image_labels=(label,), **encoded), workdir)
+        drawn[label] = _images(workdir)
+    assert drawn["cat"] == drawn[0]
+    with pytest.raises(ValueError, match=r"sample\.image_labels: there is no class"):
+        launch.launch(_conditional("sample", image_labels=("dog",), **encoded), workdir)
+
+
+def test_a_student_in_another_workdir_has_the_names_of_its_teacher(
+    conditional, tmp_path
+):
+    config = _conditional("distill")
+    config.distill.teacher = str(conditional / "distill" / "0001")
+    folder = tmp_path / "distill" / "0001"
+    folder.mkdir(parents=True)
+    write_json(folder / "result.json", {"teacher": config.distill.teacher})
+    (tmp_path / "config.json").write_bytes((conditional / "config.json").read_bytes())
+    model = make_model(config)
+    assert class_names(Trained(student(1), folder, model)) == tuple(NAMES)
+    base = tmp_path / "train"
+    base.mkdir()
+    facts = {"teacher": str(conditional / "train")}  # of train.init_from
+    write_json(base / "result.json", facts)
+    assert class_names(Trained(BASE, base, model)) == ()
+
+
+def test_a_file_has_the_names_of_its_classes(tmp_path):
+    path = tmp_path / "model.safetensors"
+    params = {"w": np.zeros(1, np.float32)}
+    model = make_model(tiny.small("sample"))
+    for facts, names in (({}, ()), ({"classes": NAMES}, tuple(NAMES))):
+        model_file.write(path, params, model_file.About({}, "base", 0, facts))
+        assert class_names(Trained(BASE, path, model)) == names
+
+
+def test_the_names_of_the_classes_come_from_the_data(tmp_path):
+    for name in ("cat", "dog"):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        PIL.Image.new("L", (8, 8)).save(folder / "0.png")
+    data = {"source": "folder", "path": str(tmp_path), "test_split": "train"}
+
+    def names(num_classes, **data):
+        config = tiny.small("train", model={"num_classes": num_classes}, data=data)
+        return data_from_config.class_names(config)
+
+    assert names(2, **data) == ("cat", "dog")
+    assert names(0, **data) == ()
+    assert names(10, source="digits") == ()
+    assert names(10, source="cifar10")[3] == "cat"
+
+
+@pytest.mark.parametrize("labels", [("",), (-1,), (1.5,), (True,)])
+def test_what_is_neither_a_number_nor_a_name_is_refused(labels):
+    config = tiny.small("sample", model={"num_classes": 3}, sample={"labels": labels})
+    with pytest.raises(ValueError, match=r"must be a tuple of classes, each a whole n"):
+        check(config)
+
+
+def test_a_run_says_what_it_does_in_its_first_minute(tmp_path, monkeypatch, capsys):
+    """On a slow machine the first call of updates takes a minute."""
+    for seconds, spoken_of in ((0.0, True), (1e6, False)):
+        monkeypatch.setattr(loop, "SECONDS_OF_SILENCE", seconds)
+        launch.launch(tiny.small("train"), tmp_path / str(seconds))
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "train: compiling 2 updates to a call"
+        assert re.fullmatch(
+            r"train: compiled in [\d.]+ s; 2 updates are under way", lines[1]
+        )
+        took = [line for line in lines if "the first call, of 2 updates, took" in line]
+        assert len(took) == spoken_of
+
+
+def test_a_log_of_a_training_is_made_of_whole_lines(tmp_path, capsys):
+    launch.launch(tiny.small("train"), tmp_path)
+    captured = capsys.readouterr()
+    assert "\r" not in captured.out + captured.err
+    assert re.fullmatch(
+        r"train: 48 / 48 images, [\d.,]+ images/s, in 00:\d\d, loss .*",
+        captured.err.strip(),
+    )

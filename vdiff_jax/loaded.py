@@ -28,6 +28,7 @@ from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.model_file import read_about
 from vdiff_jax.types import Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
+from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import CONFIG, Project, role_of_folder
 from vdiff_jax.workdir.recorded import recorded_config
 from vdiff_jax.workdir.trained import (
@@ -65,7 +66,7 @@ class LoadedModel:
         seed: int = 0,
         *,
         steps: int | None = None,
-        labels: Sequence[int] = (),
+        labels: Sequence[int | str] = (),
         w: float | None = None,
         sampler: str | None = None,
         batch_size: int = BATCH_SIZE,
@@ -76,7 +77,7 @@ class LoadedModel:
           num: The number of images.
           seed: The seed of the noise.
           steps: The sampler's steps; by default those that a student was distilled for.
-          labels: Classes, in turn; by default all, in turn.
+          labels: Classes by number or by name, in turn; by default all, in turn.
           w: The guidance weight; None is no guidance.
           sampler: Its name; by default the one that the model was taught.
           batch_size: Images drawn at once, over all devices.
@@ -88,7 +89,7 @@ class LoadedModel:
           ValueError: If a value is out of its range, or does not suit the model.
         """
         config = self._config(num, seed, steps, labels, w, sampler, batch_size)
-        starts = Starts(config, self.trained.model)
+        starts = Starts(config, self.trained.model, class_names(self.trained))
         return draw(
             starts.sampler,
             self.params,
@@ -138,7 +139,7 @@ class LoadedModel:
         num: int,
         seed: int,
         steps: int | None,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         w: float | None,
         sampler: str | None,
         batch_size: int,

@@ -321,13 +321,14 @@ def check_sample(config: Config) -> None:
             )
 
 
-def _check_labels(path: str, labels: tuple[int, ...], num_classes: int) -> None:
+def _check_labels(path: str, labels: tuple[int | str, ...], num_classes: int) -> None:
+    """Refuses numbers beyond the last class; names are known to a workdir only."""
     if labels and not num_classes:
         raise ValueError(
             f"{path}={labels}, but this model knows no classes (model.num_classes=0):"
             f" leave {path} out."
         )
-    if any(label >= num_classes for label in labels):
+    if any(isinstance(label, int) and label >= num_classes for label in labels):
         raise ValueError(
             f"{path}={labels} must be from 0 to {num_classes - 1}, the last of"
             f" model.num_classes={num_classes}."

@@ -12,6 +12,11 @@ from vdiff_jax.datasets.validation import Checked
 from vdiff_jax.from_config.choices import Config, user_function
 
 OnDevice = Literal["auto", "always", "never"]
+# The archive of the images has no names in its batches.
+CIFAR10 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
+    "truck",
+)  # fmt: skip
 
 
 def make_source(config: Config, split: catalog.Split) -> Source:
@@ -47,6 +52,18 @@ def _source(config: Config, split: catalog.Split) -> Source:
         image_shape=(data.image_size, data.image_size, data.channels),
         resize=data.resize,
     )
+
+
+def class_names(config: Config) -> tuple[str, ...]:
+    """The names of the classes that a model is conditioned on, by their numbers.
+
+    Empty where the model has no classes, or the data no names for them.
+    """
+    if not config.model.num_classes:
+        return ()
+    if config.data.source == "cifar10":
+        return CIFAR10
+    return tuple(getattr(_source(config, "train"), "classes", None) or ())
 
 
 def make_feeder(config: Config, source: Source, section: Config, mesh: Mesh) -> Feeder:

@@ -22,6 +22,7 @@ from vdiff_jax.from_config.ranges import (
     any_text,
     at_least,
     between,
+    class_number_or_name,
     from_to_below,
     one_of,
     one_of_literal,
@@ -81,7 +82,8 @@ _COUNTS = tuple_of(
     whole(1), words="a tuple of numbers of steps, each a whole number of at least 1"
 )
 _CLASSES = tuple_of(
-    whole(0), words="a tuple of classes, each a whole number of at least 0"
+    class_number_or_name(),
+    words="a tuple of classes, each a whole number of at least 0 or its name",
 )
 _WHICH = one_of("auto", "base", "guided", "distilled")
 

@@ -107,6 +107,17 @@ def yes_or_no() -> Range:
     return Range("True or False", lambda value: isinstance(value, bool), bool)
 
 
+def class_number_or_name() -> Range:
+    """Whole numbers of at least 0, and names, which only a workdir knows."""
+    number = whole(0)
+    return Range(
+        "a whole number of at least 0 or a class's name",
+        lambda value: (
+            number.contains(value) or (isinstance(value, str) and bool(value.strip()))
+        ),
+    )
+
+
 def any_text(meaning: str = "text") -> Range:
     """Every text; for what only a disk or a service can refuse.
 

@@ -1,11 +1,13 @@
 """The starts of images by the section `sample`: noise by number, or of a file."""
 
-from collections.abc import Callable
+import difflib
+import re
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vdiff_jax import parallel
 from vdiff_jax.from_config.choices import Config
@@ -19,11 +21,21 @@ StartOf = Callable[[np.ndarray], Start]
 class Starts:
     """The start of image number i by the section `sample`."""
 
-    def __init__(self, config: Config, model: Model):
+    def __init__(self, config: Config, model: Model, names: Sequence[str] = ()):
+        """Reads the file of noise, if there is one.
+
+        Args:
+          config: The whole config.
+          model: The network.
+          names: The names of its classes, if they are known.
+
+        Raises:
+          ValueError: If the file is not what it should be, or a class is unknown.
+        """
         section = config.sample
         self.sampler: Sampler = make_sampler(config, model)
         self._seed = section.seed
-        self._labels = np.asarray(section.labels, np.int32)
+        self._labels = class_numbers("sample.labels", section.labels, names, model)
         self._noise = _noise(section.noise, (section.num, *model.image_shape))
         self._mesh = parallel.make_mesh()
 
@@ -45,6 +57,61 @@ class Starts:
             z_1 = jnp.asarray(self._noise[index % len(self._noise)])
             start = start._replace(z_1=parallel.put(z_1, place))
         return start
+
+
+def class_numbers(
+    path: str, labels: Sequence[int | str], names: Sequence[str], model: Model
+) -> Int[np.ndarray, " labels"]:
+    """The numbers of classes that are given by number or by name.
+
+    A text of digits is a number. Capitals do not matter, nor whether words are joined
+    by a space, `_` or `-`.
+
+    Args:
+      path: The field, for messages.
+      labels: The classes.
+      names: The names of the model's classes, if they are known.
+      model: The network.
+
+    Raises:
+      ValueError: If there is no such class.
+    """
+    by_name = {_plain(name): number for number, name in enumerate(names)}
+    by_name |= {name: number for number, name in enumerate(names)}
+    numbers = [_class_number(path, label, names, by_name) for label in labels]
+    for number in numbers:
+        if number >= model.num_classes:
+            raise ValueError(
+                f"{path}: class {number} must be from 0 to {model.num_classes - 1}, the"
+                " last."
+            )
+    return np.array(numbers, np.int32)
+
+
+def _class_number(
+    path: str, label: int | str, names: Sequence[str], by_name: dict[str, int]
+) -> int:
+    if isinstance(label, int) or re.fullmatch(r"\s*\d+\s*", label):
+        return int(label)
+    number = by_name.get(label, by_name.get(_plain(label)))
+    if number is not None:
+        return number
+    if not names:
+        raise ValueError(
+            f"{path}={label!r} is a name, and the names of this model's classes are not"
+            " known: give their numbers, from 0."
+        )
+    near = difflib.get_close_matches(_plain(label), by_name, 6, 0.5)
+    nearest = list(dict.fromkeys(names[by_name[name]] for name in near))[:3]
+    shown = f"the nearest are {', '.join(nearest)}"
+    if not nearest:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        shown = f"there are {', '.join(names[:5])}{more}"
+    raise ValueError(f"{path}: there is no class {label!r}; {shown}.")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
 def _noise(

@@ -28,6 +28,8 @@ from vdiff_jax.types import Feed, Params
 
 # More updates that are left out are counted, but not reported with their examples.
 MOST_REPORTS = 100
+# A first call that takes longer than this is spoken of when it is done.
+SECONDS_OF_SILENCE = 5.0
 
 
 class Vote(enum.IntEnum):
@@ -206,6 +208,8 @@ class _Loop:
         self._last: dict[str, float] = info["last"]
         self._began = self._saved_at = time.monotonic()
         self._losses: list[np.ndarray] = []
+        self._first_call_at: float | None = None
+        self._first_is_read = False
         self._throughput = Throughput(tools.batch_size, tools.flops_per_image)
         self.granted = Vote.NOTHING
 
@@ -272,7 +276,12 @@ class _Loop:
         if new:
             tools.compiled.add(steps)
             seconds = time.monotonic() - began
-            self._records.say(f"{self._run.name}: compiled in {seconds:.1f} s")
+            updates = "1 update is" if steps == 1 else f"{steps} updates are"
+            self._records.say(
+                f"{self._run.name}: compiled in {seconds:.1f} s; {updates} under way"
+            )
+        if self._first_call_at is None:
+            self._first_call_at = time.monotonic()
         return state, metrics
 
     def ask(self) -> Vote:
@@ -295,6 +304,7 @@ class _Loop:
     def _read(self, first: int, steps: int, metrics: Metrics, vote: Any) -> Vote:
         """Waits for a call to end, and logs it; returns the highest vote."""
         values = {name: np.asarray(value) for name, value in metrics.items()}
+        self._say_how_long_it_took(steps)
         self._throughput.add(steps)
         self._records.advance(steps)
         self._check_finite(first, values)
@@ -315,6 +325,18 @@ class _Loop:
                 },
             )
         return Vote(int(vote))
+
+    def _say_how_long_it_took(self, steps: int) -> None:
+        """Prints the time of the first call, if that was long enough to wonder."""
+        if self._first_is_read or self._first_call_at is None:
+            return
+        self._first_is_read = True
+        seconds = time.monotonic() - self._first_call_at
+        if seconds >= SECONDS_OF_SILENCE:
+            self._records.say(
+                f"{self._run.name}: the first call, of {steps} updates, took"
+                f" {seconds:.0f} s"
+            )
 
     def _check_finite(self, first: int, values: dict[str, np.ndarray]) -> None:
         """Counts the updates that were left out, or stops at the first of them."""

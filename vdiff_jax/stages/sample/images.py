@@ -24,6 +24,7 @@ from vdiff_jax.stages import Stage
 from vdiff_jax.stages.sample import output
 from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
+from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import (
     Trained,
@@ -60,11 +61,12 @@ def _run(project: Project) -> None:
     config, trained = _trained(project)
     section, model = config.sample, trained.model
     weights = _guidance_weights(config, trained)
-    starts = Starts(config, model)
+    names = class_names(trained)
+    starts = Starts(config, model, names)
     start_of: StartOf = starts
     if section.image:
         project = dataclasses.replace(project, config=config)
-        start_of = from_images(project, starts.sampler, starts)
+        start_of = from_images(project, starts.sampler, starts, names)
     params = trained.params()
     print(f"sample: {section.num} images in {section.steps} steps: {trained.folder}")
 

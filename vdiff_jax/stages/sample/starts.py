@@ -1,7 +1,7 @@
 """Images that `sample` starts from, in place of noise."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.from_config.starts import StartOf
+from vdiff_jax.from_config.starts import StartOf, class_numbers
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
 from vdiff_jax.workdir.layout import Project
@@ -57,7 +57,9 @@ def first_step(config: Config) -> int | None:
     return None if from_t == 1.0 else round(from_t * num_steps)
 
 
-def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartOf:
+def from_images(
+    project: Project, sampler: Sampler, start_of: StartOf, names: Sequence[str] = ()
+) -> StartOf:
     """Puts given images in place of the noise of `start_of`.
 
     At `sample.from_t` = 1 they are encoded; before that, the noise of image number i
@@ -67,11 +69,12 @@ def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartO
       project: The config and its folder.
       sampler: The sampler that draws.
       start_of: The start of the images with given numbers.
+      names: The names of the model's classes, if they are known.
     """
     images = read(project.config, sampler.model)
     first, section = first_step(project.config), project.config.sample
     split = parallel.split(parallel.make_mesh())
-    encode = None if first else _encoder(project)
+    encode = None if first else _encoder(project, names)
 
     def start(index: np.ndarray) -> Start:
         noise = start_of(index)
@@ -86,21 +89,22 @@ def from_images(project: Project, sampler: Sampler, start_of: StartOf) -> StartO
 
 
 def _encoder(
-    project: Project,
+    project: Project, names: Sequence[str]
 ) -> Callable[[Any, Int[np.ndarray, " n"]], Any]:
     """A function that encodes images, by a student distilled for it or by the base."""
     section = project.config.sample
-    num_steps, labels = section.encode_steps, tuple(section.image_labels)
+    num_steps = section.encode_steps
     trained = find(project, student(num_steps, "encode"), BASE)
     model = trained.model
+    labels = class_numbers("sample.image_labels", section.image_labels, names, model)
     params, sampler = trained.params(), make_sampler(project.config, model, "ddim")
     split = parallel.split(parallel.make_mesh())
     print(f"sample: encoding in {num_steps} steps with {trained.folder}")
 
     def encode(images: Any, index: np.ndarray) -> Any:
         label = None
-        if labels:
-            classes = np.asarray(labels, np.int32)[index % len(labels)]
+        if len(labels):
+            classes = labels[index % len(labels)]
             label = parallel.put(jnp.asarray(classes), split)
         return sampler.encode(params, images, label, np.int32(num_steps))
 
