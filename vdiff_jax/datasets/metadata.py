@@ -38,6 +38,11 @@ def without_metadata(data: bytes) -> bytes:
     return data
 
 
+def is_image(data: bytes) -> bool:
+    """True for what begins like a PNG, JPEG or WebP file."""
+    return data.startswith((_PNG, b"\xff\xd8")) or _is_webp(data)
+
+
 def orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1, which is upright, where none can be read.
 
