@@ -41,7 +41,8 @@ from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.loader import Order, load
 from vdiff_jax.datasets.npz import Npz
-from vdiff_jax.datasets.prepare import task
+from vdiff_jax.datasets.prepare.task import Task
+from vdiff_jax.datasets.prepare.work import prepare
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.tfds import TfdsFiles
 from vdiff_jax.datasets.validation import Checked
@@ -100,7 +101,7 @@ def _sources(
     folder: pathlib.Path, scratch: pathlib.Path, options: argparse.Namespace
 ) -> dict[str, Source]:
     for kind in ("lmdb", "npz"):
-        task.prepare(task.Task(folder, scratch / kind, (options.size,), kind))
+        prepare(Task(folder, scratch / kind, (options.size,), kind))
     photos.prepare(folder, options.size, scratch / "tfds")
     fit = Fit(options.size, 3)
     sources = {

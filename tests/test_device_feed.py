@@ -14,7 +14,8 @@ import pytest
 from vdiff_jax import parallel
 from vdiff_jax.datasets import catalog
 from vdiff_jax.datasets.device_feed import Streamed, resident, size_in_bytes
-from vdiff_jax.datasets.prepare.task import Task, prepare
+from vdiff_jax.datasets.prepare.task import Task
+from vdiff_jax.datasets.prepare.work import prepare
 from vdiff_jax.datasets.source import Arrays, held_out_part
 from vdiff_jax.datasets.validation import Checked
 

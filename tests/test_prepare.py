@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -17,10 +16,11 @@ from vdiff_jax.datasets.folder import Folder
 from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.npz import Npz
-from vdiff_jax.datasets.prepare import task as command
-from vdiff_jax.datasets.prepare import writers
+from vdiff_jax.datasets.prepare import pool, writers
+from vdiff_jax.datasets.prepare import work as command
 from vdiff_jax.datasets.prepare.__main__ import main
-from vdiff_jax.datasets.prepare.task import Task, prepare
+from vdiff_jax.datasets.prepare.task import Task
+from vdiff_jax.datasets.prepare.work import prepare
 
 
 def _noise(*shape, seed=0):
@@ -328,7 +328,7 @@ def test_whatever_interrupts_it_the_same_command_goes_on(
         converted.extend(files)
         return convert(files, *arguments)
 
-    monkeypatch.setattr(command, "convert", counted)
+    monkeypatch.setattr(pool, "convert", counted)
     prepare(task)
     _same(_open(task), _open(whole))
     # What was done is not done again: 6 files, in chunks of 2.
@@ -411,16 +411,17 @@ def test_nothing_of_another_task_is_overwritten_or_continued(tmp_path, monkeypat
     ("arguments", "message"),
     [
         (["nowhere", "--out=out", "--size=8"], "nowhere is not a folder"),
-        ([".", "--out=out", "--size=8"], "no images"),
+        ([".", "--out=../out", "--size=8"], "no images"),
         ([".", "--out=out", "--size=0"], "must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(
     tmp_path, monkeypatch, capsys, arguments, message
 ):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) == 1
-    assert list(pathlib.Path().iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]

@@ -1,10 +1,14 @@
 """The sources by name, each with its place for a split."""
 
+import functools
 import pathlib
+import sys
 from typing import Any, Literal
 
 from vdiff_jax.datasets.images import Files, Fit, Images
+from vdiff_jax.datasets.labels import classes_of_folder
 from vdiff_jax.datasets.source import Source
+from vdiff_jax.datasets.splits import Renumbered, common_classes
 
 Split = Literal["train", "test"]
 NAMES = ("folder", "lmdb", "npz", "tfds", "cifar10", "digits")
@@ -19,8 +23,11 @@ def open_source(
     split: Split,
     image_shape: tuple[int, int, int],
     resize: Any,
+    other_name: str | None = None,
 ) -> Source:
     """Opens the source of one kind for one split.
+
+    What lies there and is not read is said on stderr, in a line, once in a process.
 
     Args:
       kind: One of `NAMES`.
@@ -28,14 +35,42 @@ def open_source(
       name: Name of the data set, for tfds.
       split_name: Name of the split in `path`: a sub-folder, a file, a TFDS split. An
         empty name is the path itself.
-      split: The split, for cifar10 and digits, which have their own names for it.
+      split: The split, for cifar10 and digits, which have their own names for it, and
+        for the numbers of the classes, which are those of "train".
       image_shape: [height, width, channels] that decoded images are brought to.
       resize: How they are resized: a `Resize` for `Fit`.
+      other_name: Name of the other split; None if there is none.
 
     Raises:
-      ValueError: If there are no data in `path`, or not of that kind.
+      ValueError: If there are no data in `path`, or not of that kind; if they cannot
+        be read; if the test split has classes that the training split lacks.
     """
+    try:
+        source = _open(
+            kind, path / split_name, path, name, split_name, split, image_shape, resize
+        )
+        if other_name is None or other_name == split_name:
+            return source
+        other = _classes(kind, path / other_name, image_shape[0])
+        return _numbered_alike(source, split, other, path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(
+            f"data.path={str(path)!r} cannot be read: {error.filename or path}"
+            f" ({reason})."
+        ) from error
 
+
+def _open(
+    kind: str,
+    place: pathlib.Path,
+    path: pathlib.Path,
+    name: str,
+    split_name: str,
+    split: Split,
+    image_shape: tuple[int, int, int],
+    resize: Any,
+) -> Source:
     def decoded(files: Files) -> Source:
         return Images(files, Fit(image_shape[0], image_shape[2], resize))
 
@@ -44,15 +79,18 @@ def open_source(
         case "folder":
             from vdiff_jax.datasets.folder import Folder
 
-            return decoded(Folder(path / split_name))
+            folder = Folder(place)
+            for line in folder.unread:
+                _print_once(line)
+            return decoded(folder)
         case "lmdb":
-            from vdiff_jax.datasets.lmdb import Lmdb
+            from vdiff_jax.datasets.lmdb import open_lmdb
 
-            return decoded(Lmdb(path / split_name, image_shape[0]))
+            return decoded(open_lmdb(place, image_shape[0]))
         case "npz":
             from vdiff_jax.datasets.npz import Npz
 
-            return Npz(_array_file(path / split_name, image_shape[0]))
+            return Npz(_array_file(place, image_shape[0]))
         case "tfds":
             from vdiff_jax.datasets.tfds import TfdsFiles
 
@@ -67,6 +105,42 @@ def open_source(
             return digits(split)
         case _:
             raise ValueError(f"Unknown source {kind!r}; choose from {NAMES}.")
+
+
+@functools.cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _classes(kind: str, place: pathlib.Path, size: int) -> tuple[str, ...]:
+    """The classes of a split that is not opened; () if it is not there or has none."""
+    try:
+        match kind:
+            case "folder":
+                return classes_of_folder(place) if place.is_dir() else ()
+            case "lmdb":
+                from vdiff_jax.datasets.lmdb import Lmdb
+
+                return Lmdb(place, size).classes or ()
+            case "npz":
+                from vdiff_jax.datasets.npz import Npz
+
+                return Npz(_array_file(place, size)).classes or ()
+    except (OSError, ValueError):  # it says so itself once it is opened
+        pass
+    return ()
+
+
+def _numbered_alike(
+    source: Source, split: Split, other: tuple[str, ...], path: pathlib.Path
+) -> Source:
+    """The source with the numbers that its classes have in the training split."""
+    own: tuple[str, ...] = tuple(getattr(source, "classes", None) or ())
+    if not own or not other:
+        return source
+    train, test = (own, other) if split == "train" else (other, own)
+    classes = common_classes(train, test, str(path))
+    return source if classes == own else Renumbered(source, own, classes)
 
 
 def _array_file(path: pathlib.Path, size: int) -> pathlib.Path:

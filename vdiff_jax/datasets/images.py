@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
 import PIL.JpegImagePlugin
 import PIL.PngImagePlugin
 import PIL.WebPImagePlugin  # by itself Pillow does not look for a named format
 
+from vdiff_jax.datasets.metadata import orientation, without_metadata
 from vdiff_jax.datasets.source import Example
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -33,27 +34,66 @@ _FILTERS = {
 }
 
 
+# Orientation -> what brings the image upright.
+_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+
 def decode(data: bytes) -> PIL.Image.Image:
     """The image in a JPEG, PNG or WebP file, in mode L or RGB.
 
     It is turned by its EXIF orientation. 1-bit images become grey, palettes and CMYK
     become RGB, 16-bit grey is rounded to 8 bits, transparency is laid over white, and
-    an animation gives its first frame.
+    an animation gives its first frame. Pixels decide: damaged metadata are passed over.
 
     Raises:
       ValueError: If it cannot be read: damaged, cut off, another format, or more than
         179 million pixels, which Pillow takes for a decompression bomb.
     """
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        return _grey_or_rgb(image)
+        image = _loaded(data)
+        turn = _UPRIGHT.get(_orientation(image, data))
+        return _grey_or_rgb(image if turn is None else image.transpose(turn))
     except Exception as error:  # decoders of foreign bytes fail in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, PIL.UnidentifiedImageError):
             reason = "it is empty" if not data else "it begins like none of these"
         raise ValueError(f"cannot be read as JPEG, PNG or WebP ({reason})") from error
+
+
+def _loaded(data: bytes) -> PIL.Image.Image:
+    """The image as Pillow reads it or, if it does not, as it reads the pixels alone."""
+    try:
+        return _opened(data)
+    except PIL.Image.DecompressionBombError:
+        raise
+    except Exception:
+        bare = without_metadata(data)
+        if bare == data:
+            raise
+        return _opened(bare)
+
+
+def _opened(data: bytes) -> PIL.Image.Image:
+    image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    image.load()
+    return image
+
+
+def _orientation(image: PIL.Image.Image, data: bytes) -> int:
+    """The orientation that Pillow reads or, if it cannot, that can be made out."""
+    try:
+        of_exif = image.getexif().get(PIL.ExifTags.Base.Orientation)
+    except Exception:  # as above
+        of_exif = None
+    return of_exif if isinstance(of_exif, int) else orientation(data)
 
 
 def _grey_or_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vdiff_jax.datasets.names import from_bytes
 from vdiff_jax.datasets.source import Arrays, Example
 
 _IMAGES, _LABELS = ("images", "latents", "arr_0"), ("labels", "arr_1")
@@ -89,7 +90,7 @@ class Npz:
 
 
 def _text(name: Any) -> str:
-    return os.fsdecode(bytes(name)) if isinstance(name, bytes) else str(name)
+    return from_bytes(bytes(name)) if isinstance(name, bytes) else str(name)
 
 
 def _first(arrays: dict[str, np.ndarray], names: Sequence[str]) -> np.ndarray | None:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkabl
 
 import numpy as np
 
+from vdiff_jax.datasets.names import to_bytes
+
 Example: TypeAlias = dict[str, Any]
 
 
@@ -143,5 +145,5 @@ def held_out_part(
 
 def _uniform(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(to_bytes(name)).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from vdiff_jax.datasets.identity import evenly
 from vdiff_jax.evaluation import sample_size
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.frechet import Rooted, frechet_distance, with_root
@@ -74,11 +75,6 @@ def left_out(generated: int, real: int) -> dict[str, int]:
         for kind, fewest in FEWEST.items()
         if (generated if kind == "score" else min(generated, real)) < fewest
     }
-
-
-def evenly(length: int, most: int) -> np.ndarray:
-    """At most `most` indices, evenly spaced over 0 .. length - 1."""
-    return np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)
 
 
 class Measured(NamedTuple):

@@ -1,5 +1,6 @@
 """The examples of a data set, and how they come to the step."""
 
+import os
 import pathlib
 from typing import Literal
 
@@ -35,8 +36,10 @@ def make_source(config: Config, split: catalog.Split) -> Source:
 
 def _source(config: Config, split: catalog.Split) -> Source:
     data = config.data
+    names = {"train": data.train_split, "test": data.test_split}
+    other_name = names["test" if split == "train" else "train"]
     if data.held_out_fraction:  # both splits are parts of one
-        split = "train"
+        split, other_name = "train", None
     if data.source not in catalog.NAMES:
         make_source = user_function("data.source", data.source)
         try:
@@ -45,10 +48,11 @@ def _source(config: Config, split: catalog.Split) -> Source:
             raise ValueError(f"data.source={data.source!r}: {error}") from error
     return catalog.open_source(
         data.source,
-        path=pathlib.Path(data.path),
+        path=pathlib.Path(os.path.expanduser(data.path)),
         name=data.name,
-        split_name=data.train_split if split == "train" else data.test_split,
+        split_name=names[split],
         split=split,
+        other_name=other_name,
         image_shape=(data.image_size, data.image_size, data.channels),
         resize=data.resize,
     )

@@ -15,7 +15,8 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.from_config.choices import section_of
+from vdiff_jax.from_config.choices import Config, section_of
+from vdiff_jax.from_config.data import class_names
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
@@ -106,6 +107,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
     )
     facts: dict[str, Any] = {
         "parameters": model.num_parameters(),
+        **_classes(config),
         **changes_of(project.workdir, "train"),
     }
     key = jax.random.key(config.seed)
@@ -133,6 +135,12 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         samples=request(section_of(config, "train").sample_steps),
         facts=facts,
     )
+
+
+def _classes(config: Config) -> dict[str, Any]:
+    """The names of the classes, by which images can be asked for."""
+    names = class_names(config)
+    return {"classes": list(names)} if names else {}
 
 
 def _init_from(project: Project) -> pathlib.Path | None:

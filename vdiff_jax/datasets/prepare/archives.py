@@ -1,9 +1,14 @@
-"""Inputs of `prepare`: a folder, a zip or a tar. Nothing is unpacked by name."""
+"""Inputs of `prepare`: a folder, a zip, a tar or LSUN's LMDB.
+
+Nothing is unpacked by name.
+"""
 
 import bz2
 import contextlib
 import gzip
+import hashlib
 import lzma
+import os
 import pathlib
 import shutil
 import stat
@@ -13,11 +18,23 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from vdiff_jax.datasets.folder import images_among, list_images
+from vdiff_jax.datasets.keyed_lmdb import KeyedLmdb
+from vdiff_jax.datasets.listing import LeftOut, Listing, list_folder
+from vdiff_jax.datasets.lmdb_file import is_lmdb
+from vdiff_jax.datasets.names import from_bytes, to_bytes
+from vdiff_jax.datasets.prepare.content import (
+    Stamp,
+    sample_of_bytes,
+    sample_of_file,
+    stamp_of_archive,
+    stamp_of_files,
+)
+from vdiff_jax.datasets.prepare.members import Members, from_folder_of
 from vdiff_jax.files.atomic import replacing
 
 # More than any image; a member that claims to be larger is not read into memory.
 MAX_FILE_BYTES = 2**30
+MAX_LINK_BYTES = 4096
 
 # Errors of the standard library for archives and members that are damaged, cut off,
 # encrypted or compressed in an unknown way; OSError and ValueError beside these.
@@ -34,13 +51,13 @@ _DAMAGED = (
 
 @runtime_checkable
 class Input(Protocol):
-    """Encoded images by name.
+    """Encoded images by name, and what lies beside them.
 
     Attributes:
-      names: Names of the images, with forward slashes, by code point.
+      listing: Names of the images, with forward slashes, and of what is left out.
     """
 
-    names: list[str]
+    listing: Listing
 
     def read(self, name: str) -> bytes:
         """The bytes of an image.
@@ -48,6 +65,23 @@ class Input(Protocol):
         Raises:
           OSError: If the file cannot be read.
           ValueError: If the archive is damaged there, or the image is too large.
+        """
+        ...
+
+    def beside(self, name: str, most: int) -> bytes | None:
+        """The beginning of any other file, or all for -1; None if it is not there."""
+        ...
+
+    def stamp(self) -> Stamp:
+        """The sizes and times of what is read, by which a change is seen at once."""
+        ...
+
+    def identity(self, name: str) -> bytes:
+        """The size of an image and a sample of its bytes, or its checksum.
+
+        Raises:
+          OSError: If the file cannot be read.
+          ValueError: If the archive is damaged there.
         """
         ...
 
@@ -67,9 +101,15 @@ def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
     Raises:
       ValueError: If it is none of these, has no images, or has a member with an
         unsafe name.
+      OSError: If it cannot be read.
     """
+    if is_lmdb(path):
+        return _LmdbInput(path)
     if path.is_dir():
         return _FolderInput(path)
+    if not path.exists():
+        raise ValueError(f"{path} is not a folder, a zip or a tar: nothing is there.")
+    path.open("rb").close()  # what comes next does not tell of a lack of permission
     try:
         if zipfile.is_zipfile(path):
             return _ZipInput(path)
@@ -82,11 +122,56 @@ def open_input(path: pathlib.Path, scratch: pathlib.Path) -> Input:
 
 class _FolderInput:
     def __init__(self, path: pathlib.Path):
-        self.names = list_images(path)
-        self._path = path
+        self.listing = list_folder(path)
+        self._path = os.fsencode(path)
 
     def read(self, name: str) -> bytes:
-        return (self._path / name).read_bytes()
+        with open(os.path.join(self._path, to_bytes(name)), "rb") as file:
+            return file.read()
+
+    def beside(self, name: str, most: int) -> bytes | None:
+        path = os.path.join(self._path, to_bytes(name))
+        if not os.path.isfile(path):
+            return None
+        with open(path, "rb") as file:
+            return file.read(most)
+
+    def stamp(self) -> Stamp:
+        return stamp_of_files(self._path, self.listing.images)
+
+    def identity(self, name: str) -> bytes:
+        return sample_of_file(os.path.join(self._path, to_bytes(name)))
+
+    def close(self) -> None:
+        pass
+
+
+class _LmdbInput:
+    def __init__(self, path: pathlib.Path):
+        images = KeyedLmdb.open(path)
+        if images is None:
+            raise ValueError(
+                f"{path} is no LMDB of images by any key, as LSUN's are. What `prepare`"
+                ' wrote is read as it is, with data.source = "lmdb".'
+            )
+        self._images, self._file = images, path / "data.mdb"
+        names = map(images.name, range(len(images)))
+        # In the order of their bytes, which is that of the LMDB.
+        self._index = {name: i for i, name in enumerate(names)}
+        self.listing = Listing(list(self._index), LeftOut(), [])
+
+    def read(self, name: str) -> bytes:
+        return self._images.read(self._index[name])[0]
+
+    def beside(self, name: str, most: int) -> bytes | None:
+        del name, most
+        return None
+
+    def stamp(self) -> Stamp:
+        return stamp_of_archive(self._file)
+
+    def identity(self, name: str) -> bytes:
+        return sample_of_bytes(self.read(name))
 
     def close(self) -> None:
         pass
@@ -94,21 +179,44 @@ class _FolderInput:
 
 class _ZipInput:
     def __init__(self, path: pathlib.Path):
+        self._path = path
         self._zip = zipfile.ZipFile(path)
-        self._members = {
-            member.filename: member
-            for member in self._zip.infolist()
-            if not member.is_dir() and not stat.S_ISLNK(member.external_attr >> 16)
-        }
         with _closed_on_error(self):
-            self.names = _safe(path, list(self._members))
+            members = Members(path)
+            for member in self._zip.infolist():
+                name = member.filename.replace("\\", "/")  # as Windows has written
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                if member.is_dir():
+                    continue
+                if stat.S_ISLNK(kind):
+                    is_path = member.file_size <= MAX_LINK_BYTES
+                    target = from_bytes(self._zip.read(member)) if is_path else ""
+                    members.link(name, from_folder_of(name, target))
+                elif kind in (0, stat.S_IFREG):
+                    members.file(name, member)
+                else:
+                    members.other(name)
+            self._members, self.listing = members.sorted_out()
 
     def read(self, name: str) -> bytes:
         _check_size(self._members[name].file_size)
         try:
-            return self._zip.read(name)
+            return self._zip.read(self._members[name])
         except _DAMAGED as error:
             raise ValueError(f"is damaged in the archive ({error})") from error
+
+    def beside(self, name: str, most: int) -> bytes | None:
+        if name not in self._members:
+            return None
+        content = self.read(name)
+        return content if most < 0 else content[:most]
+
+    def stamp(self) -> Stamp:
+        return stamp_of_archive(self._path)
+
+    def identity(self, name: str) -> bytes:
+        member = self._members[name]
+        return f"{member.file_size} {member.CRC}".encode()
 
     def close(self) -> None:
         self._zip.close()
@@ -116,10 +224,27 @@ class _ZipInput:
 
 class _TarInput:
     def __init__(self, path: pathlib.Path, scratch: pathlib.Path):
-        self._tar = tarfile.open(_plain_tar(path, scratch), "r:")  # noqa: SIM115
+        self._path = path
+        # Names as UTF-8 whatever the locale.
+        self._tar = tarfile.open(  # noqa: SIM115
+            _plain_tar(path, scratch),
+            "r:",
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
         with _closed_on_error(self):
-            self._members = {m.name: m for m in self._tar.getmembers() if m.isfile()}
-            self.names = _safe(path, list(self._members))
+            members = Members(path)
+            for member in self._tar.getmembers():
+                if member.isfile():
+                    members.file(member.name, member)
+                elif member.islnk():
+                    members.link(member.name, member.linkname)
+                elif member.issym():
+                    target = from_folder_of(member.name, member.linkname)
+                    members.link(member.name, target)
+                elif not member.isdir():
+                    members.other(member.name)
+            self._members, self.listing = members.sorted_out()
 
     def read(self, name: str) -> bytes:
         _check_size(self._members[name].size)
@@ -129,6 +254,18 @@ class _TarInput:
             return file.read()
         except _DAMAGED as error:
             raise ValueError(f"is damaged in the archive ({error})") from error
+
+    def beside(self, name: str, most: int) -> bytes | None:
+        if name not in self._members:
+            return None
+        content = self.read(name)
+        return content if most < 0 else content[:most]
+
+    def stamp(self) -> Stamp:
+        return stamp_of_archive(self._path)
+
+    def identity(self, name: str) -> bytes:
+        return sample_of_bytes(self.read(name))
 
     def close(self) -> None:
         self._tar.close()
@@ -141,7 +278,7 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
             return path
     except tarfile.ReadError:
         pass
-    plain = scratch / "decompressed.tar"
+    plain = scratch / f"decompressed-{_key(path)}.tar"
     if not plain.exists():
         with (
             _decompressed(path) as source,
@@ -150,6 +287,15 @@ def _plain_tar(path: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
         ):
             shutil.copyfileobj(source, target, 2**20)
     return plain
+
+
+def _key(path: pathlib.Path) -> str:
+    """The archive that a decompressed copy is of, by its time, its size and a sample.
+
+    All of these formats end with checksums, which are in the sample.
+    """
+    facts = f"{path.stat().st_mtime_ns} ".encode() + sample_of_file(path)
+    return hashlib.sha256(facts).hexdigest()[:16]
 
 
 def _decompressed(path: pathlib.Path) -> Any:
@@ -168,18 +314,6 @@ def _closed_on_error(archive: Any) -> Iterator[None]:
     except BaseException:
         archive.close()
         raise
-
-
-def _safe(path: pathlib.Path, names: list[str]) -> list[str]:
-    """The images among the members, none of which may point out of the archive."""
-    for name in names:
-        parts = pathlib.PurePosixPath(name).parts
-        if ".." in parts or name.startswith("/") or "\\" in name:
-            raise ValueError(
-                f"{path} has a member with the unsafe name {name!r}: such an archive is"
-                " damaged or hostile, and is not read."
-            )
-    return images_among(names, str(path))
 
 
 def _check_size(size: int) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import shutil
 import zipfile
@@ -15,6 +14,7 @@ import PIL.Image
 
 from vdiff_jax.datasets.images import Fit, decode
 from vdiff_jax.datasets.lmdb import image_key
+from vdiff_jax.datasets.names import to_bytes
 from vdiff_jax.files.atomic import replacing
 
 FORMATS = ("lmdb", "npz")
@@ -204,8 +204,8 @@ class NpzWriter:
           classes: Names of the classes.
         """
         arrays = {
-            "names": np.array([os.fsencode(name) for name in names]),
-            "classes": np.array([os.fsencode(name) for name in classes], "S"),
+            "names": np.array([to_bytes(name) for name in names]),
+            "classes": np.array([to_bytes(name) for name in classes], "S"),
         }
         if labels is not None:
             arrays["labels"] = labels.astype(np.int32)

@@ -11,6 +11,7 @@ import numpy as np
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.datasets.identity import evenly, sha256_of_sample
 from vdiff_jax.datasets.loader import read_all
 from vdiff_jax.datasets.source import Part, Source
 from vdiff_jax.evaluation import classifier, features, metrics, statistics_file
@@ -26,8 +27,6 @@ from vdiff_jax.files.weights import sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
 
-# Images that stand for a whole split where its content is fingerprinted.
-SAMPLE = 256
 NO_CLASSES = "no classifier features: these data have no classes."
 SETS = ("inception", "classifier", "pixels")
 
@@ -39,7 +38,7 @@ class Real:
         """Takes at most so many images of a split, evenly spaced; 0: all."""
         self._config = config
         whole = make_source(config, split)
-        index = metrics.evenly(len(whole), most or len(whole))
+        index = evenly(len(whole), most or len(whole))
         self.source: Source = Part(whole, index)
         self.facts: dict[str, Any] = {
             "data": config.data.name or config.data.source,
@@ -49,7 +48,7 @@ class Real:
             "image_size": config.data.image_size,
             "channels": config.data.channels,
             "resize": config.data.resize,
-            "sha256_of_sample": _sample_sha256(self.source),
+            "sha256_of_sample": sha256_of_sample(self.source),
         }
 
     @functools.cached_property
@@ -57,16 +56,6 @@ class Real:
         """All images, and their labels if they have any."""
         data = self._config.data
         return read_all(self.source, data.workers, data.worker_timeout)
-
-
-def _sample_sha256(source: Source) -> str:
-    """Hash of the pixels and labels of some images, evenly spaced."""
-    digest = hashlib.sha256()
-    for index in metrics.evenly(len(source), SAMPLE):
-        example = source[int(index)]
-        digest.update(np.ascontiguousarray(example["image"]).tobytes())
-        digest.update(str(example.get("label")).encode())
-    return digest.hexdigest()[:16]
 
 
 class Reference:

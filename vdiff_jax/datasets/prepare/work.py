@@ -1,0 +1,192 @@
+"""Prepares images, and goes on where an interrupted run stopped."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vdiff_jax.datasets.prepare.archives import Input, open_input
+from vdiff_jax.datasets.prepare.content import extended
+from vdiff_jax.datasets.prepare.parts import Part, find_parts
+from vdiff_jax.datasets.prepare.pool import converted
+from vdiff_jax.datasets.prepare.record import (
+    Progress,
+    check_begun,
+    describe,
+    finished,
+    read_progress,
+)
+from vdiff_jax.datasets.prepare.task import Task, check
+from vdiff_jax.datasets.prepare.writers import Writer, make_writer
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.locks import HeldError, lock
+from vdiff_jax.progress import Bar
+
+CHUNK = 32
+
+
+def prepare(task: Task) -> dict[str, Any]:
+    """Does a task, or goes on with it; does nothing if it is done.
+
+    What is in the input and not read is said on stderr.
+
+    Returns:
+      The content of `prepared.json`: the task; what is left out of the input; and for
+      each split "pictures" (their number), "classes", the "unreadable" files with the
+      reasons and a hash of the "content".
+
+    Raises:
+      ValueError: If the task cannot be, if `out` or its unfinished form is of another
+        task or of other content, if another process is at work on it, if there are no
+        images, or, with `strict`, if a file cannot be read.
+      OSError: If the input cannot be read at all, or the output cannot be written.
+    """
+    check(task)
+    try:
+        with lock(task.out.with_name(f"{task.out.name}.lock"), remove=True):
+            return _prepare(task)
+    except HeldError as error:
+        raise ValueError(
+            f"Another `prepare` is at work on {task.out} ({error.holder}): wait for it,"
+            " stop it, or choose another --out."
+        ) from error
+
+
+def _prepare(task: Task) -> dict[str, Any]:
+    partial = task.out.with_name(f"{task.out.name}.partial")
+    with contextlib.ExitStack() as to_undo:
+        to_undo.callback(_remove_new, partial, _decompressed(partial))
+        files = open_input(task.path, partial)
+        with contextlib.closing(files):
+            parts = find_parts(files, task.path, task.splits)
+            for line in parts.unread:
+                print(f"prepare: {line}", file=sys.stderr)
+            about = describe(task, files, parts)
+            if task.out.exists():
+                return finished(task, files, parts, about)
+            check_begun(task, partial, files, parts, about)
+            to_undo.pop_all()  # from here on `partial` is of this task
+            partial.mkdir(parents=True, exist_ok=True)
+            write_json(partial / "task.json", about)
+            about["splits"] = {
+                split: _prepare_split(task, files, part, task.folder(partial, split))
+                for split, part in parts.of.items()
+            }
+    about["left_out"] = parts.left_out
+    write_json(partial / "prepared.json", about)
+    _tidy(partial)
+    os.replace(partial, task.out)
+    return about
+
+
+def _decompressed(partial: pathlib.Path) -> set[pathlib.Path]:
+    return set(partial.glob("decompressed-*"))
+
+
+def _remove_new(partial: pathlib.Path, before: set[pathlib.Path]) -> None:
+    """Removes an archive that was decompressed for nothing."""
+    for path in _decompressed(partial) - before:
+        path.unlink()
+    with contextlib.suppress(OSError):  # not there, or begun for another task
+        partial.rmdir()
+
+
+def _tidy(partial: pathlib.Path) -> None:
+    """Removes the files that only an unfinished preparation needs."""
+    for pattern in ("task.json", "decompressed*", "progress.json", "*.raw", "*.half"):
+        for path in list(partial.rglob(pattern)):
+            path.unlink()
+
+
+def _prepare_split(
+    task: Task, files: Input, part: Part, folder: pathlib.Path
+) -> dict[str, Any]:
+    """Writes one split, from where an earlier run stopped; returns its facts."""
+    progress = read_progress(folder)
+    _refuse(progress.unreadable, task)
+    if progress.inputs and not progress.content:  # begun by version 0.2
+        names = itertools.islice(part.names.values(), progress.inputs)
+        progress.content = extended("", names, files.identity)
+    if not progress.finished:
+        opened = make_writer(task.format, folder, task.sizes, task.channels)
+        with contextlib.closing(opened) as writer:
+            _write(task, files, part.names, folder, progress, writer)
+            _finish(task, part, progress, writer)
+        progress.finished = True
+        _save(folder, progress)
+    return {
+        "pictures": len(part.names) - len(progress.unreadable),
+        "classes": list(part.classes),
+        "unreadable": progress.unreadable,
+        "content": progress.content,
+    }
+
+
+def _write(
+    task: Task,
+    files: Input,
+    names: dict[str, str],
+    folder: pathlib.Path,
+    progress: Progress,
+    writer: Writer,
+) -> None:
+    left = list(names.items())[progress.inputs :]
+    chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+    name = f"prepare {folder.name.removesuffix('.partial')}"
+    with Bar(name, len(names), unit="files", done=progress.inputs) as bar:
+        for chunk, results in converted(task, files, chunks):
+            images, unreadable = _sort_out(chunk, results)
+            _refuse(unreadable, task)
+            writer.write(progress.inputs - len(progress.unreadable), images)
+            # After the images: a chunk that is written twice is the same.
+            progress.inputs += len(chunk)
+            originals = [original for _, original in chunk]
+            progress.content = extended(progress.content, originals, files.identity)
+            progress.unreadable |= unreadable
+            _save(folder, progress)
+            bar.update(len(chunk))
+
+
+def _finish(task: Task, part: Part, progress: Progress, writer: Writer) -> None:
+    names = part.names
+    readable = np.array([name not in progress.unreadable for name in names])
+    if not readable.any():
+        raise ValueError(
+            f"None of the {len(names)} files of {task.path} can be read; the first,"
+            f" {next(iter(names))}: {next(iter(progress.unreadable.values()))}."
+        )
+    writer.finish(
+        list(itertools.compress(names, readable)),
+        None if part.labels is None else part.labels[readable],
+        part.classes,
+    )
+
+
+def _sort_out(
+    chunk: Sequence[tuple[str, str]], results: Sequence[tuple[bytes, ...] | str]
+) -> tuple[list[tuple[bytes, ...]], dict[str, str]]:
+    images, unreadable = [], {}
+    for (name, _), result in zip(chunk, results, strict=True):
+        if isinstance(result, str):
+            unreadable[name] = result
+        else:
+            images.append(result)
+    return images, unreadable
+
+
+def _refuse(unreadable: dict[str, str], task: Task) -> None:
+    if unreadable and task.strict:
+        name, reason = next(iter(unreadable.items()))
+        raise ValueError(
+            f"{name} in {task.path} {reason}. Without --strict it is left out."
+        )
+
+
+def _save(folder: pathlib.Path, progress: Progress) -> None:
+    write_json(folder / "progress.json", dataclasses.asdict(progress))
