@@ -25,6 +25,7 @@ from vdiff_jax.stages import Stage
 from vdiff_jax.training.reading import check_readable
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
+from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import Trained, find, roles_named
 
@@ -103,6 +104,8 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
         "method": role.method,
         "measured": _measured(project, role, num_steps),
     }
+    if names := class_names(trained):
+        facts["classes"] = list(names)
     return model_file.About(fields, role.name, role.num_steps, facts)
 
 
