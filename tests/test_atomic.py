@@ -2,11 +2,18 @@
 
 import json
 import math
+import os
 import pathlib
 
 import pytest
 
-from vdiff_jax.files.atomic import replacing, to_json, write_bytes, write_json
+from vdiff_jax.files.atomic import (
+    replacing,
+    to_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def _names(folder):
@@ -92,3 +99,10 @@ def test_a_folder_is_never_half_removed(tmp_path, monkeypatch):
         half.mkdir()
     assert _names(tmp_path) == ["folder"]
     assert _names(path) == []
+
+
+def test_text_may_name_a_file_whose_name_is_no_text(tmp_path):
+    """As under an 8-bit locale, where Python cannot know what the bytes mean."""
+    name = b"l\xc3\xa4uf \xff"
+    write_text(tmp_path / "page", f"of {os.fsdecode(name)}")
+    assert (tmp_path / "page").read_bytes() == b"of " + name

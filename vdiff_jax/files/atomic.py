@@ -79,8 +79,8 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file by text, as UTF-8."""
-    write_bytes(path, text.encode())
+    """Replaces a file by text, as UTF-8; in it, names of files are the bytes they are."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:

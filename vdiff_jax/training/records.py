@@ -165,7 +165,7 @@ class _WeightsAndBiases:
                 " 'vdiff_jax[wandb]', or leave wandb_project empty."
             ) from error
         # The folder names the run, so that a resumed one goes on in the same.
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
         self._run = self._wandb.init(
             project=project, name=name, id=identity, resume="allow", dir=str(folder)
         )
