@@ -79,7 +79,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file by text, as UTF-8; in it, names of files are the bytes they are."""
+    """Replaces a file by text, as UTF-8; names of files in it are the bytes they are."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
