@@ -41,7 +41,9 @@ def refusal(capsys, tmp_path, monkeypatch):
 
     def run(*words):
         where = [] if any("workdir" in word for word in words) else [tmp_path / "none"]
-        status = launch.main(["launch.py", *words, *(f"--workdir={x}" for x in where)])
+        # Were it not refused, nothing would begin.
+        words = (*words, *(f"--workdir={folder}" for folder in where))
+        status = launch.main(["launch.py", *words, "--dry_run"])
         out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if not line.startswith("config: ")]
         assert (status, out) == (2, "")
