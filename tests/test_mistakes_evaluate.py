@@ -86,6 +86,7 @@ def _values(workdir):
     return {(row["model"], row["metric"]): row["values"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_leaves_nothing_of_itself_in_the_first(
     workdir, monkeypatch
 ):
@@ -130,6 +131,7 @@ def test_images_that_are_gone_are_drawn_again_and_nothing_is_measured(
     assert _values(workdir) == values
 
 
+@pytest.mark.slow
 def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
     workdir, monkeypatch
 ):
@@ -493,6 +495,7 @@ def _images(workdir):
     return [path.read_bytes() for path in sorted((workdir / "sample").glob("*.png"))]
 
 
+@pytest.mark.slow
 def test_the_workdir_knows_the_names_of_its_classes(conditional, tmp_path):
     workdir = shutil.copytree(conditional, tmp_path / "project")
     drawn = {}
@@ -521,6 +524,7 @@ def test_the_workdir_knows_the_names_of_its_classes(conditional, tmp_path):
         launch.launch(_conditional("sample", image_labels=("dog",), **encoded), workdir)
 
 
+@pytest.mark.slow
 def test_a_student_in_another_workdir_has_the_names_of_its_teacher(
     conditional, tmp_path
 ):
@@ -572,6 +576,7 @@ def test_what_is_neither_a_number_nor_a_name_is_refused(labels):
         check(config)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_does_in_its_first_minute(tmp_path, monkeypatch, capsys):
     """On a slow machine the first call of updates takes a minute."""
     for seconds, spoken_of in ((0.0, True), (1e6, False)):
@@ -586,6 +591,7 @@ def test_a_run_says_what_it_does_in_its_first_minute(tmp_path, monkeypatch, caps
         assert len(took) == spoken_of
 
 
+@pytest.mark.slow
 def test_a_log_of_a_training_is_made_of_whole_lines(tmp_path, capsys):
     launch.launch(tiny.small("train"), tmp_path)
     captured = capsys.readouterr()
@@ -596,6 +602,7 @@ def test_a_log_of_a_training_is_made_of_whole_lines(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_update_ends_the_run_there(tmp_path, monkeypatch):
     """Once the run was compiled first, and made its updates."""
     begin = loop.begin
@@ -611,6 +618,7 @@ def test_a_signal_before_the_first_update_ends_the_run_there(tmp_path, monkeypat
     assert ended.value.exit_status == 143
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_question_does_not_go_by(tmp_path, monkeypatch):
     """Once it was noted by a run that had ended, and the next stage began."""
     ask, calls = loop._Loop.ask, []
@@ -656,6 +664,8 @@ def test_no_signal_is_lost_in_the_first_seconds(tmp_path, stage, number, delay):
         assert child.wait() == 128 + number
     *_, line = child.said().splitlines()
     name = signal.Signals(number).name
-    assert re.match(rf"launch\.py: .*(by {name})", line)
+    assert re.match(rf"launch\.py: .*by {name}", line)
+    # So soon no run has begun, which would have taken the signal.
+    assert delay > 1.0 or f"interrupted by {name}" in line
     assert "Traceback" not in child.said()
     assert not list(tmp_path.rglob("*.half"))
