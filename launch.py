@@ -22,6 +22,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vdiff_jax.training import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()  # in the seconds that the next lines take as well
+
 import jax
 from ml_collections import ConfigDict
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from vdiff_jax.training.interrupts import Interrupts
 
 SCRIPT = """
@@ -38,6 +40,7 @@ def test_signals_are_given_back():
     with Interrupts() as interrupts:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.signal == signal.SIGINT
+        interrupts.answered = True
     assert signal.getsignal(signal.SIGINT) == before
 
 
@@ -52,3 +55,48 @@ def test_another_thread_leaves_signals_alone():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_came_too_late_for_the_run_is_passed_on():
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    # An error says more than that somebody wanted it to end.
+    with pytest.raises(OSError, match="disk"), Interrupts():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        raise OSError("disk")
+
+
+ENDED = """
+import os, signal, sys, pathlib
+from vdiff_jax.files.atomic import replacing
+from vdiff_jax.training.interrupts import end_at_once
+assert not {"jax", "numpy", "tqdm"} & set(sys.modules), "it comes first"
+end_at_once()
+folder = pathlib.Path(sys.argv[1])
+with replacing(folder / "file") as half, replacing(folder / "new") as new:
+    half.write_text("half")
+    new.mkdir()
+    try:
+        os.kill(os.getpid(), int(sys.argv[2]))
+    except BaseException:
+        pass
+print("it went on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_outside_of_a_run_a_signal_ends_the_command_at_once(tmp_path, number):
+    (tmp_path / "file").write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED, str(tmp_path), str(int(number))],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 128 + number
+    assert not done.stdout
+    name = signal.Signals(number).name
+    line = f"launch.py: interrupted by {name}; the same command resumes.\n"
+    assert done.stderr == line
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "file": "old"
+    }

@@ -1,8 +1,12 @@
 """What is drawn and measured, for those who give a second command, or a wrong one."""
 
 import json
+import os
+import pathlib
 import re
 import shutil
+import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -13,6 +17,7 @@ import pytest
 import launch
 import tiny
 import vdiff_jax
+from tests.faults.runs import Lab
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.evaluation import classifier, statistics_file
@@ -30,6 +35,7 @@ from vdiff_jax.stages.evaluate import stage as evaluate_stage
 from vdiff_jax.stages.sample import images as sample_stage
 from vdiff_jax.stages.sample import output
 from vdiff_jax.training import loop
+from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.trained import Trained
 
@@ -80,6 +86,7 @@ def _values(workdir):
     return {(row["model"], row["metric"]): row["values"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_leaves_nothing_of_itself_in_the_first(
     workdir, monkeypatch
 ):
@@ -124,6 +131,7 @@ def test_images_that_are_gone_are_drawn_again_and_nothing_is_measured(
     assert _values(workdir) == values
 
 
+@pytest.mark.slow
 def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
     workdir, monkeypatch
 ):
@@ -487,6 +495,7 @@ def _images(workdir):
     return [path.read_bytes() for path in sorted((workdir / "sample").glob("*.png"))]
 
 
+@pytest.mark.slow
 def test_the_workdir_knows_the_names_of_its_classes(conditional, tmp_path):
     workdir = shutil.copytree(conditional, tmp_path / "project")
     drawn = {}
@@ -515,6 +524,7 @@ def test_the_workdir_knows_the_names_of_its_classes(conditional, tmp_path):
         launch.launch(_conditional("sample", image_labels=("dog",), **encoded), workdir)
 
 
+@pytest.mark.slow
 def test_a_student_in_another_workdir_has_the_names_of_its_teacher(
     conditional, tmp_path
 ):
@@ -566,6 +576,7 @@ def test_what_is_neither_a_number_nor_a_name_is_refused(labels):
         check(config)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_does_in_its_first_minute(tmp_path, monkeypatch, capsys):
     """On a slow machine the first call of updates takes a minute."""
     for seconds, spoken_of in ((0.0, True), (1e6, False)):
@@ -580,6 +591,7 @@ def test_a_run_says_what_it_does_in_its_first_minute(tmp_path, monkeypatch, caps
         assert len(took) == spoken_of
 
 
+@pytest.mark.slow
 def test_a_log_of_a_training_is_made_of_whole_lines(tmp_path, capsys):
     launch.launch(tiny.small("train"), tmp_path)
     captured = capsys.readouterr()
@@ -588,3 +600,72 @@ def test_a_log_of_a_training_is_made_of_whole_lines(tmp_path, capsys):
         r"train: 48 / 48 images, [\d.,]+ images/s, in 00:\d\d, loss .*",
         captured.err.strip(),
     )
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_update_ends_the_run_there(tmp_path, monkeypatch):
+    """Once the run was compiled first, and made its updates."""
+    begin = loop.begin
+
+    def signalled(tools, run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return begin(tools, run)
+
+    monkeypatch.setattr(loop, "begin", signalled)
+    monkeypatch.setattr(loop._Loop, "run", None)
+    with pytest.raises(InterruptedRunError, match="SIGTERM before its first") as ended:
+        launch.launch(tiny.small("train"), tmp_path)
+    assert ended.value.exit_status == 143
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_last_question_does_not_go_by(tmp_path, monkeypatch):
+    """Once it was noted by a run that had ended, and the next stage began."""
+    ask, calls = loop._Loop.ask, []
+
+    def signalled(self):
+        vote = ask(self)
+        calls.append(vote)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return vote
+
+    monkeypatch.setattr(loop._Loop, "ask", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(tiny.small("train"), tmp_path)
+    assert (tmp_path / "train" / "result.json").exists()
+
+
+def _catches_signals(child):
+    """True once the command has taken SIGTERM over, which is bit 14 of its mask."""
+    status = pathlib.Path(f"/proc/{child.process.pid}/status").read_text()
+    caught = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "number", "delay"),
+    [
+        ("train", signal.SIGINT, 0.5),
+        ("train", signal.SIGTERM, 1.5),
+        ("train", signal.SIGINT, 3.0),
+        ("sample", signal.SIGINT, 0.0),
+        ("evaluate", signal.SIGTERM, 0.2),
+    ],
+    ids=str,
+)
+def test_no_signal_is_lost_in_the_first_seconds(tmp_path, stage, number, delay):
+    lab = Lab(tmp_path)
+    with lab.run(tmp_path / "workdir", stage, "--config.train.steps=100000") as child:
+        child.wait_for(lambda: _catches_signals(child))
+        time.sleep(delay)
+        child.kill(number)
+        assert child.wait() == 128 + number
+    *_, line = child.said().splitlines()
+    name = signal.Signals(number).name
+    assert re.match(rf"launch\.py: .*by {name}", line)
+    # So soon no run has begun, which would have taken the signal.
+    assert delay > 1.0 or f"interrupted by {name}" in line
+    assert "Traceback" not in child.said()
+    assert not list(tmp_path.rglob("*.half"))

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+# What writers of this process have begun: their halves, and where these are to go.
+_UNDER_WAY: dict[pathlib.Path, pathlib.Path] = {}
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -20,6 +23,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.half")
     remove(half)
+    _UNDER_WAY[half] = path
     try:
         yield half
         if half.is_dir():
@@ -29,11 +33,27 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     except BaseException:
         remove(half)
         raise
+    finally:
+        _UNDER_WAY.pop(half, None)
+
+
+def abandon() -> None:
+    """Removes what is half written, as of an error, for a process that ends at once."""
+    for half, path in list(_UNDER_WAY.items()):
+        if not path.exists() and _aside(path).exists():
+            _aside(path).rename(path)
+        with contextlib.suppress(OSError):
+            remove(half)
+
+
+def _aside(path: pathlib.Path) -> pathlib.Path:
+    """Where a folder is while another takes its place."""
+    return path.with_name(f".{path.name}.old")
 
 
 def _swap(half: pathlib.Path, path: pathlib.Path) -> None:
     """Puts a folder in the place of what is there, which to remove may take long."""
-    old = path.with_name(f".{path.name}.old")
+    old = _aside(path)
     remove(old)
     if path.exists():
         path.rename(old)
@@ -79,7 +99,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Replaces a file by text, as UTF-8; names of files in it are the bytes they are."""
+    """Replaces a file by text, as UTF-8; names of files are the bytes they are."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 

@@ -91,16 +91,20 @@ def fit(tools: Tools, run: Run) -> Params:
             ) as records,
         ):
             loop = _Loop(tools, run, saved, records, interrupts, info)
-            state = loop.run(state)
+            if loop.ask() <= Vote.SAVE:  # else it was asked to end before it began
+                state = loop.run(state)
         tools.profile.stop()
         if int(state.step) == run.num_updates and parallel.is_main():
             write_json(run.result, loop.result(state))
         ended_by = max(loop.granted, loop.ask())
+        interrupts.answered = ended_by > Vote.SAVE
     if ended_by > Vote.SAVE:
+        step = int(state.step)
         raise InterruptedRunError(
             ended_by,
-            f"{run.name}: ended by {signal.Signals(ended_by).name} and saved at"
-            f" step {int(state.step)}; the same command goes on from there.",
+            f"{run.name}: ended by {signal.Signals(ended_by).name}"
+            f" {f'and saved at step {step}' if step else 'before its first update'};"
+            " the same command goes on from there.",
         )
     return state.ema_params
 
