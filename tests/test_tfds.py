@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,12 @@ def test_a_prepared_data_set_is_the_data_set(prepared, split):
 
 def test_slices_are_splits_too(prepared):
     assert len(TfdsFiles("tiny_digits", "train[:100]", prepared)) == 100
+
+
+def test_a_folder_may_have_a_name_that_a_pattern_would_read(prepared, tmp_path):
+    folder = tmp_path / "run[1] *{a,b} ä?"
+    shutil.copytree(prepared, folder)
+    assert len(TfdsFiles("tiny_digits", "test", folder)) == 180
 
 
 def test_what_is_not_prepared_is_refused_with_the_command(prepared):

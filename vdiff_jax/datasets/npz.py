@@ -11,6 +11,7 @@ import os
 import pathlib
 import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,19 @@ import numpy as np
 from vdiff_jax.datasets.names import from_bytes
 from vdiff_jax.datasets.source import Arrays, Example
 
+# What NumPy and the standard library raise for files that are damaged, encrypted or
+# compressed in an unknown way.
+_UNREADABLE = (
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _IMAGES, _LABELS = ("images", "latents", "arr_0"), ("labels", "arr_1")
 
 
@@ -43,7 +57,7 @@ class Npz:
             arrays = _map_npy(path) if path.suffix == ".npy" else _map_npz(path)
         except FileNotFoundError:
             raise ValueError(f"There is no file {path}.") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"{path} cannot be read as arrays ({error}).") from error
         images, labels = _first(arrays, _IMAGES), _first(arrays, _LABELS)
         if images is None or images.ndim != 4 or not len(images):
@@ -114,6 +128,8 @@ def _map_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     arrays = {}
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as loaded:
         for member in archive.infolist():
+            if not member.filename.endswith(".npy"):
+                continue
             name = member.filename.removesuffix(".npy")
             large = member.file_size > 2**20
             if large and member.compress_type == zipfile.ZIP_STORED:
