@@ -6,7 +6,8 @@ or stage by stage: --config configs/lsun_bedroom128.py:train, then :distill, :ev
 :sample. The data set is read with TensorFlow Datasets from data/; see data/README.md.
 
 A centre crop is area-resized as it is read; prepared once, it is read faster
-(docs/data.md).
+(docs/data.md). LSUN's own LMDB is read too, with data.source=lmdb and, below data.path,
+data.train_split=bedroom_train_lmdb and data.test_split=bedroom_val_lmdb.
 
 Follows Salimans & Ho (2022), arXiv:2202.00512, and their published code, except:
 

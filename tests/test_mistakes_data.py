@@ -183,6 +183,19 @@ def test_pixels_are_read_whatever_the_metadata(name):
     np.testing.assert_array_equal(decoded, expected)
 
 
+def test_transparency_and_palettes_are_no_metadata():
+    indices = (_noise(6, 6) % 2).astype(np.uint8)
+    image = PIL.Image.fromarray(indices, "P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=1)
+    whole = file.getvalue()
+    at = whole.index(b"IDAT") - 4
+    bad = whole[:at] + _png_chunk(b"pHYs", b"\0") + whole[at:]
+    colours = np.array([[10, 20, 30], [255, 255, 255]])
+    np.testing.assert_array_equal(np.asarray(decode(bad)), colours[indices])
+
+
 def test_metadata_are_passed_over_where_warnings_are_errors():
     for name in ("jpeg, EXIF cut off", "png, EXIF cut off"):
         with warnings.catch_warnings():
@@ -620,6 +633,7 @@ from vdiff_jax.datasets.images import Images, Fit
 whole = Images(Folder(pathlib.Path(sys.argv[1])), Fit(8, 3))
 for source in (whole, held_out_part(whole, 0.3, "test")):
     print([to_bytes(source.name(i)) for i in range(len(source))])
+print(ascii([whole.name(i) for i in range(len(whole))]))
 """
 LOCALES = {
     "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
@@ -641,7 +655,8 @@ def test_order_and_held_out_split_are_the_same_under_every_locale(tmp_path):
     root = _odd_names(tmp_path / "x")
     runs = [_python("-c", _BYTES, str(root), **each) for each in LOCALES.values()]
     assert runs[0].stdout == runs[1].stdout, runs[0].stderr
-    names, held_out = map(eval, runs[0].stdout.splitlines())
+    names, held_out, texts = map(eval, runs[0].stdout.splitlines())
+    assert "1café.png" in texts
     assert names == sorted(names)
     assert len(names) == 20
     # Today's rule for a name in UTF-8: its hash decides.
@@ -826,15 +841,22 @@ def test_images_that_were_merely_copied_are_the_same(tmp_path, monkeypatch, kind
         shutil.copytree(path, copy, copy_function=shutil.copyfile)
     else:
         shutil.copyfile(path, copy)
-    before = (tmp_path / "out" / "prepared.json").stat()
+    before = (tmp_path / "out" / "prepared.json").stat().st_mtime_ns
     prepare(dataclasses.replace(task, path=copy))
-    assert (tmp_path / "out" / "prepared.json").stat() == before
+    assert (tmp_path / "out" / "prepared.json").stat().st_mtime_ns == before
     convert, files = pool.convert, []
     monkeypatch.setattr(
         pool, "convert", lambda data, *rest: files.extend(data) or convert(data, *rest)
     )
     assert _prepared(copy, tmp_path / "begun") == expected
     assert len(files) == 1  # a chunk of one image or more, of those that were left
+
+
+def test_an_input_that_nobody_touched_is_not_read_again(tmp_path, monkeypatch):
+    photos = _photos(tmp_path / "photos")
+    about = prepare(_task(photos, tmp_path / "out"))
+    monkeypatch.setattr("vdiff_jax.datasets.prepare.archives.sample_of_file", None)
+    assert prepare(_task(photos, tmp_path / "out")) == about
 
 
 def test_labels_that_were_changed_are_noticed(tmp_path):
@@ -905,7 +927,7 @@ def test_a_record_that_is_damaged_is_named(tmp_path):
     (out / "prepared.json").write_text("{")
     with pytest.raises(ValueError, match=r"prepared\.json is damaged"):
         prepare(_task(photos, out))
-    (out / "prepared.json").write_text("[]")
+    (out / "prepared.json").write_text("3")
     with pytest.raises(ValueError, match="out is there already"):
         prepare(_task(photos, out))
 
