@@ -127,6 +127,8 @@ def test_every_stage_alike_refuses_a_bad_value(stage, tmp_path):
             ("import", "data.channels", 0),
         ):
             continue  # as the model is
+        if stage == "guide" and value == ("nonsense",) and "labels" in path:
+            continue  # the name of a class, of which only the workdir knows
         config = _with(path, value, stage)
         with pytest.raises(ValueError, match=re.escape(f"{path}={value!r} ")):
             launch.launch(config, tmp_path, dry_run=True)
@@ -195,7 +197,10 @@ def test_true_is_no_number_and_no_number_is_true():
         ),
         ({"export.w": (1.0,)}, r"export.w=\(1.0,\), but without guide.steps"),
         ({"sample.w": (1.0,)}, r"sample.w=\(1.0,\) needs a model that is conditioned"),
-        ({"sample.labels": (1,)}, r"sample.labels=\(1,\), but this model knows no cl"),
+        (
+            {"sample.labels": (1,)},
+            r"sample.labels=\(1,\) does not fit: this model knows no cl",
+        ),
         (
             {"sample.labels": (1, 10), "model.num_classes": 10},
             r"sample.labels=\(1, 10\) must be from 0 to 9",

@@ -97,7 +97,7 @@ def test_it_says_what_it_is():
     [
         ({"num": 0}, r"sample\.num=0 must be"),
         ({"steps": -1}, r"sample\.steps=-1 must be"),
-        ({"labels": (3,)}, r"sample\.labels=\(3,\), but this model knows no classes"),
+        ({"labels": (3,)}, r"sample\.labels=\(3,\) does not fit: this model"),
         ({"w": 1.0}, r"sample\.w=\(1\.0,\) needs a model that is conditioned"),
         ({"sampler": "euler"}, r"sample\.sampler='euler' must be"),
         ({"batch_size": 0}, r"sample\.batch_size=0 must be"),

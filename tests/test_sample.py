@@ -146,7 +146,10 @@ def _random(model):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        ({"labels": (3,)}, r"sample\.labels=\(3,\), but this model knows no classes"),
+        (
+            {"labels": (3,)},
+            r"sample\.labels=\(3,\) does not fit: this model",
+        ),
         ({"noise": "none.npy"}, r"sample\.noise='none\.npy' cannot be read"),
         ({"num": 0}, "sample.num=0 must be a whole number of at least 1"),
         (

@@ -325,8 +325,8 @@ def _check_labels(path: str, labels: tuple[int | str, ...], num_classes: int) ->
     """Refuses numbers beyond the last class; names are known to a workdir only."""
     if labels and not num_classes:
         raise ValueError(
-            f"{path}={labels}, but this model knows no classes (model.num_classes=0):"
-            f" leave {path} out."
+            f"{path}={labels} does not fit: this model knows no classes"
+            f" (model.num_classes=0); leave {path} out."
         )
     if any(isinstance(label, int) and label >= num_classes for label in labels):
         raise ValueError(
