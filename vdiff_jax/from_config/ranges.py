@@ -115,6 +115,7 @@ def class_number_or_name() -> Range:
         lambda value: (
             number.contains(value) or (isinstance(value, str) and bool(value.strip()))
         ),
+        str,
     )
 
 
