@@ -204,7 +204,7 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
         (_export(formats=("diffusers",)), r"model\.unet\.patch=2"),
         (_export(steps=3), "No finished model|No finished distilled"),
         (tiny.config("import"), "source.path='' is empty: name .* set model.net"),
-        (tiny.config("import", source={"path": "nowhere"}), "no file nowhere"),
+        (tiny.config("import", source={"path": "nowhere"}), "there is no such file"),
         (
             tiny.config("sample", sample={"from_file": "none.safetensors"}),
             "There is no file",
