@@ -92,7 +92,7 @@ class Records:
         if not parallel.is_main():
             return
         self.check_folder()
-        with self._metrics.open("a") as file:
+        with self._metrics.open("a", encoding="utf-8") as file:
             file.write(to_json({"step": step, **values}) + "\n")
         for board in self._boards:
             board.scalars(step, values)

@@ -30,7 +30,7 @@ def of_source(config: Config) -> Fields | None:
     path = pathlib.Path(config.train.init_from).parent / FILE
     if not config.train.init_from or not path.exists():
         return None
-    fields = current(json.loads(path.read_text()))
+    fields = current(json.loads(path.read_text(encoding="utf-8")))
     own = {name: config.model[name] for name in ("output", "computed_from")}
     kept = {name: fields[name] for name in ("model", "diffusion", "data")}
     return {**kept, "model": {**fields["model"], **own}}
@@ -67,7 +67,7 @@ def _take(config: Config, fields: dict[str, Any], section: str) -> None:
 def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
     path = workdir / FILE
     if path.exists():
-        return current(json.loads(path.read_text()))
+        return current(json.loads(path.read_text(encoding="utf-8")))
     return of_source(config)
 
 

@@ -103,7 +103,7 @@ def checkpoint_folder(folder: pathlib.Path) -> pathlib.Path:
 def result(folder: pathlib.Path) -> dict[str, Any] | None:
     """The content of a finished run's result.json; None if it is not finished."""
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def reopen(folder: pathlib.Path) -> None:

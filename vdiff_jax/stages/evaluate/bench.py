@@ -319,7 +319,7 @@ def read_rows(path: pathlib.Path) -> list[Measurement]:
     if not path.exists():
         return []
     try:
-        return [from_json(row) for row in json.loads(path.read_text())]
+        return [from_json(row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{path} cannot be read ({error!r}): remove it, and all is measured again."

@@ -99,7 +99,7 @@ def _loss(project: Project, role: Role) -> Loss:
     """The loss curves of a finished run."""
     points: dict[str, list[tuple[int, float]]] = {"loss": [], "held_out_loss": []}
     path = project.folder(role) / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         metrics = json.loads(line)
         for kind, curve in points.items():
             if metrics.get(kind) is not None:  # null: not finite
