@@ -17,6 +17,7 @@ from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.from_config import trainer
 from vdiff_jax.from_config.losses import distill_loss, guide_loss, train_loss
 from vdiff_jax.from_config.model import make_model, make_student
+from vdiff_jax.from_config.moved import flat
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.generation.sampler import Sampler
@@ -246,7 +247,7 @@ def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys)
         ),
         (
             {"model": {"num_classes": 0}, "sample": {"w": (1.0,)}},
-            "conditioned on a class",
+            "model.num_classes: 10 there, 0 now",
         ),
         ({"sample": {"labels": (3, 10)}}, "must be from 0 to 9"),
         ({"sample": {"guidance_interval": (0.5, 0.2)}}, "guidance_interval"),
@@ -264,7 +265,7 @@ def test_what_cannot_be_sampled_is_refused(workdir, tmp_path, changes, message):
         fake.mkdir(parents=True)
         (fake / "result.json").write_text("{}")
     with pytest.raises(ValueError, match=message):
-        launch.launch(config, workdir)
+        launch.launch(config, workdir, asked=frozenset(dict(flat(changes))))
 
 
 def test_a_teacher_that_always_knew_the_class_is_refused(workdir, tmp_path):
@@ -283,7 +284,7 @@ def test_a_teacher_that_always_knew_the_class_is_refused(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"num_classes": 0}}, "needs a model that is conditioned"),
+        ({"model": {"num_classes": 0}}, "model.num_classes: 10 there, 0 now"),
         ({"guide": {"w_min": 3.0, "w_max": 1.0}}, "must not be above"),
         ({"guide": {"steps": 0}}, "turns the guide stage off"),
         ({"guide": {"rescale": 1.5}}, "guide.rescale"),
@@ -296,7 +297,7 @@ def test_what_cannot_be_guided_is_refused(workdir, tmp_path, changes, message):
     for section, fields in changes.items():
         config[section].update(fields)
     with pytest.raises(ValueError, match=message):
-        launch.launch(config, tmp_path)
+        launch.launch(config, tmp_path, asked=frozenset(dict(flat(changes))))
     assert not (tmp_path / "guide").exists()
 
 

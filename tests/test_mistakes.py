@@ -12,6 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -289,7 +290,8 @@ def _as_nobody():
 def test_what_may_not_be_read_is_not_taken_for_damaged(theirs, tmp_path):
     folder = theirs / "train"
     assert _loaded(folder) == (0, "")  # now all modules are there
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    own = [tmp_path, *tmp_path.parents]
+    for parent in own[: own.index(pathlib.Path(tempfile.gettempdir()))]:
         parent.chmod(0o755)
     arrays = next((folder / "checkpoints" / "6" / "ema_params").rglob("d/*"))
     arrays.chmod(0)
@@ -456,7 +458,7 @@ def test_later_stages_need_not_be_told_again(command, overridden):
 
 def test_a_config_file_that_is_gone_is_not_missed(command, overridden, tmp_path):
     (tmp_path / "small.py").unlink()
-    for stage in ("distill", "sample", "evaluate", "export"):
+    for stage in ("distill", "sample", "export"):
         assert launch.main(["launch.py", f"--config={overridden}:{stage}"]) == 0
 
 

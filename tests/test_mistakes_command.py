@@ -116,17 +116,17 @@ def test_what_ties_stages_is_asked_of_each_of_several():
 
 
 @pytest.mark.parametrize("stage", ["", ":sample"])
-def test_a_workdir_is_the_config_that_it_was_made_with(project, stage):
+def test_a_workdir_is_the_config_that_it_was_made_with(small_project, stage):
     command = _command(
-        "--config", f"{project}{stage}", "--config.sample.num=3", "--dry-run"
+        "--config", f"{small_project}{stage}", "--config.sample.num=3", "--dry-run"
     )
-    assert command.workdir == project
+    assert command.workdir == small_project
     assert command.asked == {"sample.num"}
-    expected = recorded_config(project, stage[1:] or "all")
+    expected = recorded_config(small_project, stage[1:] or "all")
     expected.sample.num = 3
     assert as_json(command.config) == as_json(expected)
     check(command.config)
-    other = _command(f"--config={project}", "--workdir=elsewhere")
+    other = _command(f"--config={small_project}", "--workdir=elsewhere")
     assert other.workdir == pathlib.Path("elsewhere")
 
 
@@ -357,8 +357,7 @@ def test_a_switch_may_stand_alone_or_before_its_value():
         ("data.workers=-1", "data.workers=-1 must be a whole number of at least 0"),
         ("data.held_out=-5", "data.held_out=-5 must be a whole number of at least 0"),
         ("data.flip=maybe", "data.flip='maybe' must be True or False."),
-        ("sample.labels=cat", "sample.labels='cat' must be a tuple of classes"),
-        ("sample.labels=(-1,)", "sample.labels=(-1,) must be a tuple of classes"),
+        ("sample.labels=(-1,)", "sample.labels=('-1',) must be a tuple of classes"),
         ("sample.w=-1", "sample.w=(-1.0,) must be a tuple of guidance weights w"),
         ("evaluate.steps=all", "evaluate.steps='all' must be a tuple of numbers of"),
         ("evaluate.steps=(1,2.5)", "evaluate.steps=(1, 2.5) must be a tuple"),
@@ -415,14 +414,14 @@ def test_spaces_around_the_equals_sign_are_refused(refusal):
     assert line == "train.steps='=' must be a whole number of at least 1."
 
 
-def test_the_seeds_of_every_stage_follow_one_rule(project):
+def test_the_seeds_of_every_stage_follow_one_rule(small_project):
     for path in ("seed", "sample.seed", "evaluate.seed"):
         assert FIELDS[path].allowed == FIELDS["seed"].allowed
     allowed = FIELDS["seed"].allowed
     assert allowed.contains(0)
     assert allowed.contains(LARGEST)
     assert not allowed.contains(LARGEST + 1)
-    model = vdiff_jax.load(project)
+    model = vdiff_jax.load(small_project)
     with pytest.raises(ValueError, match=r"sample\.seed=20261125143000 must be"):
         model.sample(1, seed=20261125143000)
     config = digits.get_config("evaluate")

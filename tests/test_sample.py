@@ -178,5 +178,5 @@ def test_labels_and_noise_that_do_not_fit_are_refused(project, tmp_path):
     with pytest.raises(ValueError, match="must be from 0 to 9"):
         launch.launch(
             tiny.small("sample", sample={"labels": (10,)}, model={"num_classes": 10}),
-            project,
+            tmp_path,
         )

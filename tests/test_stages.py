@@ -438,13 +438,13 @@ def test_updates_that_are_not_finite_can_be_skipped_and_are_counted(tmp_path):
     [
         (
             ["--config=configs/digits.py:trian"],
-            "stage='trian' must be one of all, train",
+            "no stage 'trian'; the nearest is train",
         ),
         (["--config=configs/digits.py", "--config.train.stepz=1"], "stepz"),
         (["--config=configs/digits.py", "--config.train.steps=x"], "train.steps"),
-        (["--config=configs/none.py"], "no config file configs/none.py"),
+        (["--config=configs/none.py"], "no config file or workdir configs/none.py"),
         (["--config=configs/digits.py", "--workdri=x"], "workdri"),
-        ([], "Name a config"),
+        ([], "No config is named"),
     ],
 )
 def test_the_command_turns_a_mistake_into_one_line_and_status_2(arguments, message):

@@ -110,13 +110,16 @@ def yes_or_no() -> Range:
 def class_number_or_name() -> Range:
     """Whole numbers of at least 0, and names, which only a workdir knows."""
     number = whole(0)
-    return Range(
-        "a whole number of at least 0 or a class's name",
-        lambda value: (
-            number.contains(value) or (isinstance(value, str) and bool(value.strip()))
-        ),
-        str,
-    )
+
+    def contains(value: Any) -> bool:
+        if not isinstance(value, str):
+            return number.contains(value)
+        try:
+            return number.contains(int(value))
+        except ValueError:
+            return bool(value.strip())
+
+    return Range("a whole number of at least 0 or a class's name", contains, str)
 
 
 def any_text(meaning: str = "text") -> Range:
