@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 from collections.abc import Callable, Iterator
 
 import filelock
@@ -20,6 +21,11 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Most of a test is compiling. Where programs are looked into they are as users' are.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# A shell starts what it leaves in the background with SIGINT ignored, and children
+# inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KILLS = 2
 
