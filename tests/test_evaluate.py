@@ -10,6 +10,7 @@ import pytest
 
 import launch
 import tiny
+from draws import Draws
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import model as from_config_model
@@ -67,21 +68,6 @@ def measured(project, once):
 def workdir(measured, tmp_path):
     """An evaluated project of one's own."""
     return shutil.copytree(measured, tmp_path / "project")
-
-
-class _Draws:
-    """Counts the calls of `draw`, and fails at one of them."""
-
-    def __init__(self, patch, fail_at=0):
-        self.calls, draw = 0, bench.draw
-
-        def counted(*args, **kwargs):
-            self.calls += 1
-            if self.calls == fail_at:
-                raise KeyboardInterrupt
-            return draw(*args, **kwargs)
-
-        patch.setattr(bench, "draw", counted)
 
 
 def test_every_model_and_sampler_is_measured_by_every_metric(measured):
@@ -154,7 +140,7 @@ def test_the_likelihood_is_of_the_base_model_on_held_out_pictures(measured):
 
 
 def test_what_was_measured_is_not_measured_again(workdir, monkeypatch):
-    draws = _Draws(monkeypatch)
+    draws = Draws(monkeypatch)
     before = _numbers(workdir)
     launch.launch(tiny.small("evaluate"), workdir)
     assert draws.calls == 0
@@ -163,7 +149,7 @@ def test_what_was_measured_is_not_measured_again(workdir, monkeypatch):
 
 def test_only_what_changed_is_measured_again(workdir, monkeypatch):
     before = _rows(workdir)
-    draws = _Draws(monkeypatch)
+    draws = Draws(monkeypatch)
     path = workdir / "evaluate" / "ladder.json"
     rows = [{**row, "key": "other"} if row["steps"] == 8 else row for row in before]
     path.write_text(json.dumps(rows))
@@ -186,13 +172,13 @@ def test_only_what_changed_is_measured_again(workdir, monkeypatch):
     ids=str,
 )
 def test_other_numbers_are_not_taken_for_these(workdir, monkeypatch, changes):
-    _Draws(monkeypatch, fail_at=1)
+    Draws(monkeypatch, fail_at=1)
     with pytest.raises(KeyboardInterrupt):
         launch.launch(tiny.small("evaluate", **changes), workdir)
 
 
 def test_another_model_is_measured_again(workdir, monkeypatch):
-    _Draws(monkeypatch, fail_at=1)
+    Draws(monkeypatch, fail_at=1)
     monkeypatch.setattr(Trained, "sha256", "other")
     with pytest.raises(KeyboardInterrupt):
         launch.launch(tiny.small("evaluate"), workdir)
@@ -223,12 +209,12 @@ def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
 ):
     workdir = shutil.copytree(project, tmp_path / "project")
     with monkeypatch.context() as patch:
-        draws = _Draws(patch, fail_at=8)
+        draws = Draws(patch, fail_at=8)
         with pytest.raises(KeyboardInterrupt):
             launch.launch(tiny.small("evaluate"), workdir)
     assert draws.calls == 8
     with monkeypatch.context() as patch:
-        draws = _Draws(patch)
+        draws = Draws(patch)
         launch.launch(tiny.small("evaluate"), workdir)
     whole = 4 * len(CANDIDATES) + len(bench.VARIANCES)
     assert draws.calls == whole - 7

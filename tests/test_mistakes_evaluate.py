@@ -17,6 +17,7 @@ import pytest
 import launch
 import tiny
 import vdiff_jax
+from draws import Draws
 from tests.faults.runs import Lab
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.distillation.role import BASE, student
@@ -56,24 +57,9 @@ def _evaluation(batch_size=16, **evaluate):
     return tiny.small("evaluate", sample=sample, evaluate={**short, **evaluate})
 
 
-class _Draws:
-    """Counts the calls of `draw`, and fails at one of them."""
-
-    def __init__(self, patch, fail_at=0):
-        self.calls, draw = 0, bench.draw
-
-        def counted(*args, **kwargs):
-            self.calls += 1
-            if self.calls == fail_at:
-                raise KeyboardInterrupt
-            return draw(*args, **kwargs)
-
-        patch.setattr(bench, "draw", counted)
-
-
 def _no_drawing(patch):
     """Fails at the first image."""
-    _Draws(patch, fail_at=1)
+    Draws(patch, fail_at=1)
 
 
 def _contents(folder):
@@ -97,7 +83,7 @@ def test_a_second_evaluation_leaves_nothing_of_itself_in_the_first(
     for changes in ({"seed": 5}, {"num": 5}):
         before = _contents(out)
         with monkeypatch.context() as patch:
-            _Draws(patch, fail_at=2)
+            Draws(patch, fail_at=2)
             with pytest.raises(KeyboardInterrupt):
                 launch.launch(_evaluation(**changes), workdir)
         # Between the two, the first stands as it was.
@@ -123,7 +109,7 @@ def test_images_that_are_gone_are_drawn_again_and_nothing_is_measured(
     path = next(pictures.glob("base-*"))
     path.rename(pictures / "base-ddim-0002.npy")  # as version 0.1 wrote it
     (pictures / "mine.npy").touch()
-    draws = _Draws(monkeypatch)
+    draws = Draws(monkeypatch)
     monkeypatch.setattr(bench.Bench, "_measure", None)
     launch.launch(_evaluation(), workdir)
     assert draws.calls == 1
@@ -140,11 +126,11 @@ def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
     values = _values(workdir)
     shutil.rmtree(workdir / "evaluate")
     with monkeypatch.context() as patch:
-        _Draws(patch, fail_at=2)  # of 16 and 8
+        Draws(patch, fail_at=2)  # of 16 and 8
         with pytest.raises(KeyboardInterrupt):
             launch.launch(_evaluation(batch_size=16), workdir)
     assert len(list((workdir / "evaluate" / "parts").rglob("*.npz"))) == 1
-    draws = _Draws(monkeypatch)
+    draws = Draws(monkeypatch)
     launch.launch(_evaluation(batch_size=8), workdir)
     assert draws.calls == 2 * 3
     assert _values(workdir) == values

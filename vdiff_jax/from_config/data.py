@@ -1,6 +1,5 @@
 """The examples of a data set, and how they come to the step."""
 
-import os
 import pathlib
 from typing import Literal
 
@@ -48,7 +47,7 @@ def _source(config: Config, split: catalog.Split) -> Source:
             raise ValueError(f"data.source={data.source!r}: {error}") from error
     return catalog.open_source(
         data.source,
-        path=pathlib.Path(os.path.expanduser(data.path)),
+        path=pathlib.Path(data.path),
         name=data.name,
         split_name=names[split],
         split=split,

@@ -1,11 +1,13 @@
 """What `config.json` of a workdir records: its config, what was asked for, changes.
 
-schema      of this file
-config      every field, as the runs have it
-asked       the fields that commands set themselves, with the value they have now
-changes     fields that changed on the way of a run, with the updates it had then
-versions    of the packages that wrote it
-commit      of vdiff_jax, where it is from its repository
+Its entries:
+
+    schema      of this file
+    config      every field, as the runs have it
+    asked       the fields that commands set themselves, with the value they have now
+    changes     fields that changed on the way of a run, with the updates it had then
+    versions    of the packages that wrote it
+    commit      of vdiff_jax, where it is from its repository
 """
 
 import importlib.metadata

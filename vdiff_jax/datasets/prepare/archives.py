@@ -206,10 +206,7 @@ class _ZipInput:
             raise ValueError(f"is damaged in the archive ({error})") from error
 
     def beside(self, name: str, most: int) -> bytes | None:
-        if name not in self._members:
-            return None
-        content = self.read(name)
-        return content if most < 0 else content[:most]
+        return _start(self, name, most) if name in self._members else None
 
     def stamp(self) -> Stamp:
         return stamp_of_archive(self._path)
@@ -256,10 +253,7 @@ class _TarInput:
             raise ValueError(f"is damaged in the archive ({error})") from error
 
     def beside(self, name: str, most: int) -> bytes | None:
-        if name not in self._members:
-            return None
-        content = self.read(name)
-        return content if most < 0 else content[:most]
+        return _start(self, name, most) if name in self._members else None
 
     def stamp(self) -> Stamp:
         return stamp_of_archive(self._path)
@@ -314,6 +308,12 @@ def _closed_on_error(archive: Any) -> Iterator[None]:
     except BaseException:
         archive.close()
         raise
+
+
+def _start(archive: Input, name: str, most: int) -> bytes:
+    """The first bytes of a member; all, if `most` is below 0."""
+    content = archive.read(name)
+    return content if most < 0 else content[:most]
 
 
 def _check_size(size: int) -> None:

@@ -1,0 +1,18 @@
+"""Counts what the evaluate stage draws."""
+
+from vdiff_jax.stages.evaluate import bench
+
+
+class Draws:
+    """Counts the calls of `draw`, and fails at one of them."""
+
+    def __init__(self, patch, fail_at=0):
+        self.calls, draw = 0, bench.draw
+
+        def counted(*args, **kwargs):
+            self.calls += 1
+            if self.calls == fail_at:
+                raise KeyboardInterrupt
+            return draw(*args, **kwargs)
+
+        patch.setattr(bench, "draw", counted)
