@@ -141,7 +141,7 @@ def distill(
     section = _section(section_of(config, "distill"), batch_size, steps_per_call)
     mesh = parallel.make_mesh()
     teacher = parallel.put(model.init(jax.random.key(1)), parallel.replicated(mesh))
-    return _updates(config, section, model, loss, (teacher, jnp.int32(num_steps)))
+    return _updates(config, section, model, loss, teacher, num_steps)
 
 
 def sample(
@@ -177,7 +177,8 @@ def _updates(
     section: Any,
     model: Model,
     loss: Loss,
-    loss_args: tuple = (),
+    teacher: Params = None,
+    num_steps: int | None = None,
 ) -> Updates:
     mesh, optimizer = parallel.make_mesh(), optimizer_of(section)
     feeder = device_feed.Streamed(
@@ -193,7 +194,12 @@ def _updates(
         step=compiled_train_step(config, section, loss, feeder, mesh, shardings),
         state=parallel.put(state, shardings),
         feed=feed,
-        job=Job(jax.random.key(0), jnp.int32(NUM_UPDATES), loss_args),
+        job=Job(
+            jax.random.key(0),
+            jnp.int32(NUM_UPDATES),
+            teacher,
+            None if num_steps is None else jnp.int32(num_steps),
+        ),
         per_call=section.steps_per_call,
     )
 

@@ -87,12 +87,14 @@ def main() -> None:
 def _student(options: argparse.Namespace, scratch: pathlib.Path, table: Table) -> None:
     del scratch
     updates = ours.distill("digits", steps_per_call=1)
-    teachers = [updates.job.loss_args[0], jax.tree.map(jnp.copy, updates.state.params)]
+    teachers = [updates.job.teacher, jax.tree.map(jnp.copy, updates.state.params)]
 
     def call(num_steps: int) -> float:
         began = time.perf_counter()
-        loss_args = (teachers[num_steps.bit_length() % 2], jnp.int32(num_steps))
-        updates.job = updates.job._replace(loss_args=loss_args)
+        updates.job = updates.job._replace(
+            teacher=teachers[num_steps.bit_length() % 2],
+            num_steps=jnp.int32(num_steps),
+        )
         updates(1)
         return 1000 * (time.perf_counter() - began)
 

@@ -81,7 +81,7 @@ class Bench:
         self.step = compiled_train_step(
             config, self.section, self.loss, self.feeder, self.mesh, self.shardings
         )
-        self.job = Job(jax.random.key(7), jnp.int32(STEPS), teacher)
+        self.job = Job(jax.random.key(7), jnp.int32(STEPS), *teacher)
 
     def params(self, seed):
         """Parameters of which none is zero, as those of a new block would be."""

@@ -8,6 +8,7 @@ from vdiff_jax import parallel
 from vdiff_jax.losses import Draws, draw
 from vdiff_jax.training.step import (
     Job,
+    Networks,
     init_state,
     make_eval_step,
     make_learning_rate,
@@ -19,8 +20,8 @@ from vdiff_jax.training.step import (
 from vdiff_jax.types import Batch, Feed
 
 
-def _job(num_updates=100, seed=0, loss_args=()):
-    return Job(jax.random.key(seed), jnp.int32(num_updates), loss_args)
+def _job(num_updates=100, seed=0, **options):
+    return Job(jax.random.key(seed), jnp.int32(num_updates), **options)
 
 
 def _batch(size=8, seed=0):
@@ -28,11 +29,12 @@ def _batch(size=8, seed=0):
     return Batch(image, jnp.zeros(size, jnp.int32))
 
 
-def _linear_loss(params, batch, draws: Draws):
+def _linear_loss(networks, batch, draws: Draws, given):
     """Predicts noisy pixels from pixels: its optimum is w = 1, b = 0."""
+    del given
     target = batch.image + 0.1 * draws.eps
-    error = params["w"] * batch.image + params["b"] - target
-    return jnp.square(error).mean(axis=(1, 2, 3))
+    error = networks.main["w"] * batch.image + networks.main["b"] - target
+    return {"loss": jnp.square(error).mean(axis=(1, 2, 3))}
 
 
 def _params():
@@ -119,9 +121,9 @@ def test_the_optimizer_is_adamw_on_clipped_gradients():
     for i in range(5):
         grads = jax.grad(
             lambda p, i=i: _linear_loss(
-                p, _batch(seed=i), draw(
-                    jax.random.fold_in(_job().key, i), _batch().image.shape)
-            ).mean()
+                Networks(p), _batch(seed=i), draw(
+                    jax.random.fold_in(_job().key, i), _batch().image.shape), None
+            )["loss"].mean()
         )(params)  # fmt: skip
         updates, opt_state = reference.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -166,8 +168,9 @@ def test_devices_do_not_change_the_result():
     batch = batch._replace(image=batch.image * jnp.arange(8.0)[:, None, None, None])
     options = {"stratified": True, "flip": True, "ema_decay": 0.5}
 
-    def loss_of(params, batch, draws):
-        return _linear_loss(params, batch, draws) * (0.5 + draws.u)
+    def loss_of(networks, batch, draws, given):
+        error = _linear_loss(networks, batch, draws, given)["loss"]
+        return {"loss": error * (0.5 + draws.u)}
 
     alone, _ = jax.jit(_step(loss_of, **options))(_state(), batch, _job())
 
@@ -203,17 +206,19 @@ def test_a_step_depends_on_seed_and_step_alone():
 
 
 def test_a_job_can_change_without_compiling_again():
-    def loss(params, batch, draws, teacher, num_steps):
+    def loss(networks, batch, draws, given):
         del draws
-        return jnp.square(params["w"] - teacher["w"] / num_steps) * jnp.ones(
-            batch.image.shape[0]
-        )
+        target = given.teacher["w"] / given.num_steps
+        error = jnp.square(networks.main["w"] - target)
+        return {"loss": error * jnp.ones(batch.image.shape[0])}
 
     step = jax.jit(_step(loss))
     for num_steps in (8, 4, 2, 1):
         teacher = {"w": jnp.array(float(num_steps))}
         job = _job(
-            num_updates=num_steps * 10, loss_args=(teacher, jnp.int32(num_steps))
+            num_updates=num_steps * 10,
+            teacher=teacher,
+            num_steps=jnp.int32(num_steps),
         )
         step(_state(), _batch(), job)
     assert step._cache_size() == 1
@@ -226,6 +231,8 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 def test_held_out_loss_uses_the_same_draws_every_time():
     eval_step = jax.jit(make_eval_step(_linear_loss))
-    first = eval_step(_params(), _batch(), _job())
-    np.testing.assert_array_equal(first, eval_step(_params(), _batch(), _job()))
+    networks = Networks(_params())
+    first = eval_step(networks, _batch(), _job())["loss"]
+    again = eval_step(networks, _batch(), _job())["loss"]
+    np.testing.assert_array_equal(first, again)
     assert first.shape == (8,)

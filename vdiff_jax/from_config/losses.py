@@ -1,7 +1,6 @@
 """The losses that the stages train on."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from vdiff_jax import losses
 from vdiff_jax.distillation.guided import (
@@ -15,8 +14,8 @@ from vdiff_jax.from_config.choices import Config, number
 from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
-from vdiff_jax.training.step import Loss
-from vdiff_jax.types import Batch, Params, PerExample
+from vdiff_jax.training.step import Given, Loss, Networks, Values
+from vdiff_jax.types import Batch, PerExample
 
 PLANS: dict[Method, Plan] = {
     "progressive": decoding,
@@ -54,29 +53,31 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
     weigh = loss_weight(config.train.weight)
     num_steps = config.train.num_steps or None
 
-    def loss(params: Params, batch: Batch, draws: losses.Draws) -> PerExample:
+    def loss(
+        networks: Networks, batch: Batch, draws: losses.Draws, given: Given
+    ) -> Values:
+        del given
         x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         label = batch.label
         if train and label is not None:
             left_out = draws.u_label < config.train.label_dropout
             label = jnp.where(left_out, NO_CLASS, label)
-        return losses.denoising_loss(
-            model.denoiser(params, label, dropout=dropout),
+        error = losses.denoising_loss(
+            model.denoiser(networks.main, label, dropout=dropout),
             x,
             draws,
             schedule=model.schedule,
             weight=weigh,
             num_steps=num_steps,
         )
+        return {"loss": error}
 
     return loss
 
 
 def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     """The loss of the student that imitates guidance.
-
-    The teacher's parameters are an argument of the loss.
 
     Args:
       config: The whole config.
@@ -87,20 +88,18 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     guidance = Guidance(rescale=config.guide.rescale)
 
     def loss(
-        params: Params,
-        batch: Batch,
-        draws: losses.Draws,
-        teacher_params: Params,
-    ) -> PerExample:
+        networks: Networks, batch: Batch, draws: losses.Draws, given: Given
+    ) -> Values:
         w = _guidance_weight(config, draws)
-        return imitation_loss(
-            student.denoiser(params, batch.label, w),
-            teacher.denoiser(teacher_params, batch.label, w, guidance=guidance),
+        error = imitation_loss(
+            student.denoiser(networks.main, batch.label, w),
+            teacher.denoiser(given.teacher, batch.label, w, guidance=guidance),
             losses.mirror(student.to_x(jnp.asarray(batch.image)), draws.flip),
             draws,
             schedule=student.schedule,
             weight=weigh,
         )
+        return {"loss": error}
 
     return loss
 
@@ -110,23 +109,21 @@ def distill_loss(config: Config, model: Model) -> Loss:
     weigh, plan = loss_weight(config.distill.weight), PLANS[config.distill.method]
 
     def loss(
-        params: Params,
-        batch: Batch,
-        draws: losses.Draws,
-        teacher_params: Params,
-        num_steps: Int[Array, ""],
-    ) -> PerExample:
+        networks: Networks, batch: Batch, draws: losses.Draws, given: Given
+    ) -> Values:
+        assert given.num_steps is not None
         w = None if model.w_range is None else _guidance_weight(config, draws)
-        return distillation_loss(
-            model.denoiser(params, batch.label, w),
-            model.denoiser(teacher_params, batch.label, w),
+        error = distillation_loss(
+            model.denoiser(networks.main, batch.label, w),
+            model.denoiser(given.teacher, batch.label, w),
             losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip),
             draws,
             schedule=model.schedule,
             weight=weigh,
-            num_steps=num_steps,
+            num_steps=given.num_steps,
             plan=plan,
         )
+        return {"loss": error}
 
     return loss
 

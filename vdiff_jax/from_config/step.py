@@ -9,19 +9,23 @@ from jax.sharding import Mesh
 from vdiff_jax import parallel
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.losses import Draws
 from vdiff_jax.training.gradient import spread
 from vdiff_jax.training.step import (
+    Given,
     LearningRate,
     Loss,
     Metrics,
+    Networks,
     TrainState,
+    Values,
     make_eval_step,
     make_learning_rate,
     make_optimizer,
     make_train_step,
     many_updates,
 )
-from vdiff_jax.types import Params
+from vdiff_jax.types import Batch
 
 
 def optimizer_of(section: Config) -> Any:
@@ -61,9 +65,11 @@ def compiled_train_step(
         not shared out by `gradient.spread`.
     """
 
-    def loss_of_whole(params: Params, batch: Any, draws: Any, *teacher: Any) -> Any:
-        params, teacher = parallel.whole((params, teacher), mesh)
-        return loss(params, batch, draws, *teacher)
+    def loss_of_whole(
+        networks: Networks, batch: Batch, draws: Draws, given: Given
+    ) -> Values:
+        networks, given = parallel.whole((networks, given), mesh)
+        return loss(networks, batch, draws, given)
 
     step = make_train_step(
         loss_of_whole,
@@ -84,10 +90,10 @@ def compiled_train_step(
 
 
 def compiled_eval_step(loss: Loss, mesh: Mesh) -> Callable[..., Any]:
-    """The compiled loss of each example of a held-out batch, whole on every host."""
+    """The compiled values of each example of a held-out batch, whole on every host."""
     step = make_eval_step(
-        lambda params, batch, draws, *teacher: loss(
-            params, batch, draws, *parallel.whole(teacher, mesh)
+        lambda networks, batch, draws, given: loss(
+            networks, batch, draws, parallel.whole(given, mesh)
         )
     )
     return jax.jit(step, out_shardings=parallel.replicated(mesh))

@@ -25,7 +25,7 @@ from vdiff_jax.generation.sampler import request
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
-from vdiff_jax.training.step import Job
+from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
@@ -135,10 +135,11 @@ def run_of(
         job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
             num_updates=jnp.int32(num_updates),
-            loss_args=(teacher_params, jnp.int32(num_steps)),
+            teacher=teacher_params,
+            num_steps=jnp.int32(num_steps),
         ),
         num_updates=num_updates,
-        start=lambda: teacher_params,
+        start=lambda: Networks(teacher_params),
         order_seed=(config.seed, num_steps),
         samples=request(num_steps, w=w) if role.draws else None,
         facts={

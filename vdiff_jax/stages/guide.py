@@ -23,7 +23,7 @@ from vdiff_jax.model import Model
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
-from vdiff_jax.training.step import Job
+from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
@@ -91,10 +91,10 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
             num_updates=jnp.int32(config.guide.steps),
-            loss_args=(params,),
+            teacher=params,
         ),
         num_updates=config.guide.steps,
-        start=lambda: with_weights_of(student, params, config.seed),
+        start=lambda: Networks(with_weights_of(student, params, config.seed)),
         order_seed=(config.seed, 0, 0),
         samples=request(section_of(config, "guide").sample_steps, w=w_range(config)[1]),
         facts={

@@ -24,7 +24,7 @@ from vdiff_jax.generation.sampler import request
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
-from vdiff_jax.training.step import Job
+from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.workdir import claim, imported, layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.record import changes_of
@@ -130,7 +130,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
             num_updates=jnp.int32(config.train.steps),
         ),
         num_updates=config.train.steps,
-        start=lambda: model.init(key) if params is None else params,
+        start=lambda: Networks(model.init(key) if params is None else params),
         order_seed=(config.seed, 0),
         samples=request(section_of(config, "train").sample_steps),
         facts=facts,

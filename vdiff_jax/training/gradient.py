@@ -11,8 +11,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from vdiff_jax.losses import Draws
-from vdiff_jax.training.step import Gradient
-from vdiff_jax.types import Batch, Params, Scalar
+from vdiff_jax.training.step import Given, Gradient, Metrics, Networks
+from vdiff_jax.types import Batch
 
 Tree = TypeVar("Tree")
 
@@ -40,11 +40,11 @@ def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
     of_draws: Any = dict.fromkeys(Draws._fields, rows) | {"dropout": whole}
 
     def of_own_rows(
-        params: Params, batch: Batch, draws: Draws, loss_args: tuple
-    ) -> tuple[Scalar, Params]:
+        networks: Networks, batch: Batch, draws: Draws, given: Given
+    ) -> tuple[Metrics, Networks]:
         index = jax.lax.axis_index(axes)
         key = jax.random.fold_in(draws.dropout, index)
-        result = gradient(params, batch, draws._replace(dropout=key), loss_args)
+        result = gradient(networks, batch, draws._replace(dropout=key), given)
         joined = jax.lax.pmean(ravel_pytree(result)[0], axes)
         return _cut(joined, result, zero=index // mesh.size)
 

@@ -22,7 +22,7 @@ from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
 from vdiff_jax.training.records import Records
 from vdiff_jax.training.run import Run, Tools
-from vdiff_jax.training.step import Metrics, TrainState, init_state
+from vdiff_jax.training.step import Metrics, Networks, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
 
@@ -130,8 +130,8 @@ def begin(
         _check_origin(restored[1], _info(tools, run, 0), folder)
         return restored
     # The step donates its state, so the state must not share buffers with a teacher.
-    params = jax.tree.map(jnp.copy, run.start())
-    state = init_state(params, tools.optimizer)
+    networks = jax.tree.map(jnp.copy, run.start())
+    state = init_state(networks.main, tools.optimizer, networks.auxiliary)
     info = {"seconds": 0.0, "skipped": 0, "last": {}}
     return parallel.put(state, tools.shardings), info
 
@@ -211,7 +211,7 @@ class _Loop:
         self._skipped = info["skipped"]
         self._last: dict[str, float] = info["last"]
         self._began = self._saved_at = time.monotonic()
-        self._losses: list[np.ndarray] = []
+        self._values: list[dict[str, np.ndarray]] = []
         self._first_call_at: float | None = None
         self._first_is_read = False
         self._throughput = Throughput(tools.batch_size, tools.flops_per_image)
@@ -312,23 +312,34 @@ class _Loop:
         self._throughput.add(steps)
         self._records.advance(steps)
         self._check_finite(first, values)
-        self._losses.append(values["loss"])
+        norms = _mean_of_finite("grad_norm", values.pop("grad_norm"))
+        rate = float(values.pop("learning_rate")[-1])
+        self._values.append(values)
         done = first + steps
         if _crosses(first, done, self._tools.loop.log_every_steps):
-            losses = np.concatenate(self._losses)
-            self._losses.clear()
-            self._last |= _mean_of_finite("loss", losses)
+            means = self._means()
+            self._last |= means
             self._records.scalars(
                 done,
                 {
-                    **_mean_of_finite("loss", losses),
-                    **_mean_of_finite("grad_norm", values["grad_norm"]),
-                    "learning_rate": float(values["learning_rate"][-1]),
+                    **means,
+                    **norms,
+                    "learning_rate": rate,
                     **self._throughput.measures(),
                     "skipped": self._skipped,
                 },
             )
         return Vote(int(vote))
+
+    def _means(self) -> dict[str, float]:
+        """Means of the loss and its metrics since they were last asked for."""
+        names = self._values[0]
+        means = [
+            _mean_of_finite(name, np.concatenate([each[name] for each in self._values]))
+            for name in names
+        ]
+        self._values.clear()
+        return {name: mean for each in means for name, mean in each.items()}
 
     def _say_how_long_it_took(self, steps: int) -> None:
         """Prints the time of the first call, if that was long enough to wonder."""
@@ -401,9 +412,11 @@ class _Loop:
         if due.evaluate or draw:
             ema_params = parallel.gather(state.ema_params, tools.mesh)
             if due.evaluate and tools.held_out:
-                held_out_loss = self._held_out_loss(ema_params)
-                self._last["held_out_loss"] = held_out_loss
-                self._records.scalars(step, {"held_out_loss": held_out_loss})
+                networks = state.networks._replace(main=ema_params)
+                held_out = self._held_out(networks)
+                held_out_loss = held_out["held_out_loss"]
+                self._last |= held_out
+                self._records.scalars(step, held_out)
             if draw:
                 images = self._samples(ema_params)
                 self._records.grid(step, to_show(images))
@@ -429,16 +442,22 @@ class _Loop:
         assert self._run.samples is not None
         return parallel.fetch(sampler.draw(ema_params, start, self._run.samples))
 
-    def _held_out_loss(self, params: Params) -> float:
-        losses = [
+    def _held_out(self, networks: Networks) -> dict[str, float]:
+        """Means of the loss and its metrics over the held-out examples."""
+        values = [
             self._tools.eval_step(
-                params,
+                networks,
                 batch,
                 self._run.job._replace(key=jax.random.fold_in(jax.random.key(0), i)),
             )
             for i, batch in enumerate(self._tools.held_out)
         ]
-        return float(np.mean([np.asarray(loss).mean() for loss in losses]))
+        return {
+            f"held_out_{name}": float(
+                np.mean([np.asarray(each[name]).mean() for each in values])
+            )
+            for name in values[0]
+        }
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._began

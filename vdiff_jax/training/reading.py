@@ -115,11 +115,12 @@ def check_same_shapes(expected: Params, stored: Any, path: pathlib.Path) -> None
 
 
 def without_ema(state: TrainState) -> dict[str, Any]:
-    """The item `state` of a checkpoint: all but the EMA."""
+    """The item `state` of a checkpoint: all but the EMA, and what is None."""
+    fields = state._asdict().items()
     return {
-        "step": state.step,
-        "params": state.params,
-        "opt_state": state.opt_state,
+        name: value
+        for name, value in fields
+        if name != "ema_params" and value is not None
     }
 
 

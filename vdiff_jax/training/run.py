@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.generation.sampler import Request, Sampler
-from vdiff_jax.training.step import Job, Metrics, TrainState
+from vdiff_jax.training.step import Job, Metrics, Networks, TrainState
 from vdiff_jax.training.throughput import Profile
-from vdiff_jax.types import Batch, Params
+from vdiff_jax.types import Batch
 
 # In the folder of a run.
 CHECKPOINTS, RESULT = "checkpoints", "result.json"
@@ -58,7 +58,7 @@ class Tools:
       wandb_project: The project of Weights & Biases to log to as well, or "".
       train_step: The compiled step, (state, feed, job) -> (state, metrics).
       plain_step: The same, of operations that `replay` can run one by one.
-      eval_step: The compiled held-out loss.
+      eval_step: The compiled values of held-out examples.
       sampler: The sampler of the grids.
       optimizer: The optimizer, up to the learning rate.
       abstract_state: Shapes of the state, to restore into.
@@ -100,9 +100,9 @@ class Run:
     Attributes:
       name: Shown in the progress bar.
       folder: The folder that everything is written to.
-      job: Key, length and loss arguments.
+      job: Key, length, teacher and number of steps.
       num_updates: The length, as the host knows it.
-      start: Makes the parameters of step 0; called only for a new run.
+      start: Makes the networks of step 0; called only for a new run.
       order_seed: The seed of the order of the data.
       samples: The request to the sampler of the grids; None for a network that draws no
         images.
@@ -113,7 +113,7 @@ class Run:
     folder: pathlib.Path
     job: Job
     num_updates: int
-    start: Callable[[], Params]
+    start: Callable[[], Networks]
     order_seed: tuple[int, ...]
     samples: Request | None
     facts: dict[str, Any]

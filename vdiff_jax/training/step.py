@@ -1,8 +1,13 @@
 """The training step: the same for training, distillation and whatever comes later.
 
-They differ in the loss only, a function (params, batch, draws, *loss_args) -> one value
-per example. Anything that changes from run to run but must not be compiled in, such as
-a teacher's parameters, travels in a `Job`.
+They differ in the loss only, a function
+
+    (networks, batch, draws, given) -> {"loss": one value per example, ...}
+
+It is differentiated by `networks`: the one that the stage is for, and an auxiliary one
+beside it, if its method trains one. What it reads and is never differentiated by is
+`given`. Every other entry of its result is a metric. What changes from run to run but
+must not be compiled in, such as a teacher's parameters, travels in a `Job`.
 """
 
 import functools
@@ -13,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Int, Key, PyTree
 
 from vdiff_jax.losses import Draws, draw
 from vdiff_jax.types import Batch, Feed, Params, PerExample, Scalar
@@ -25,12 +30,49 @@ class Job(NamedTuple):
     Attributes:
       key: Root of all randomness; step n uses fold_in(key, n).
       num_updates: Length of the run, over which the learning rate is laid out.
-      loss_args: Passed on to the loss: nothing, or the teacher and its student's N.
+      teacher: The teacher's parameters; None where nobody teaches.
+      num_steps: The student's N; None for a network that is no student.
     """
 
     key: Key[Array, ""]
     num_updates: Int[Array, ""]
-    loss_args: tuple = ()
+    teacher: Params = None
+    num_steps: Int[Array, ""] | None = None
+
+
+class Networks(NamedTuple):
+    """The parameters of the networks that a loss is differentiated by.
+
+    Attributes:
+      main: The network that the stage is for.
+      auxiliary: One that a method trains beside it, and drops in the end; or None.
+    """
+
+    main: Params
+    auxiliary: Params = None
+
+
+class Given(NamedTuple):
+    """Everything that a loss reads, and is not differentiated by.
+
+    Attributes:
+      teacher: The teacher's parameters; None where nobody teaches.
+      ema: The EMA of the main network's parameters, before this update.
+      num_steps: The student's N; None for a network that is no student.
+      progress: Share of the run's updates that are done, in [0, 1].
+    """
+
+    teacher: Params
+    ema: Params
+    num_steps: Int[Array, ""] | None
+    progress: Scalar
+
+
+class Auxiliary(NamedTuple):
+    """The auxiliary network in the state: its parameters, and its optimizer's state."""
+
+    params: Params
+    opt_state: PyTree
 
 
 class TrainState(NamedTuple):
@@ -40,24 +82,49 @@ class TrainState(NamedTuple):
     params: Params
     ema_params: Params
     opt_state: PyTree
+    auxiliary: Auxiliary | None = None
+
+    @property
+    def networks(self) -> Networks:
+        """The parameters that the loss is differentiated by."""
+        auxiliary = None if self.auxiliary is None else self.auxiliary.params
+        return Networks(self.params, auxiliary)
 
 
-Loss: TypeAlias = Callable[..., PerExample]
+# The loss and other metrics: of each example, or their means.
+Values: TypeAlias = dict[str, PerExample]
 Metrics: TypeAlias = dict[str, Array]
-# (params, batch, draws, loss_args) -> mean loss and its gradient.
-Gradient: TypeAlias = Callable[[Params, Batch, Draws, tuple], tuple[Scalar, Params]]
+Loss: TypeAlias = Callable[[Networks, Batch, Draws, Given], Values]
+# Means of a loss's values over a batch, and the gradient of the loss.
+Gradient: TypeAlias = Callable[
+    [Networks, Batch, Draws, Given], tuple[Metrics, Networks]
+]
 TrainStep: TypeAlias = Callable[[TrainState, Batch, Job], tuple[TrainState, Metrics]]
 LearningRate: TypeAlias = Callable[[Int[Array, ""], Int[Array, ""]], Scalar]
 Decay: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state before its first update. The EMA starts at the parameters."""
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    auxiliary: Params = None,
+) -> TrainState:
+    """A state before its first update. The EMA starts at the parameters.
+
+    Args:
+      params: Parameters of the main network.
+      optimizer: The optimizer of both networks, up to the learning rate.
+      auxiliary: Parameters of the auxiliary network, if there is one.
+    """
+    beside = None
+    if auxiliary is not None:
+        beside = Auxiliary(auxiliary, optimizer.init(auxiliary))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        auxiliary=beside,
     )
 
 
@@ -130,6 +197,7 @@ def make_train_step(
     learning_rate: LearningRate,
     *,
     ema_decay: float,
+    auxiliary_learning_rate: LearningRate | None = None,
     stratified: bool = False,
     flip: bool = False,
     noise_offset: float = 0.0,
@@ -144,10 +212,12 @@ def make_train_step(
     update whose loss or gradient is not finite changes nothing but the step count.
 
     Args:
-      loss: (params, batch, draws, *loss_args) -> one value per example.
-      optimizer: Everything but the learning rate.
+      loss: See the module.
+      optimizer: Everything but the learning rate; for each network by itself, so that
+        each has its own clipping.
       learning_rate: (step, num_updates) -> rate.
       ema_decay: Decay of the moving average of the parameters, in [0, 1].
+      auxiliary_learning_rate: That of the auxiliary network; by default the same.
       stratified: Spread times evenly over the batch.
       flip: Mirror half of the images.
       noise_offset: Standard deviation of noise that is one number for each channel of
@@ -164,45 +234,70 @@ def make_train_step(
 
     @spread
     def gradient(
-        params: Params, batch: Batch, draws: Draws, loss_args: tuple
-    ) -> tuple[Scalar, Params]:
-        return jax.value_and_grad(
-            lambda params: loss(params, batch, draws, *loss_args).mean()
-        )(params)
+        networks: Networks, batch: Batch, draws: Draws, given: Given
+    ) -> tuple[Metrics, Networks]:
+        def mean_loss(networks: Networks) -> tuple[Scalar, Metrics]:
+            values = loss(networks, batch, draws, given)
+            means = {name: value.mean() for name, value in values.items()}
+            return means["loss"], means
+
+        (_, means), grads = jax.value_and_grad(mean_loss, has_aux=True)(networks)
+        return means, grads
 
     def train_step(
         state: TrainState, batch: Batch, job: Job
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(job.key, state.step)
         draws = _draw_rows(key, batch, axis_name, draw_all)
+        given = _given(state.ema_params, job, state.step / job.num_updates)
         if grad_accum_steps == 1:
-            value, grads = gradient(state.params, batch, draws, job.loss_args)
+            means, grads = gradient(state.networks, batch, draws, given)
         else:
-            value, grads = _mean_over_parts(
-                lambda batch, draws: gradient(
-                    state.params, batch, draws, job.loss_args
-                ),
+            means, grads = _mean_over_parts(
+                lambda batch, draws: gradient(state.networks, batch, draws, given),
                 *_parts(batch, draws, grad_accum_steps),
             )
         if axis_name is not None:
-            value, grads = lax.pmean((value, grads), axis_name)
+            means, grads = lax.pmean((means, grads), axis_name)
         norm = optax.tree.norm(grads)
         rate = learning_rate(state.step, job.num_updates)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        params, opt_state = descend(grads.main, state.opt_state, state.params, rate)
         ema_params = update_ema(state.ema_params, params, ema_decay)
+        auxiliary = None
+        if state.auxiliary is not None:
+            auxiliary = Auxiliary(
+                *descend(
+                    grads.auxiliary,
+                    state.auxiliary.opt_state,
+                    state.auxiliary.params,
+                    (auxiliary_learning_rate or learning_rate)(
+                        state.step, job.num_updates
+                    ),
+                )
+            )
         step = state.step + 1
 
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        finite = jnp.isfinite(means["loss"]) & jnp.isfinite(norm)
         state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            TrainState(step, params, ema_params, opt_state),
+            TrainState(step, params, ema_params, opt_state, auxiliary),
             state._replace(step=step),
         )
-        return state, {"loss": value, "grad_norm": norm, "learning_rate": rate}
+        return state, {**means, "grad_norm": norm, "learning_rate": rate}
+
+    def descend(
+        grads: Params, opt_state: PyTree, params: Params, rate: Scalar
+    ) -> tuple[Params, PyTree]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt_state
 
     return train_step
+
+
+def _given(ema_params: Params, job: Job, progress: Any) -> Given:
+    """The argument of a loss that it is not differentiated by."""
+    return Given(job.teacher, ema_params, job.num_steps, progress)
 
 
 def _draw_rows(
@@ -272,11 +367,14 @@ def many_updates(
     return train_steps
 
 
-def make_eval_step(loss: Loss) -> Callable[[Params, Batch, Job], Float[Array, " b"]]:
-    """A function for the loss of each example; times are spread evenly over a batch."""
+def make_eval_step(loss: Loss) -> Callable[[Networks, Batch, Job], Values]:
+    """A function for the values of each example, as at the end of a run.
 
-    def eval_step(params: Params, batch: Batch, job: Job) -> Float[Array, " b"]:
+    Times are spread evenly over a batch. The main network has its EMA's parameters.
+    """
+
+    def eval_step(networks: Networks, batch: Batch, job: Job) -> Values:
         draws = draw(job.key, batch.image.shape, stratified=True)
-        return loss(params, batch, draws, *job.loss_args)
+        return loss(networks, batch, draws, _given(networks.main, job, jnp.ones(())))
 
     return eval_step
