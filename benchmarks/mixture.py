@@ -42,7 +42,7 @@ def distill(updates: int, batch_size: int) -> dict[int, object]:
         def loss(params, key):
             pick, draw = jax.random.split(key)
             batch = x[jax.random.randint(pick, (batch_size,), 0, len(x))]
-            draws = losses.draw(draw, batch.shape, stratified=True)
+            draws = losses.draw(draw, batch_size, stratified=True)
             return distillation_loss(
                 student(params),
                 teacher,

@@ -1,6 +1,7 @@
 """What the composition root makes of a config, where no stage shows it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import tiny
@@ -9,6 +10,7 @@ from vdiff_jax import losses
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model, make_schedule
 from vdiff_jax.from_config.sampler import make_guidance
+from vdiff_jax.training.step import Given, Networks
 from vdiff_jax.types import Batch
 
 
@@ -28,10 +30,13 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
 
     def loss(latent_scale, latents):
         config, model = _model(latent_scale)
-        draws = losses.draw(jax.random.key(1), latents.shape)
+        draws = losses.draw(jax.random.key(1), len(latents))
         params = model.init(jax.random.key(2))
         batch = Batch(latents, np.zeros(8, np.int32))
-        return train_loss(config, model, train=True)(params, batch, draws)
+        values = train_loss(config, model, train=True)(
+            Networks(params), batch, draws, Given(None, None, None, jnp.zeros(()))
+        )
+        return values["loss"]
 
     # Data four times as large, at a quarter of the scale, are the same to the model.
     np.testing.assert_array_equal(loss(0.25, 4.0 * latents), loss(1.0, latents))

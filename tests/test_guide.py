@@ -25,6 +25,7 @@ from vdiff_jax.guidance import PLAIN
 from vdiff_jax.interop import model_file
 from vdiff_jax.stages import guide
 from vdiff_jax.stages.sample import starts
+from vdiff_jax.training.step import Given, Networks
 from vdiff_jax.types import Batch
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
@@ -301,7 +302,7 @@ def test_what_cannot_be_guided_is_refused(workdir, tmp_path, changes, message):
     assert not (tmp_path / "guide").exists()
 
 
-def _asked(loss, model, *arguments):
+def _asked(loss, model):
     """What a loss asks its denoisers for: a dictionary for each of them, in turn."""
     asked = []
 
@@ -309,11 +310,12 @@ def _asked(loss, model, *arguments):
         asked.append({"label": label, "w": w, **options})
         return _nothing
 
-    draws = losses.draw(jax.random.key(0), (400, 8, 8, 1))
+    draws = losses.draw(jax.random.key(0), 400)
     batch = Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model), "denoiser", denoiser)
-        loss({}, batch, draws, *arguments)
+        given = Given({}, {}, jnp.int32(2), jnp.zeros(()))
+        loss(Networks({}), batch, draws, given)
     return asked
 
 
@@ -321,11 +323,11 @@ def test_student_and_teacher_are_told_the_same_strength_of_the_range():
     guide = {**GUIDE, "w_min": 1.0, "w_max": 3.0, "rescale": 0.7}
     config = _config("guide", guide=guide)
     model = make_student(config)
-    for loss, arguments, rescale in (
-        (guide_loss(config, make_model(config), model), ({},), 0.7),
-        (distill_loss(config, model), ({}, jnp.int32(2)), 0.0),
+    for loss, rescale in (
+        (guide_loss(config, make_model(config), model), 0.7),
+        (distill_loss(config, model), 0.0),
     ):
-        student, teacher = _asked(loss, model, *arguments)
+        student, teacher = _asked(loss, model)
         np.testing.assert_array_equal(student["w"], teacher["w"])
         np.testing.assert_array_equal(student["label"], np.full(400, 7))
         np.testing.assert_array_equal(teacher["label"], np.full(400, 7))

@@ -57,8 +57,8 @@ def _fit(params, loss_of, key):
         label = jax.random.bernoulli(classes, shape=(BATCH_SIZE,)).astype(jnp.int32)
         x = 0.2 * jax.random.normal(noise, (BATCH_SIZE, 1))
         x += (label - 0.5)[:, None]
-        draws = losses.draw(draw, x.shape, stratified=True)
-        return loss_of(params, x, draws, label, W_MAX * draws.u_w).mean()
+        draws = losses.draw(draw, BATCH_SIZE, stratified=True)
+        return loss_of(params, x, draws, label, W_MAX * draws.uniform("w")).mean()
 
     return descend(loss, params, UPDATES, key)
 

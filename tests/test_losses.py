@@ -52,23 +52,38 @@ def test_step_indices_are_uniform_from_1_to_n(num_steps):
 
 
 def test_stratified_times_are_spread_and_uniform():
-    draws = losses.draw(jax.random.key(3), (64, 1, 1, 1), stratified=True)
+    draws = losses.draw(jax.random.key(3), 64, stratified=True)
     assert len(np.unique(np.floor(np.asarray(draws.u) * 64))) == 64
     first = [
-        float(losses.draw(jax.random.key(k), (4, 1, 1, 1), stratified=True).u[0])
+        float(losses.draw(jax.random.key(k), 4, stratified=True).u[0])
         for k in range(200)
     ]
     assert np.mean(first) == pytest.approx(0.5, abs=0.06)
 
 
-def test_draws_of_one_step_are_independent():
-    draws = losses.draw(jax.random.key(0), (2000, 1, 1, 1), flip=True)
-    u, eps = np.asarray(draws.u), np.asarray(draws.eps[:, 0, 0, 0])
-    flip = np.asarray(draws.flip)
-    assert abs(np.corrcoef(u, eps)[0, 1]) < 0.08
-    assert abs(np.corrcoef(u, flip)[0, 1]) < 0.08
-    assert flip.mean() == pytest.approx(0.5, abs=0.05)
-    assert not losses.draw(jax.random.key(0), (50, 1, 1, 1)).flip.any()
+def test_what_one_update_draws_is_independent_of_each_other():
+    draws = losses.draw(jax.random.key(0), 4000)
+    uniform = [draws.u, *(draws.uniform(name) for name in ("mirror", "label", "w"))]
+    for values in uniform:
+        assert values.mean() == pytest.approx(0.5, abs=0.03)
+    others = [*draws.eps((2,)).T, draws.normal("n", ())]
+    of_both = np.corrcoef([*uniform, *others])
+    assert np.abs(of_both - np.eye(len(of_both))).max() < 0.06
+    # Nor is an example's of its neighbour's, or of the next step's.
+    later = losses.draw(jax.random.key(1), 4000)
+    for u, v in ((draws.u[1:], draws.u[:-1]), (draws.u, later.u)):
+        assert abs(np.corrcoef(u, v)[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_a_part_of_a_batch_draws_what_the_whole_draws_there(stratified):
+    key = jax.random.key(5)
+    whole = losses.draw(key, 8, stratified=stratified)
+    part = losses.draw(key, 2, stratified=stratified, first=4, of=8)
+    np.testing.assert_array_equal(part.u, whole.u[4:6])
+    for name in ("label", "w"):
+        np.testing.assert_array_equal(part.uniform(name), whole.uniform(name)[4:6])
+    np.testing.assert_array_equal(part.eps((3, 2)), whole.eps((3, 2))[4:6])
 
 
 def test_mirror_flips_the_width_of_the_chosen():
@@ -81,8 +96,8 @@ def test_mirror_flips_the_width_of_the_chosen():
 @pytest.mark.parametrize("num_steps", [None, 4])
 def test_the_exact_denoiser_has_the_least_loss(num_steps):
     data = GaussianData(mean=0.2, std=0.6)
-    draws = losses.draw(jax.random.key(0), (32_768, 2, 2, 1), stratified=True)
-    x = 0.2 + 0.6 * jax.random.normal(jax.random.key(1), draws.eps.shape)
+    draws = losses.draw(jax.random.key(0), 32_768, stratified=True)
+    x = 0.2 + 0.6 * jax.random.normal(jax.random.key(1), (32_768, 2, 2, 1))
 
     def loss(shift):
         def denoise(z_t, logsnr_t):
@@ -105,7 +120,7 @@ def test_the_exact_denoiser_has_the_least_loss(num_steps):
 
 def test_a_noise_offset_is_shared_by_a_channel_and_independent_of_the_rest():
     plain, moved = (
-        np.asarray(losses.draw(jax.random.key(0), (500, 8, 8, 3), noise_offset=c).eps)
+        np.asarray(losses.draw(jax.random.key(0), 500, noise_offset=c).eps((8, 8, 3)))
         for c in (0.0, 0.5)
     )
     offset = (moved - plain).reshape(500, 64, 3)
@@ -116,11 +131,3 @@ def test_a_noise_offset_is_shared_by_a_channel_and_independent_of_the_rest():
     for other in others:
         pairs = np.corrcoef(shared[:, 0], other[:, 0])
         assert abs(pairs[0, 1]) < 0.15
-
-
-def test_the_draws_of_one_step_are_independent_of_each_other():
-    draws = losses.draw(jax.random.key(0), (4000, 1, 1, 1))
-    uniform = np.stack([draws.u, draws.u_label, draws.u_w])
-    assert np.abs(np.corrcoef(uniform) - np.eye(3)).max() < 0.06
-    for values in uniform:
-        assert values.mean() == pytest.approx(0.5, abs=0.03)

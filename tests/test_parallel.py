@@ -112,14 +112,14 @@ def test_neither_data_nor_teacher_are_constants_of_the_program(told, stage):
 def test_every_device_drops_out_for_itself():
     """Were the masks the same, the mean of squares would be the square of the mean."""
 
-    def gradient(params, batch, draws, loss_args):
+    def gradient(networks, batch, draws, given):
         mask = jax.random.uniform(draws.dropout, (64,))
-        return jnp.float32(0.0), {"mask": mask, "square": jnp.square(mask)}
+        return {}, {"mask": mask, "square": jnp.square(mask)}
 
     shared = spread(parallel.make_mesh())(gradient)
-    draws = losses.draw(jax.random.key(0), (4, 1, 1, 1))
+    draws = losses.draw(jax.random.key(0), 4)
     batch = Batch(np.zeros((4, 1, 1, 1), np.uint8))
-    _, means = jax.jit(shared)({}, batch, draws, ())
+    _, means = jax.jit(shared)({}, batch, draws, {})
     variance = means["square"] - jnp.square(means["mask"])
     assert float(variance.mean()) > 0.02
 

@@ -17,6 +17,7 @@ from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.training.step import Given, Networks
 from vdiff_jax.types import Batch
 
 SIZE = 8
@@ -110,44 +111,48 @@ def _batch(model, batch_size=16):
     return Batch(image, rng.integers(0, 10, batch_size).astype(np.int32))
 
 
-def _for_peer(batch, draws):
-    """The same pictures, draws and classes for PyTorch."""
+def _for_both(model):
+    """Images, draws and classes for us, and the same for PyTorch."""
+    batch = _batch(model)
+    draws = losses.draw(jax.random.key(0), len(batch.image))
+    flip = draws.uniform("mirror") < 0.5
+    theirs = pytorch.Draws(
+        _tensor(draws.u), _nchw(draws.eps(model.image_shape)), _tensor(flip)
+    )
     x = pytorch.from_pixels(_tensor(batch.image))
-    theirs = pytorch.Draws(_tensor(draws.u), _nchw(draws.eps), _tensor(draws.flip))
-    return x, theirs, _tensor(batch.label)
+    ours = batch._replace(image=losses.mirror(jnp.asarray(batch.image), flip))
+    return (ours, draws), (x, theirs, _tensor(batch.label))
 
 
 def test_the_training_loss_of_pytorch_is_ours(pair):
     config, model, params, peer = pair
-    batch = _batch(model)
-    draws = losses.draw(jax.random.key(0), batch.image.shape, flip=True)
-    expected = jax.jit(train_loss(config, model, train=False))(params, batch, draws)
+    ours, theirs = _for_both(model)
+    expected = jax.jit(train_loss(config, model, train=False))(
+        Networks(params), *ours, Given(None, None, None, jnp.zeros(()))
+    )
 
     schedule = pytorch.Cosine(-20.0, 20.0)
     with torch.no_grad():
-        found = pytorch.denoising_loss(peer, *_for_peer(batch, draws), schedule)
+        found = pytorch.denoising_loss(peer, *theirs, schedule)
 
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected["loss"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_the_distillation_loss_of_pytorch_is_ours(pair, num_steps):
     config, model, params, peer = pair
     teacher_params = jax.tree.map(lambda p: 0.9 * p, params)
-    batch = _batch(model)
-    draws = losses.draw(jax.random.key(0), batch.image.shape, flip=True)
-    expected = jax.jit(distill_loss(config, model))(
-        params, batch, draws, teacher_params, jnp.int32(num_steps)
-    )
+    ours, (x, theirs, label) = _for_both(model)
+    given = Given(teacher_params, params, jnp.int32(num_steps), jnp.zeros(()))
+    expected = jax.jit(distill_loss(config, model))(Networks(params), *ours, given)
 
-    x, theirs, label = _for_peer(batch, draws)
     teacher, schedule = _peer_of(model, teacher_params), pytorch.Cosine(-20.0, 20.0)
     with torch.no_grad():
         found = pytorch.distillation_loss(
             peer, teacher, x, theirs, label, schedule, num_steps
         )
 
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, expected["loss"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_samples_of_pytorch_are_ours(pair):

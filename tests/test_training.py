@@ -32,7 +32,7 @@ def _batch(size=8, seed=0):
 def _linear_loss(networks, batch, draws: Draws, given):
     """Predicts noisy pixels from pixels: its optimum is w = 1, b = 0."""
     del given
-    target = batch.image + 0.1 * draws.eps
+    target = batch.image + 0.1 * draws.eps(batch.image.shape[1:])
     error = networks.main["w"] * batch.image + networks.main["b"] - target
     return {"loss": jnp.square(error).mean(axis=(1, 2, 3))}
 
@@ -122,7 +122,7 @@ def test_the_optimizer_is_adamw_on_clipped_gradients():
         grads = jax.grad(
             lambda p, i=i: _linear_loss(
                 Networks(p), _batch(seed=i), draw(
-                    jax.random.fold_in(_job().key, i), _batch().image.shape), None
+                    jax.random.fold_in(_job().key, i), 8), None
             )["loss"].mean()
         )(params)  # fmt: skip
         updates, opt_state = reference.update(grads, opt_state, params)
@@ -222,6 +222,85 @@ def test_a_job_can_change_without_compiling_again():
         )
         step(_state(), _batch(), job)
     assert step._cache_size() == 1
+
+
+def _two_networks_loss(networks, batch, draws, given):
+    """The main network's optimum is 3, the auxiliary's -1; neither sees the other."""
+    del draws, given
+    main, auxiliary = networks.main["w"], networks.auxiliary["w"]
+    ones = jnp.ones(len(batch.image))
+    main_error, auxiliary_error = jnp.square(main - 3.0), jnp.square(auxiliary + 1.0)
+    loss = (main_error + 1e6 * auxiliary_error) * ones
+    return {"loss": loss, "main_error": main_error * ones}
+
+
+def test_an_auxiliary_network_is_trained_beside_the_main_one_and_has_no_ema():
+    optimizer = _optimizer()
+    state = init_state({"w": jnp.zeros(())}, optimizer, {"w": jnp.zeros(())})
+    step = _step(_two_networks_loss, optimizer, ema_decay=0.0)
+    run = jax.jit(many_updates(step))
+    state, metrics = run(state, _feed([_batch()] * 400), _job())
+    assert float(state.params["w"]) == pytest.approx(3.0, abs=0.05)
+    assert float(state.auxiliary.params["w"]) == pytest.approx(-1.0, abs=0.05)
+    assert float(state.ema_params["w"]) == float(state.params["w"])
+    assert float(metrics["main_error"][-1]) < 0.01
+    assert float(metrics["main_error"][0]) == 9.0
+
+
+def test_each_network_has_its_own_learning_rate_and_its_own_clipping():
+    """Clipped together, the auxiliary's gradient would leave the other's nothing.
+
+    Adam's first update is the rate whatever the gradient's size, so it is plain
+    gradient descent that shows the clipping.
+    """
+    optimizer = optax.clip_by_global_norm(1.0)
+    state = init_state({"w": jnp.zeros(())}, optimizer, {"w": jnp.zeros(())})
+    step = _step(
+        _two_networks_loss,
+        optimizer,
+        _rate(0.25),
+        auxiliary_learning_rate=_rate(0.5),
+    )
+    state, _ = jax.jit(step)(state, _batch(), _job())
+    assert float(state.params["w"]) == pytest.approx(0.25)
+    assert float(state.auxiliary.params["w"]) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("part", ["main", "auxiliary"])
+def test_neither_network_moves_where_one_of_both_gradients_is_not_finite(part):
+    def loss(networks, batch, draws, given):
+        values = _two_networks_loss(networks, batch, draws, given)
+        # The square root's gradient at 0 is infinite, its value is not.
+        bad = jnp.sqrt(getattr(networks, part)["w"])
+        return {"loss": values["loss"] + bad}
+
+    optimizer = _optimizer()
+    before = init_state({"w": jnp.zeros(())}, optimizer, {"w": jnp.zeros(())})
+    after, metrics = jax.jit(_step(loss, optimizer))(before, _batch(), _job())
+    assert np.isfinite(float(metrics["loss"]))
+    assert not np.isfinite(float(metrics["grad_norm"]))
+    jax.tree.map(
+        np.testing.assert_array_equal, after._replace(step=0), before._replace(step=0)
+    )
+
+
+def test_a_loss_is_given_the_ema_and_how_far_the_run_is():
+    def loss(networks, batch, draws, given):
+        del draws
+        ones = jnp.ones(len(batch.image))
+        return {
+            "loss": jnp.square(networks.main["w"] - 1.0) * ones,
+            "ema": given.ema["w"] * ones,
+            "progress": given.progress * ones,
+        }
+
+    state = init_state({"w": jnp.zeros(())}, _optimizer())
+    run = jax.jit(many_updates(_step(loss, ema_decay=0.5)))
+    state, metrics = run(state, _feed([_batch()] * 4), _job(num_updates=8))
+    np.testing.assert_allclose(metrics["progress"], [0.0, 0.125, 0.25, 0.375])
+    # Adam takes steps of about the rate; the average lags behind by half of each.
+    np.testing.assert_allclose(metrics["ema"][:2], [0.0, 0.025], rtol=1e-3)
+    assert float(metrics["ema"][3]) < float(state.ema_params["w"])
 
 
 def test_a_batch_that_does_not_divide_is_refused():

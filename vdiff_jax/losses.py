@@ -15,15 +15,18 @@ alpha_t (v - v_hat), the losses of Salimans & Ho (2022), arXiv:2202.00512, Sec. 
 SNR reaches exp(20) at t = 0: hence v.
 """
 
+import dataclasses
+import functools
+import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from vdiff_jax.diffusion import diffuse, velocity
-from vdiff_jax.types import Denoiser, Examples, PerExample, Schedule
+from vdiff_jax.types import Denoiser, Examples, Keys, PerExample, Schedule
 
 Weight: TypeAlias = Callable[[Float[Array, " batch"]], Float[Array, " batch"]]
 
@@ -53,76 +56,92 @@ def min_snr(gamma: float) -> Weight:
     return lambda logsnr_t: jnp.minimum(snr(logsnr_t), gamma * constant(logsnr_t))
 
 
-class Draws(NamedTuple):
-    """The random numbers of one training step: values per example, and one key.
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("u", "key"),
+    meta_fields=("noise_offset",),
+)
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The chance in one update: a loss draws what it needs, from a key per example.
+
+    What it draws goes by a name, so that a draw more changes none of the others, and
+    none depends on how many devices the batch is spread over.
 
     Attributes:
       u: Uniform in [0, 1); gives the time.
-      eps: Standard normal noise.
-      flip: True for the images that are mirrored.
-      u_label: Uniform in [0, 1); decides whose class is left out.
-      u_w: Uniform in [0, 1); gives the guidance weight w.
-      dropout: The one key; all else has a row for each example.
+      key: A key for each example, which everything else comes from.
+      noise_offset: Standard deviation of noise that `noise` adds to all pixels of a
+        channel alike, so that very dark and very bright images are learnt. It makes the
+        noise another than the sampler starts from: keep it small.
     """
 
     u: PerExample
-    eps: Examples
-    flip: Bool[Array, " batch"]
-    u_label: PerExample
-    u_w: PerExample
-    dropout: Key[Array, ""]
+    key: Keys
+    noise_offset: float = 0.0
 
-    def map_rows(self, function: Callable[[Array], Any], dropout: Any) -> "Draws":
-        """Applies a function to all but the key, which `dropout` replaces."""
-        rows: dict[str, Any] = self._asdict()
-        rows = {k: function(v) for k, v in rows.items() if k != "dropout"}
-        return Draws(**rows, dropout=dropout)
+    def uniform(self, name: str) -> PerExample:
+        """Uniform in [0, 1), a value for each example."""
+        return jax.vmap(jax.random.uniform)(self._keys(name))
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Examples:
+        """Standard normal, of a shape for each example."""
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(self._keys(name))
+
+    def eps(self, shape: tuple[int, ...]) -> Examples:
+        """The noise in z_t, of the shape of an example."""
+        eps = self.normal("eps", shape)
+        if self.noise_offset:
+            of_channel = (*(1,) * (len(shape) - 1), shape[-1])
+            eps += self.noise_offset * self.normal("offset", of_channel)
+        return eps
+
+    @property
+    def dropout(self) -> Key[Array, ""]:
+        """The key of dropout, whose masks are of a device's part of the batch."""
+        return self._keys("dropout")[0]
+
+    def _keys(self, name: str) -> Keys:
+        number = zlib.crc32(name.encode())
+        return jax.vmap(lambda key: jax.random.fold_in(key, number))(self.key)
 
 
 def draw(
     key: Key[Array, ""],
-    shape: tuple[int, ...],
+    batch_size: int,
     *,
     stratified: bool = False,
-    flip: bool = False,
     noise_offset: float = 0.0,
+    first: int | Int[Array, ""] = 0,
+    of: int | None = None,
 ) -> Draws:
-    """Random numbers for a global batch, whatever devices it is spread over.
+    """The chance of a batch, or of some rows of one that is spread over devices.
 
     Args:
       key: The step's key.
-      shape: [batch, *event] of the global batch.
+      batch_size: Examples.
       stratified: Spread u evenly, one value in each interval of 1 / batch, as Kingma et
         al. (2021), arXiv:2107.00630, do; each u is still uniform by itself.
-      flip: Mirror half of the images.
-      noise_offset: Standard deviation of noise that is added to all pixels of a channel
-        alike, so that very dark and very bright images are learnt. It makes the noise
-        another than the sampler starts from: keep it small.
+      noise_offset: As of `Draws`.
+      first: The row of the whole batch that these rows begin at.
+      of: Examples of the whole batch; None if these are all.
     """
-    time, noise, mirror, dropout, label, weight = jax.random.split(key, 6)
-    batch = shape[0]
-    eps = jax.random.normal(noise, shape)
-    if noise_offset:
-        of_channel = (batch, *(1,) * (len(shape) - 2), shape[-1])
-        offset = jax.random.normal(jax.random.fold_in(noise, 0), of_channel)
-        eps += noise_offset * offset
+    key, common = jax.random.split(key)
+    row = first + jnp.arange(batch_size)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row)
+    draws = Draws(jnp.zeros(batch_size), keys, noise_offset)
     if stratified:
-        u = (jax.random.uniform(time) + jnp.arange(batch) / batch) % 1.0
+        u = (jax.random.uniform(common) + row / (of or batch_size)) % 1.0
     else:
-        u = jax.random.uniform(time, (batch,))
-    return Draws(
-        u=u,
-        eps=eps,
-        flip=jax.random.bernoulli(mirror, 0.5 if flip else 0.0, (batch,)),
-        u_label=jax.random.uniform(label, (batch,)),
-        u_w=jax.random.uniform(weight, (batch,)),
-        dropout=dropout,
-    )
+        u = draws.uniform("u")
+    return dataclasses.replace(draws, u=u)
 
 
-def mirror(x: Examples, flip: Bool[Array, " batch"]) -> Examples:
+def mirror(
+    image: Num[Array, " batch height width channels"], flip: Bool[Array, " batch"]
+) -> Num[Array, " batch height width channels"]:
     """Mirrors the chosen NHWC images left to right."""
-    return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)
+    return jnp.where(flip[:, None, None, None], image[:, :, ::-1], image)
 
 
 def step_index(u: PerExample, num_steps: int | Int[Array, ""]) -> PerExample:
@@ -162,13 +181,14 @@ def denoising_loss(
     Args:
       denoise: The network being trained, unclipped.
       x: Clean examples in [-1, 1].
-      draws: The random numbers of this step.
+      draws: The chance of this update.
       schedule: log-SNR of time.
       weight: One of this module's weights.
       num_steps: Trains at the times i / num_steps only; None means all of [0, 1).
     """
     t = draws.u if num_steps is None else step_index(draws.u, num_steps) / num_steps
     logsnr_t = schedule(t)
-    z_t = diffuse(x, draws.eps, logsnr_t)
-    v = velocity(x, draws.eps, logsnr_t)
+    eps = draws.eps(x.shape[1:])
+    z_t = diffuse(x, eps, logsnr_t)
+    v = velocity(x, eps, logsnr_t)
     return weighted_v_error(denoise(z_t, logsnr_t).v, v, logsnr_t, weight)

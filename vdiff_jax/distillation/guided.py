@@ -48,11 +48,11 @@ def imitation_loss(
       student: The network being trained, unclipped.
       teacher: The teacher, unclipped.
       x: Clean examples in [-1, 1].
-      draws: The random numbers of this step.
+      draws: The chance of this update.
       schedule: log-SNR of time, shared by student and teacher.
       weight: One of the weights in `losses`.
     """
     logsnr_t = schedule(draws.u)
-    z_t = diffuse(x, draws.eps, logsnr_t)
+    z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
     v = teacher(z_t, logsnr_t).v
     return weighted_v_error(student(z_t, logsnr_t).v, v, logsnr_t, weight)

@@ -113,7 +113,7 @@ def distillation_loss(
       student: The network being trained, unclipped.
       teacher: The sampler of 2 * num_steps steps to halve, unclipped.
       x: Clean examples in [-1, 1].
-      draws: The random numbers of this step.
+      draws: The chance of this update.
       schedule: log-SNR of time, shared by student and teacher.
       weight: One of the weights in `losses`.
       num_steps: The student's N. May be traced: the whole ladder compiles once.
@@ -122,7 +122,7 @@ def distillation_loss(
     times = plan(draws.u, num_steps)
     logsnr_t, logsnr_mid = schedule(times.t), schedule(times.mid)
     logsnr_s = ending_in_data(schedule)(times.s)
-    z_t = diffuse(x, draws.eps, logsnr_t)
+    z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
     target = two_step_target(
         teacher, z_t, logsnr_t=logsnr_t, logsnr_mid=logsnr_mid, logsnr_s=logsnr_s
     )

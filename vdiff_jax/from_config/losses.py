@@ -57,11 +57,11 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
         networks: Networks, batch: Batch, draws: losses.Draws, given: Given
     ) -> Values:
         del given
-        x = losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip)
+        x = model.to_x(jnp.asarray(batch.image))
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         label = batch.label
         if train and label is not None:
-            left_out = draws.u_label < config.train.label_dropout
+            left_out = draws.uniform("label") < config.train.label_dropout
             label = jnp.where(left_out, NO_CLASS, label)
         error = losses.denoising_loss(
             model.denoiser(networks.main, label, dropout=dropout),
@@ -94,7 +94,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
         error = imitation_loss(
             student.denoiser(networks.main, batch.label, w),
             teacher.denoiser(given.teacher, batch.label, w, guidance=guidance),
-            losses.mirror(student.to_x(jnp.asarray(batch.image)), draws.flip),
+            student.to_x(jnp.asarray(batch.image)),
             draws,
             schedule=student.schedule,
             weight=weigh,
@@ -116,7 +116,7 @@ def distill_loss(config: Config, model: Model) -> Loss:
         error = distillation_loss(
             model.denoiser(networks.main, batch.label, w),
             model.denoiser(given.teacher, batch.label, w),
-            losses.mirror(model.to_x(jnp.asarray(batch.image)), draws.flip),
+            model.to_x(jnp.asarray(batch.image)),
             draws,
             schedule=model.schedule,
             weight=weigh,
@@ -131,4 +131,4 @@ def distill_loss(config: Config, model: Model) -> Loss:
 def _guidance_weight(config: Config, draws: losses.Draws) -> PerExample:
     """The w of each example, uniform over the range."""
     low, high = w_range(config)
-    return low + (high - low) * draws.u_w
+    return low + (high - low) * draws.uniform("w")

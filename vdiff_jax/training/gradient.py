@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -37,21 +37,19 @@ def spread(mesh: Mesh) -> Callable[[Gradient], Gradient]:
 def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
     axes = mesh.axis_names
     rows, whole = PartitionSpec(axes), PartitionSpec()
-    of_draws: Any = dict.fromkeys(Draws._fields, rows) | {"dropout": whole}
 
     def of_own_rows(
         networks: Networks, batch: Batch, draws: Draws, given: Given
     ) -> tuple[Metrics, Networks]:
         index = jax.lax.axis_index(axes)
-        key = jax.random.fold_in(draws.dropout, index)
-        result = gradient(networks, batch, draws._replace(dropout=key), given)
+        result = gradient(networks, batch, draws, given)
         joined = jax.lax.pmean(ravel_pytree(result)[0], axes)
         return _cut(joined, result, zero=index // mesh.size)
 
     return jax.shard_map(
         of_own_rows,
         mesh=mesh,
-        in_specs=(whole, rows, Draws(**of_draws), whole),
+        in_specs=(whole, rows, rows, whole),
         out_specs=whole,
         check_vma=False,
     )

@@ -10,7 +10,6 @@ beside it, if its method trains one. What it reads and is never differentiated b
 must not be compiled in, such as a teacher's parameters, travels in a `Job`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -20,7 +19,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
-from vdiff_jax.losses import Draws, draw
+from vdiff_jax.losses import Draws, draw, mirror
 from vdiff_jax.types import Batch, Feed, Params, PerExample, Scalar
 
 
@@ -228,9 +227,6 @@ def make_train_step(
       spread: Shares the gradient of a batch out over devices, where that is not left to
         the compiler; `gradient.spread` makes it.
     """
-    draw_all = functools.partial(
-        draw, stratified=stratified, flip=flip, noise_offset=noise_offset
-    )
 
     @spread
     def gradient(
@@ -248,7 +244,9 @@ def make_train_step(
         state: TrainState, batch: Batch, job: Job
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(job.key, state.step)
-        draws = _draw_rows(key, batch, axis_name, draw_all)
+        draws = draw_rows(key, len(batch.image))
+        if flip:
+            batch = _mirrored(batch, draws)
         given = _given(state.ema_params, job, state.step / job.num_updates)
         if grad_accum_steps == 1:
             means, grads = gradient(state.networks, batch, draws, given)
@@ -286,6 +284,20 @@ def make_train_step(
         )
         return state, {**means, "grad_norm": norm, "learning_rate": rate}
 
+    def draw_rows(key: Key[Array, ""], rows: int) -> Draws:
+        """The chance of a batch; under `pmap`, of this device's rows of it."""
+        first, devices = 0, 1
+        if axis_name is not None:
+            first, devices = lax.axis_index(axis_name) * rows, lax.axis_size(axis_name)
+        return draw(
+            key,
+            rows,
+            stratified=stratified,
+            noise_offset=noise_offset,
+            first=first,
+            of=devices * rows,
+        )
+
     def descend(
         grads: Params, opt_state: PyTree, params: Params, rate: Scalar
     ) -> tuple[Params, PyTree]:
@@ -300,22 +312,10 @@ def _given(ema_params: Params, job: Job, progress: Any) -> Given:
     return Given(job.teacher, ema_params, job.num_steps, progress)
 
 
-def _draw_rows(
-    key: Key[Array, ""],
-    batch: Batch,
-    axis_name: str | None,
-    draw_all: Callable[..., Draws],
-) -> Draws:
-    """Draws of global shape; under `pmap`, the rows of this device."""
-    rows, *event = batch.image.shape
-    if axis_name is None:
-        return draw_all(key, (rows, *event))
-    device = lax.axis_index(axis_name)
-    draws = draw_all(key, (rows * lax.axis_size(axis_name), *event))
-    return draws.map_rows(
-        lambda values: lax.dynamic_slice_in_dim(values, device * rows, rows),
-        dropout=jax.random.fold_in(draws.dropout, device),
-    )
+def _mirrored(batch: Batch, draws: Draws) -> Batch:
+    """The batch with half of its images mirrored."""
+    image = mirror(jnp.asarray(batch.image), draws.uniform("mirror") < 0.5)
+    return batch._replace(image=image)
 
 
 def _parts(batch: Batch, draws: Draws, count: int) -> tuple[Batch, Draws]:
@@ -324,8 +324,7 @@ def _parts(batch: Batch, draws: Draws, count: int) -> tuple[Batch, Draws]:
     def divide(rows: Array) -> Array:
         return rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1)
 
-    keys = jax.random.split(draws.dropout, count)
-    return jax.tree.map(divide, batch), draws.map_rows(divide, dropout=keys)
+    return jax.tree.map(divide, (batch, draws))
 
 
 def _mean_over_parts(
@@ -374,7 +373,7 @@ def make_eval_step(loss: Loss) -> Callable[[Networks, Batch, Job], Values]:
     """
 
     def eval_step(networks: Networks, batch: Batch, job: Job) -> Values:
-        draws = draw(job.key, batch.image.shape, stratified=True)
+        draws = draw(job.key, len(batch.image), stratified=True)
         return loss(networks, batch, draws, _given(networks.main, job, jnp.ones(())))
 
     return eval_step
