@@ -17,7 +17,8 @@ import numpy as np
 from tests.one_pixel import Net, descend
 from tests.oracles import MixtureData
 from vdiff_jax import diffusion, losses, samplers, schedules
-from vdiff_jax.distillation.progressive import distillation_loss, ladder
+from vdiff_jax.distillation.method import ladder
+from vdiff_jax.distillation.progressive import distillation_loss
 
 SOLVERS = {
     "ddim": samplers.at_start,

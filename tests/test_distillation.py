@@ -7,10 +7,10 @@ from benchmarks import mixture
 from oracles import GaussianData
 from vdiff_jax import diffusion, losses, samplers, schedules
 from vdiff_jax.distillation.guided import decoding_stochastically, encoding
+from vdiff_jax.distillation.method import ladder
 from vdiff_jax.distillation.progressive import (
     decoding,
     distillation_loss,
-    ladder,
     two_step_target,
 )
 

@@ -9,7 +9,8 @@ from one_pixel import Net, descend
 from oracles import GaussianData, MixtureData
 from vdiff_jax import diffusion, losses, samplers, schedules
 from vdiff_jax.distillation.guided import decoding_stochastically, imitation_loss
-from vdiff_jax.distillation.progressive import decoding, distillation_loss, ladder
+from vdiff_jax.distillation.method import ladder
+from vdiff_jax.distillation.progressive import decoding, distillation_loss
 from vdiff_jax.guidance import NO_CLASS, Guidance, classifier_free
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("optimized")]

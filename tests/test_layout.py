@@ -1,16 +1,16 @@
 """A model has one folder, and a measurement one row."""
 
 import math
-from typing import get_args
 
 import pytest
 
-from vdiff_jax.distillation.role import BASE, GUIDED, Method, role_of, student
+from vdiff_jax.distillation.methods import METHODS
+from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.evaluation.measurement import Measurement, from_json
 from vdiff_jax.workdir.layout import CONFIG, Project, folder_of, role_of_folder
 from vdiff_jax.workdir.trained import finished
 
-ROLES = [BASE, GUIDED, *(student(n, m) for m in get_args(Method) for n in (1, 1024))]
+ROLES = [BASE, GUIDED, *(student(n, m) for m in METHODS for n in (1, 1024))]
 
 
 @pytest.mark.parametrize("role", ROLES, ids=str)
@@ -37,12 +37,12 @@ def test_every_role_has_a_folder_and_a_name_of_its_own(tmp_path):
 def test_a_row_tells_its_measurement_and_its_role(role, w):
     steps = role.num_steps or 8
     one = Measurement(
-        model=role.name, sampler=role.sampler, steps=steps, w=w, evaluations=8,
-        metric="fid", value=2.5, values=(2.0, 3.0), spread=math.sqrt(0.5), key="a",
+        model=role.name, method=role.method, sampler=role.sampler, steps=steps, w=w,
+        evaluations=8, metric="fid", value=2.5, values=(2.0, 3.0), spread=math.sqrt(0.5), key="a",
     )  # fmt: skip
     assert from_json(one.to_json()) == one
     assert ("w" in one.to_json()) == (w is not None)
-    assert one.role == role == role_of(role.name, role.sampler, steps)
+    assert one.role == role
     assert from_json({**one.to_json(), "of_a_later_version": 1}) == one
 
 
@@ -56,3 +56,14 @@ def test_finished_models_are_those_with_a_result_in_the_order_they_are_made(tmp_
     folder_of(tmp_path, student(2)).mkdir()  # is under way
     (tmp_path / "distill" / "0004").rename(tmp_path / "distill" / "0004.old")
     assert finished(project) == [role for role in made if role != student(4)]
+
+
+@pytest.mark.parametrize("method", ["progressive", "stochastic"])
+def test_a_row_of_version_0_1_tells_the_method_by_its_sampler(method):
+    role = student(4, method)
+    row = Measurement(
+        model="distilled", method=method, sampler=role.sampler, steps=4,
+        evaluations=4, metric="fid", value=2.5,
+    ).to_json()  # fmt: skip
+    del row["method"]
+    assert from_json(row).role == role

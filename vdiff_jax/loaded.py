@@ -25,7 +25,6 @@ from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.interop.diffusers.read import read_folder
-from vdiff_jax.interop.model_file import read_about
 from vdiff_jax.types import Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir.classes import class_names
@@ -34,11 +33,11 @@ from vdiff_jax.workdir.recorded import recorded_config
 from vdiff_jax.workdir.trained import (
     Trained,
     check_can_be_guided,
+    check_sampler,
     find,
     finished,
     in_file,
     placed,
-    role_in,
 )
 
 BATCH_SIZE = 64
@@ -150,6 +149,7 @@ class LoadedModel:
             raise ValueError(
                 f"The {role} in {self.path} makes noise of images: it draws none."
             )
+        check_sampler(role, sampler or "auto")
         if steps is None:
             steps = role.num_steps or self.config.loop.sample_steps
         config = self.config.copy_and_resolve_references()
@@ -183,9 +183,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     """
     path = pathlib.Path(path)
     if path.suffix == ".safetensors":
-        config: Config = defaults("sample")
-        config.sample.sampler = role_in(read_about(path)).sampler
-        config, trained = in_file(config, path)
+        config, trained = in_file(defaults("sample"), path)
     elif (place := role_of_folder(path)) is not None:
         workdir, role = place
         config = _recorded(workdir)

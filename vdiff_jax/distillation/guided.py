@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from vdiff_jax.diffusion import diffuse
-from vdiff_jax.distillation.progressive import Times
+from vdiff_jax.distillation.method import Method, halving
+from vdiff_jax.distillation.progressive import Times, halving_loss
 from vdiff_jax.losses import Draws, Weight, step_index, weighted_v_error
 from vdiff_jax.types import Denoiser, Examples, PerExample, Schedule
 
@@ -56,3 +57,9 @@ def imitation_loss(
     z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
     v = teacher(z_t, logsnr_t).v
     return weighted_v_error(student(z_t, logsnr_t).v, v, logsnr_t, weight)
+
+
+STOCHASTIC = Method(
+    loss=halving_loss(decoding_stochastically), phases=halving, sampler="stochastic"
+)
+ENCODE = Method(loss=halving_loss(encoding), phases=halving, draws=False)

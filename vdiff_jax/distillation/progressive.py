@@ -31,6 +31,13 @@ from vdiff_jax.diffusion import (
     predict,
     sin_cos_between,
 )
+from vdiff_jax.distillation.method import (
+    Denoisers,
+    Loss,
+    Method,
+    Setting,
+    halving,
+)
 from vdiff_jax.losses import Draws, Weight, step_index, weighted_v_error
 from vdiff_jax.samplers import Step, ddim_step
 from vdiff_jax.schedules import ending_in_data
@@ -129,25 +136,30 @@ def distillation_loss(
     return weighted_v_error(student(z_t, logsnr_t).v, target.v, logsnr_t, weight)
 
 
-def ladder(start_steps: int, end_steps: int) -> list[int]:
-    """The students' step counts, from half the teacher's down to the last.
+def halving_loss(plan: Plan) -> Loss:
+    """The loss of a student whose steps have the times of a plan.
 
     Args:
-      start_steps: Steps of the first teacher.
-      end_steps: Steps of the last student, inclusive.
-
-    Raises:
-      ValueError: If halving `start_steps` does not arrive at `end_steps`.
+      plan: The times of the student's steps.
     """
-    stages = []
-    num_steps = start_steps
-    while num_steps > end_steps and num_steps % 2 == 0:
-        num_steps //= 2
-        stages.append(num_steps)
-    if end_steps < 1 or num_steps != end_steps or not stages:
-        raise ValueError(
-            f"Halving start_steps={start_steps} does not arrive at"
-            f" end_steps={end_steps}: make start_steps a power of two times end_steps,"
-            f" for example {max(end_steps, 1) * 64}."
+
+    def loss(
+        nets: Denoisers, x: Examples, draws: Draws, setting: Setting
+    ) -> dict[str, PerExample]:
+        error = distillation_loss(
+            nets.student,
+            nets.teacher,
+            x,
+            draws,
+            schedule=setting.schedule,
+            weight=setting.weight,
+            num_steps=setting.num_steps,
+            plan=plan,
         )
-    return stages
+        return {"loss": error}
+
+    return loss
+
+
+# Two passes of the teacher, one of the student, and its gradient.
+METHOD = Method(loss=halving_loss(decoding), phases=halving, passes=5)

@@ -2,8 +2,9 @@
 
 from typing import Literal, NamedTuple, TypeAlias
 
+from vdiff_jax.distillation.methods import FIRST, METHODS
+
 StageName: TypeAlias = Literal["train", "guide", "distill"]
-Method: TypeAlias = Literal["progressive", "stochastic", "encode"]
 RoleName: TypeAlias = Literal["base", "guided", "distilled"]
 
 STAGES: dict[RoleName, StageName] = {
@@ -19,12 +20,12 @@ class Role(NamedTuple):
 
     Attributes:
       stage: The stage that makes it.
-      method: How a student is distilled; None for any other model.
+      method: The name of the method of a student; None for any other model.
       num_steps: The student's N; 0 for any other model.
     """
 
     stage: StageName
-    method: Method | None = None
+    method: str | None = None
     num_steps: int = 0
 
     @property
@@ -40,45 +41,44 @@ class Role(NamedTuple):
     @property
     def sampler(self) -> str:
         """The sampler that it was taught, or the plainest where it was taught none."""
-        return "stochastic" if self.method == "stochastic" else "ddim"
+        return "ddim" if self.method is None else METHODS[self.method].sampler
 
     @property
     def draws(self) -> bool:
         """True if it makes images; an encoding student makes noise of them."""
-        return self.method != "encode"
+        return self.method is None or METHODS[self.method].draws
+
+    @property
+    def kind(self) -> str:
+        """The method's name for people; empty for any other model."""
+        return (self.method or "").replace("_", "-")
 
     def __str__(self) -> str:
         """A name for people."""
         if not self.is_student:
             return f"{self.name} model"
-        kind = "" if self.method == "progressive" else f"{self.method} "
+        kind = "" if self.method == FIRST else f"{self.kind} "
         return f"{kind}student of {count(self.num_steps)}"
 
 
 BASE, GUIDED = Role("train"), Role("guide")
 
 
-def student(num_steps: int, method: Method = "progressive") -> Role:
+def student(num_steps: int, method: str = FIRST) -> Role:
     """The role of a student."""
     return Role("distill", method, num_steps)
 
 
-def role_of(name: str, sampler: str, num_steps: int) -> Role:
-    """The role of a model that was measured, from what a row says of it.
+def methods_of(sampler: str) -> list[str]:
+    """The methods whose students are taught a sampler; `auto` is any.
 
-    Args:
-      name: The role's name.
-      sampler: The sampler that drew the images.
-      num_steps: Its number of steps.
+    An encoder, which draws no images, is not among them.
     """
-    if name != "distilled":
-        return BASE if name == "base" else GUIDED
-    return student(num_steps, method_of(sampler))
-
-
-def method_of(sampler: str) -> Method:
-    """The method whose students a sampler can draw with."""
-    return "stochastic" if sampler == "stochastic" else "progressive"
+    return [
+        name
+        for name, method in METHODS.items()
+        if method.draws and sampler in ("auto", method.sampler)
+    ]
 
 
 def count(num_steps: int) -> str:

@@ -44,7 +44,7 @@ def table(rows: Sequence[Measurement]) -> str:
     ]
     for candidate in dict.fromkeys(row.candidate for row in rows):
         of_metric = {row.metric: row for row in rows if row.candidate == candidate}
-        model, sampler, steps, w = candidate
+        model, _, sampler, steps, w = candidate
         first = next(iter(of_metric.values()))
         lines.append(
             f"{model:>10} {sampler:>10} {steps:>6}"

@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vdiff_jax.distillation.role import Role, count, role_of
+from vdiff_jax.distillation.methods import FIRST
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, count, student
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,7 @@ class Measurement:
 
     Attributes:
       model: The name of the model's role: base, guided or distilled.
+      method: The method of a student; None for another model.
       sampler: The sampler that drew the images.
       steps: Its number of steps.
       w: The guidance weight; None without guidance.
@@ -34,6 +36,7 @@ class Measurement:
     """
 
     model: str
+    method: str | None = None
     sampler: str
     steps: int
     w: float | None = None
@@ -55,18 +58,21 @@ class Measurement:
     @property
     def role(self) -> Role:
         """The role of the model."""
-        return role_of(self.model, self.sampler, self.steps)
+        if self.method is not None:
+            return student(self.steps, self.method)
+        return BASE if self.model == BASE.name else GUIDED
 
     @property
-    def candidate(self) -> tuple[str, str, int, float | None]:
+    def candidate(self) -> tuple[str, str | None, str, int, float | None]:
         """The key of the measured model and sampler, the same for all its metrics."""
-        return self.model, self.sampler, self.steps, self.w
+        return self.model, self.method, self.sampler, self.steps, self.w
 
     @property
     def name(self) -> str:
         """The model and its steps, for people."""
         name = f"{self.model}, {count(self.steps)}"
-        return name + (", stochastic" if self.sampler == "stochastic" else "")
+        other = self.method not in (None, FIRST)
+        return f"{name}, {self.role.kind}" if other else name
 
     def to_json(self) -> dict[str, Any]:
         """The row; without guidance it has no w."""
@@ -77,7 +83,13 @@ class Measurement:
 
 
 def from_json(row: dict[str, Any]) -> Measurement:
-    """The measurement of a row that `to_json` wrote; fields of other versions go."""
+    """The measurement of a row that `to_json` wrote; fields of other versions go.
+
+    A row of before 0.2 does not name a student's method: its sampler tells which.
+    """
+    if row["model"] == "distilled" and "method" not in row:
+        stochastic = row["sampler"] == "stochastic"
+        row = {**row, "method": "stochastic" if stochastic else FIRST}
     names = {field.name for field in dataclasses.fields(Measurement)}
     known = {name: row[name] for name in row.keys() & names}
     values = tuple(map(_number, row.get("values", ())))

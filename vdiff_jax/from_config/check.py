@@ -12,11 +12,11 @@ import pathlib
 from typing import Any
 
 from vdiff_jax import schedules
-from vdiff_jax.distillation.progressive import ladder
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.from_config import packages
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
+from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
     attending,
     has_guide,
@@ -247,7 +247,7 @@ def _check_distill(config: Config) -> None:
     distill = config.distill
     # An imported student of one step has no students, but can be sampled from.
     if distill.start_steps > 1 or _runs(config, "distill"):
-        ladder(distill.start_steps, distill.end_steps)
+        phases_of(config)
     if _runs(config, "distill"):
         _check_num_steps(config, "distill.start_steps", distill.start_steps)
 

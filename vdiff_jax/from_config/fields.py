@@ -5,12 +5,13 @@ A refusal, its message (`check`) and docs/config.md all come from here.
 
 import dataclasses
 import difflib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from vdiff_jax.datasets import catalog
 from vdiff_jax.datasets.images import Resize
 from vdiff_jax.diffusion import Output
-from vdiff_jax.distillation.role import Method
+from vdiff_jax.distillation.method import Source
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import updates_table
 from vdiff_jax.from_config.data import OnDevice
 from vdiff_jax.from_config.losses import loss_weight
@@ -380,11 +381,21 @@ _DISTILL = {
     ),
     "method": Field(
         "progressive",
-        one_of_literal(Method),
+        one_of(*METHODS),
         "How a student learns; encode distills an encoder.",
     ),
     "start_steps": Field(1024, whole(1), "Steps of the first teacher."),
     "end_steps": Field(1, whole(1), "Steps of the last student."),
+    "students": Field(
+        (8, 4, 2, 1),
+        _COUNTS,
+        "Steps of each student, where the method does not halve those of its teacher.",
+    ),
+    "start": Field(
+        "previous",
+        one_of_literal(Source),
+        "What such a student begins as: the teacher, or the student before.",
+    ),
     "updates": Field(
         "50000, 2: 100000, 1: 100000",
         parsed_by(
@@ -475,7 +486,11 @@ _SAMPLE = {
         above_up_to(0, 1),
         "Below 1: noise is added to the images up to this t, and nothing is encoded.",
     ),
-    "sampler": Field("ddim", one_of_literal(SamplerName), "Which sampler."),
+    "sampler": Field(
+        "auto",
+        one_of("auto", *get_args(SamplerName)),
+        "Which sampler; auto: the one that a student was taught, and else ddim.",
+    ),
     "eta": Field(0.0, between(0, 1), "Of ddim: 1 draws new noise in every step."),
     "variance": Field(
         "large",

@@ -3,25 +3,15 @@
 import jax.numpy as jnp
 
 from vdiff_jax import losses
-from vdiff_jax.distillation.guided import (
-    decoding_stochastically,
-    encoding,
-    imitation_loss,
-)
-from vdiff_jax.distillation.progressive import Plan, decoding, distillation_loss
-from vdiff_jax.distillation.role import Method
+from vdiff_jax.distillation.guided import imitation_loss
+from vdiff_jax.distillation.method import Course, Denoisers, Phase, Setting
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import Config, number
 from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
 from vdiff_jax.training.step import Given, Loss, Networks, Values
-from vdiff_jax.types import Batch, PerExample
-
-PLANS: dict[Method, Plan] = {
-    "progressive": decoding,
-    "stochastic": decoding_stochastically,
-    "encode": encoding,
-}
+from vdiff_jax.types import Batch, Denoiser, Params, PerExample
 
 
 def loss_weight(name: str) -> losses.Weight:
@@ -105,27 +95,47 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
 
 
 def distill_loss(config: Config, model: Model) -> Loss:
-    """The loss of a student; its teacher and its N are arguments of the step."""
-    weigh, plan = loss_weight(config.distill.weight), PLANS[config.distill.method]
+    """The loss of a student, by the method of the section `distill`.
+
+    Args:
+      config: The whole config.
+      model: The network of student and teacher.
+    """
+    method, weigh = METHODS[config.distill.method], loss_weight(config.distill.weight)
 
     def loss(
         networks: Networks, batch: Batch, draws: losses.Draws, given: Given
     ) -> Values:
         assert given.num_steps is not None
         w = None if model.w_range is None else _guidance_weight(config, draws)
-        error = distillation_loss(
-            model.denoiser(networks.main, batch.label, w),
-            model.denoiser(given.teacher, batch.label, w),
+
+        def denoiser(params: Params) -> Denoiser:
+            return model.denoiser(params, batch.label, w)
+
+        return method.loss(
+            Denoisers(
+                student=denoiser(networks.main),
+                teacher=denoiser(given.teacher),
+                ema=denoiser(given.ema),
+                auxiliary=denoiser(networks.auxiliary) if method.auxiliary else None,
+            ),
             model.to_x(jnp.asarray(batch.image)),
             draws,
-            schedule=model.schedule,
-            weight=weigh,
-            num_steps=given.num_steps,
-            plan=plan,
+            Setting(model.schedule, weigh, given.num_steps, given.progress),
         )
-        return {"loss": error}
 
     return loss
+
+
+def phases_of(config: Config) -> list[Phase]:
+    """The runs of the method of the section `distill`.
+
+    Raises:
+      ValueError: If the method has none for these numbers of steps.
+    """
+    section = config.distill
+    course = Course(*(section[name] for name in Course._fields))
+    return METHODS[section.method].phases(course)
 
 
 def _guidance_weight(config: Config, draws: losses.Draws) -> PerExample:

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vdiff_jax.distillation.role import Method
 from vdiff_jax.from_config.fields import (
     FIELDS,
     LOOP,
@@ -25,7 +24,7 @@ from vdiff_jax.nets.unet import UNet
 Nested = dict[str, Any]
 
 # Methods by their former names.
-METHODS: dict[str, Method] = {
+FORMER_METHODS = {
     "deterministic": "progressive",
     "stochastic": "stochastic",
     "encode": "encode",
@@ -199,7 +198,7 @@ def _move_in_training(name: str, section: Nested, notes: list[str]) -> None:
     is_distill = name.startswith("distill")
     if is_distill and "ladder" in section:
         ladder = section.pop("ladder")
-        section["method"] = METHODS.get(ladder, ladder)
+        section["method"] = FORMER_METHODS.get(ladder, ladder)
         _note(notes, f"{name}.ladder", f"{name}.method", section["method"])
     if (is_distill or name in TRAINING) and section.get("weight") == "v_mse":
         section["weight"] = "snr_plus_one"

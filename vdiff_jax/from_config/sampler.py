@@ -32,9 +32,10 @@ def make_sampler(config: Config, model: Model, name: str = "") -> Sampler:
       config: The whole config.
       model: The network.
       name: A sampler to take instead of the config's, deterministic if it is ddim.
+        Of the config's, auto is ddim.
     """
     section = config.sample
-    kind = name or section.sampler
+    kind = name or ("ddim" if section.sampler == "auto" else section.sampler)
     eta = 0.0 if name or kind != "ddim" else section.eta
     return Sampler(
         model,

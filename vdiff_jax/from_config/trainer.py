@@ -31,6 +31,7 @@ def make_tools(
     eval_loss: Loss,
     *,
     passes: int,
+    auxiliary: Model | None = None,
     profile: int = 0,
 ) -> Tools:
     """Builds and checks everything that a stage's runs share.
@@ -42,6 +43,7 @@ def make_tools(
       loss: The loss to train on.
       eval_loss: The loss to measure on held-out data.
       passes: Passes of the network in an update, a gradient counting as two.
+      auxiliary: The network that is trained beside it; None for none.
       profile: Updates of the first run to trace.
     """
     section = section_of(config, stage)
@@ -49,7 +51,9 @@ def make_tools(
     parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
     optimizer = optimizer_of(section)
     abstract_state = jax.eval_shape(
-        lambda params: init_state(params, optimizer), model.abstract_params()
+        lambda params, beside: init_state(params, optimizer, beside),
+        model.abstract_params(),
+        None if auxiliary is None else auxiliary.abstract_params(),
     )
     shardings = parallel.state_shardings(abstract_state, mesh)
     source = make_source(config, "train")

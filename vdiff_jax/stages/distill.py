@@ -1,4 +1,4 @@
-"""Students: one after the other, each of half its teacher's steps."""
+"""Students: the phases of a method, one after the other."""
 
 import dataclasses
 import pathlib
@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.progressive import ladder
+from vdiff_jax.distillation.method import Phase, Source
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import updates_of
-from vdiff_jax.from_config.losses import distill_loss
+from vdiff_jax.from_config.losses import distill_loss, phases_of
 from vdiff_jax.from_config.model import (
     has_guide,
     make_student,
@@ -40,9 +41,10 @@ def check(project: Project) -> None:
       ValueError: If a field differs that may not; or a named teacher is not there, or
         a student was made from another than it would be now.
     """
+    _check_asked(project)
     claim.check(project, _folder(project).name)
     _check_teachers(project)
-    if project.config.distill.teacher and _begins(project):
+    if project.config.distill.teacher and _needs_first_teacher(project):
         _first_teacher(project)
 
 
@@ -51,6 +53,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
     return [
         {
             "stage": "distill",
+            "method": role.method,
             "num_steps": role.num_steps,
             "folder": str(project.folder(role)),
             "updates": updates_of(project.config.distill.updates, role.num_steps),
@@ -62,30 +65,25 @@ def plan(project: Project) -> list[dict[str, Any]]:
 
 def run(project: Project) -> None:
     """Distills, or resumes with the student that was under way."""
-    teacher = _first_teacher(project) if _begins(project) else None
+    if _needs_first_teacher(project):
+        _first_teacher(project)
     claim.claim(project, _folder(project).name)
     _check_teachers(project)
 
-    # Of the finished students only the last is read: it is the next one's teacher.
-    unfinished: list[Role] = []
-    for role in students(project):
-        if unfinished or not is_finished(project, role):
-            unfinished.append(role)
-        else:
-            teacher = project.folder(role)
-            print(f"distill: finished {role}, see {teacher}/result.json")
+    left = _left(project)
+    for role in students(project)[: len(students(project)) - len(left)]:
+        folder = project.folder(role)
+        print(f"distill: finished {role}, see {folder}/result.json")
     _write_ledger(project)
-    assert teacher is not None
-    if not unfinished:
+    if not left:
         _check_sound(project)
         return
 
     tools = _tools(project)  # one step, compiled once, for all students
-    params = _load(project, teacher, tools)
-    for role in unfinished:
-        student_run = run_of(project, params, teacher, role)
-        params = fit(tools, student_run)
-        teacher = student_run.folder
+    models = _Models(project, tools)
+    for phase in left:
+        student_run = run_of(project, models, phase)
+        models.previous = student_run.folder, fit(tools, student_run)
         _write_ledger(project)
 
 
@@ -95,42 +93,85 @@ def under_way(project: Project) -> tuple[Tools, Run]:
     Raises:
       ValueError: If all are finished.
     """
-    teacher = _first_teacher(project) if _begins(project) else None
-    for role in students(project):
-        if not is_finished(project, role):
-            assert teacher is not None
-            tools = _tools(project)
-            params = _load(project, teacher, tools)
-            return tools, run_of(project, params, teacher, role)
-        teacher = project.folder(role)
-    raise ValueError(f"All students in {_folder(project)} are finished.")
+    left = _left(project)
+    if not left:
+        raise ValueError(f"All students in {_folder(project)} are finished.")
+    tools = _tools(project)
+    return tools, run_of(project, _Models(project, tools), left[0])
 
 
 def students(project: Project) -> list[Role]:
-    """The students, from the most steps to the fewest."""
-    section = project.config.distill
-    return [
-        student(num_steps, section.method)
-        for num_steps in ladder(section.start_steps, section.end_steps)
-    ]
+    """The students, in the order in which they are made."""
+    return [_role(project, phase) for phase in phases_of(project.config)]
 
 
-def run_of(
-    project: Project, teacher_params: Params, teacher: pathlib.Path, role: Role
-) -> Run:
-    """The run of a student, which starts at its teacher.
+def _role(project: Project, phase: Phase) -> Role:
+    return student(phase.num_steps, project.config.distill.method)
+
+
+def _left(project: Project) -> list[Phase]:
+    """The phases from the first whose student is not finished."""
+    phases = phases_of(project.config)
+    done = [is_finished(project, _role(project, phase)) for phase in phases]
+    return [] if all(done) else phases[done.index(False) :]
+
+
+class _Models:
+    """The models that phases start from and are taught by; each is read once.
+
+    Attributes:
+      previous: Folder and parameters of the student before, or of the first teacher.
+    """
+
+    def __init__(self, project: Project, tools: Tools):
+        """Reads nothing yet."""
+        self._project, self._places = project, tools.shardings.params
+        self._first: tuple[pathlib.Path, Params] | None = None
+        self.previous: tuple[pathlib.Path, Params] | None = None
+
+    def of(self, source: Source) -> tuple[pathlib.Path, Params]:
+        """The folder and the parameters of a phase's teacher or start."""
+        if source == "previous":
+            if self.previous is None:
+                self.previous = self._read(_before(self._project))
+            return self.previous
+        if self._first is None:
+            folder = _first_teacher(self._project)
+            same = self.previous is not None and self.previous[0] == folder
+            self._first = self.previous if same else self._read(folder)
+        assert self._first is not None
+        return self._first
+
+    def _read(self, folder: pathlib.Path) -> tuple[pathlib.Path, Params]:
+        model = make_student(self._project.config)
+        return folder, own_params(self._project, model, folder, self._places)
+
+
+def _before(project: Project) -> pathlib.Path:
+    """The folder of the last finished student, or else of the first teacher."""
+    roles = students(project)
+    done = len(roles) - len(_left(project))
+    return project.folder(roles[done - 1]) if done else _first_teacher(project)
+
+
+def run_of(project: Project, models: _Models, phase: Phase) -> Run:
+    """The run of a student.
 
     Args:
       project: The config and its folder.
-      teacher_params: Parameters of its teacher.
-      teacher: The teacher's folder.
-      role: The student.
+      models: What it may start from and be taught by.
+      phase: Its number of steps, its teacher and its start.
     """
-    config, num_steps = project.config, role.num_steps
+    config, num_steps, role = project.config, phase.num_steps, _role(project, phase)
+    method = METHODS[config.distill.method]
     num_updates = updates_of(config.distill.updates, num_steps)
     w = w_range(config)[1] if has_guide(config) else None
+    _, start = models.of(phase.start)
+    teacher, teacher_params = models.of(phase.teacher)
+    auxiliary = teacher_params if method.auxiliary else None
+    kind = f"{2 * num_steps} -> {num_steps}" if method.halves else str(role)
     return Run(
-        name=f"distill {2 * num_steps} -> {num_steps}",
+        name=f"distill {kind}",
         folder=project.folder(role),
         job=Job(
             key=jax.random.fold_in(jax.random.key(config.seed), num_steps),
@@ -139,12 +180,13 @@ def run_of(
             num_steps=jnp.int32(num_steps),
         ),
         num_updates=num_updates,
-        start=lambda: Networks(teacher_params),
+        start=lambda: Networks(start, auxiliary),
         order_seed=(config.seed, num_steps),
         samples=request(num_steps, w=w) if role.draws else None,
         facts={
             "num_steps": num_steps,
             "method": role.method,
+            "sampler": role.sampler,
             "teacher": str(teacher),
             "teacher_step": (layout.result(teacher) or {}).get("step"),
             "teacher_sha256": params_sha256(teacher_params),
@@ -155,20 +197,22 @@ def run_of(
 
 def _tools(project: Project) -> Tools:
     config, model = project.config, make_student(project.config)
-    loss = distill_loss(config, model)
-    # Two passes of the teacher, one of the student, and its gradient.
+    method, loss = METHODS[config.distill.method], distill_loss(config, model)
     tools = make_tools(
-        config, "distill", model, loss, loss, passes=5, profile=project.profile
+        config,
+        "distill",
+        model,
+        loss,
+        loss,
+        passes=method.passes,
+        auxiliary=model if method.auxiliary else None,
+        profile=project.profile,
     )
-    sampler = students(project)[0].sampler
-    if sampler == "ddim":
+    if not method.draws:
         return tools
-    return dataclasses.replace(tools, sampler=make_sampler(config, model, sampler))
-
-
-def _load(project: Project, teacher: pathlib.Path, tools: Tools) -> Params:
-    model = make_student(project.config)
-    return own_params(project, model, teacher, tools.shardings.params)
+    return dataclasses.replace(
+        tools, sampler=make_sampler(config, model, method.sampler)
+    )
 
 
 def _folder(project: Project) -> pathlib.Path:
@@ -199,20 +243,47 @@ def _write_ledger(project: Project) -> None:
         write_json(_folder(project) / "ladder.json", rows)
 
 
-def _begins(project: Project) -> bool:
-    """True if the first student, whose teacher is of another stage, is not finished."""
-    return not is_finished(project, students(project)[0])
+def _needs_first_teacher(project: Project) -> bool:
+    """True if a student that is not finished comes from the first teacher itself."""
+    left = _left(project)
+    if not left:
+        return False
+    begins = len(left) == len(students(project))
+    return begins or any("teacher" in (p.teacher, p.start) for p in left)
+
+
+def _check_asked(project: Project) -> None:
+    """Refuses a field that the method has no use for, where a command asks for it.
+
+    Raises:
+      ValueError: If there is one.
+    """
+    name = project.config.distill.method
+    halves = METHODS[name].halves
+    others = ("students", "start") if halves else ("start_steps", "end_steps")
+    remedy = (
+        "its students are those of halving distill.start_steps down to"
+        " distill.end_steps"
+        if halves
+        else "name its students by distill.students, for example 8,4,2,1"
+    )
+    for field in others:
+        if f"distill.{field}" in project.asked:
+            raise ValueError(
+                f"distill.{field}={project.config.distill[field]!r} is not for"
+                f" distill.method={name!r}: {remedy}."
+            )
 
 
 def _check_teachers(project: Project) -> None:
     """Refuses students of another teacher than the one that theirs is now."""
     named = project.config.distill.teacher
     role = GUIDED if has_guide(project.config) else BASE
-    teacher = pathlib.Path(named) if named else project.folder(role)
-    for role in students(project):
-        folder = project.folder(role)
-        check_same_teacher(folder, teacher)
-        teacher = folder
+    first = previous = pathlib.Path(named) if named else project.folder(role)
+    for phase in phases_of(project.config):
+        folder = project.folder(_role(project, phase))
+        check_same_teacher(folder, first if phase.teacher == "teacher" else previous)
+        previous = folder
 
 
 def _check_sound(project: Project) -> None:

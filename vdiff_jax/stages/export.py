@@ -45,8 +45,7 @@ def plan(project: Project) -> list[dict[str, Any]]:
 def run(project: Project) -> None:
     """Writes `export.formats` of the model for `export.steps` steps."""
     config, section = project.config, project.config.export
-    roles = roles_named(section.model, section.steps, config.sample.sampler)
-    trained = find(project, *roles)
+    trained = find(project, *roles_named(config, section.model, section.steps))
     sampler = make_sampler(config, trained.model, "ddim")
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
@@ -119,7 +118,8 @@ def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, An
     return [
         {name: row[name] for name in kept if name in row}
         for row in rows
-        if from_json(row).candidate[:3] == (role.name, role.sampler, num_steps)
+        if from_json(row).candidate[:4]
+        == (role.name, role.method, role.sampler, num_steps)
     ]
 
 

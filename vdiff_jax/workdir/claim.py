@@ -6,13 +6,14 @@ A few fields may change on the way of a run; every change is recorded.
 import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.progressive import ladder
-from vdiff_jax.distillation.role import BASE, GUIDED, Method, student
+from vdiff_jax.distillation.methods import METHODS
+from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.from_config.choices import as_json, updates_of
 from vdiff_jax.from_config.fields import TRAINING
+from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.moved import flat
 from vdiff_jax.training import checkpoints
 from vdiff_jax.workdir.layout import (
@@ -153,7 +154,7 @@ def _may_change(project: Project, change: Difference) -> bool:
         begun = _begun(workdir, section)
         if name == "updates":
             return all(updates_of(before, n) == updates_of(after, n) for n in begun)
-        return name == "end_steps" or (
+        return name in ("end_steps", "students") or (
             name == "learning_rate" and _has_students_to_make(project)
         )
     if section not in ("train", "guide") or _is_a_teacher(workdir, section):
@@ -171,14 +172,14 @@ def _may_change(project: Project, change: Difference) -> bool:
 def _has_students_to_make(project: Project) -> bool:
     section = project.config.distill
     return any(
-        result(project.folder(student(num_steps, section.method))) is None
-        for num_steps in ladder(section.start_steps, section.end_steps)
+        result(project.folder(student(phase.num_steps, section.method))) is None
+        for phase in phases_of(project.config)
     )
 
 
 def _is_a_teacher(workdir: pathlib.Path, section: str) -> bool:
     """True if a student of this workdir, or its guided model, may come from a run."""
-    methods = [students_folder(workdir, method).name for method in get_args(Method)]
+    methods = [students_folder(workdir, method).name for method in METHODS]
     later = ["guide", *methods] if section == "train" else methods
     return any(has_runs(workdir, name) for name in later)
 

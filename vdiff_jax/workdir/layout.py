@@ -5,10 +5,11 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.role import BASE, GUIDED, Method, Role, student
+from vdiff_jax.distillation.methods import FIRST, METHODS
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files import locks
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.training import checkpoints
@@ -60,7 +61,7 @@ def role_of_folder(path: pathlib.Path) -> tuple[pathlib.Path, Role] | None:
         (GUIDED, path.parent),
         *(
             (student(int(path.name), method), path.parent.parent)
-            for method in get_args(Method)
+            for method in METHODS
             if path.name.isdigit()
         ),
     ):
@@ -69,17 +70,21 @@ def role_of_folder(path: pathlib.Path) -> tuple[pathlib.Path, Role] | None:
     return None
 
 
-def students_folder(workdir: pathlib.Path, method: Method) -> pathlib.Path:
+def students_folder(workdir: pathlib.Path, method: str) -> pathlib.Path:
     """The folder of all students of a method."""
-    return workdir / ("distill" if method == "progressive" else f"distill_{method}")
+    return workdir / section_of_students(method)
+
+
+def section_of_students(method: str) -> str:
+    """The name of a method's folder, and of its section in config.json."""
+    return "distill" if method == FIRST else f"distill_{method}"
 
 
 def recorded_section(config: dict[str, Any], role: Role) -> dict[str, Any]:
     """The section of a recorded config that a model's run was made with."""
     if role.method is None:
         return config[role.stage]
-    name = "distill" if role.method == "progressive" else f"distill_{role.method}"
-    return config.get(name, config["distill"])
+    return config.get(section_of_students(role.method), config["distill"])
 
 
 def made_with(folder: pathlib.Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import importlib.metadata
 import pathlib
 import subprocess
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
-from vdiff_jax.distillation.role import BASE, Method
+from vdiff_jax.distillation.methods import METHODS
+from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.workdir.layout import CONFIG, folder_of, result, students_folder
 from vdiff_jax.workdir.migration import SCHEMA, read_record
@@ -120,7 +121,7 @@ def has_runs(workdir: pathlib.Path, section: str) -> bool:
 
 def has_seen_data(workdir: pathlib.Path) -> bool:
     """True if a run read data; an imported model did not."""
-    students = [students_folder(workdir, method).name for method in get_args(Method)]
+    students = [students_folder(workdir, method).name for method in METHODS]
     return any(has_runs(workdir, name) for name in ("train", "guide", *students))
 
 

@@ -2,27 +2,26 @@
 
 import dataclasses
 import pathlib
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import (
     BASE,
     GUIDED,
     STAGES,
-    Method,
     Role,
     RoleName,
-    method_of,
+    methods_of,
     student,
 )
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.check import check_sample
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import has_guide, make_model
-from vdiff_jax.from_config.moved import METHODS, current
+from vdiff_jax.from_config.moved import FORMER_METHODS, current
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
@@ -70,7 +69,7 @@ def is_finished(project: Project, role: Role) -> bool:
 def finished(project: Project) -> list[Role]:
     """The finished models of a project, in the order in which they are made."""
     roles = [role for role in (BASE, GUIDED) if is_finished(project, role)]
-    for method in get_args(Method):
+    for method in METHODS:
         folder = layout.students_folder(project.workdir, method)
         # A user may keep others beside them, such as 0004.old.
         names = [path.name for path in folder.glob("*") if path.name.isdigit()]
@@ -80,20 +79,35 @@ def finished(project: Project) -> list[Role]:
     return roles
 
 
-def roles_named(name: str, num_steps: int, sampler: str) -> tuple[Role, ...]:
+def roles_named(config: Config, name: str, num_steps: int) -> tuple[Role, ...]:
     """The roles that `sample.model` and the like name, the most wanted first.
 
+    Of students, these are first of all those of `distill.method`; and none that was
+    not taught `sample.sampler`.
+
     Args:
+      config: The whole config.
       name: base, guided, distilled, or auto: any of them.
       num_steps: The sampler's steps.
-      sampler: The sampler's name.
+
+    Raises:
+      ValueError: If only students would do, and none is taught this sampler.
     """
-    roles: dict[str, Role] = {
-        "distilled": student(num_steps, method_of(sampler)),
-        "guided": GUIDED,
-        "base": BASE,
+    sampler, wanted = config.sample.sampler, config.distill.method
+    methods = sorted(methods_of(sampler), key=lambda method: method != wanted)
+    roles: dict[str, tuple[Role, ...]] = {
+        "distilled": tuple(student(num_steps, method) for method in methods),
+        "guided": (GUIDED,),
+        "base": (BASE,),
     }
-    return tuple(roles.values()) if name == "auto" else (roles[name],)
+    if name == "auto":
+        return (*roles["distilled"], GUIDED, BASE)
+    if not roles[name]:
+        raise ValueError(
+            f"sample.sampler={sampler!r} is one that no student is taught: set"
+            " sample.sampler=auto, or another model than distilled."
+        )
+    return roles[name]
 
 
 def find(project: Project, *roles: Role) -> Trained:
@@ -109,8 +123,10 @@ def find(project: Project, *roles: Role) -> Trained:
     for role in roles:
         if is_finished(project, role):
             return Trained(role, project.folder(role), network_of(project.config, role))
-        _check_jump(project, role)
     last = roles[-1]
+    for other in finished(project):
+        if other.is_student and other.num_steps == last.num_steps and last.is_student:
+            check_sampler(other, last.sampler)
     raise ValueError(
         f"No finished {last.name} model in {project.folder(last)}: run the"
         f" {STAGES[last.name]} stage first."
@@ -122,18 +138,26 @@ def network_of(config: Config, role: Role) -> Model:
     return make_model(config, guided=has_guide(config) and role != BASE)
 
 
-def _check_jump(project: Project, role: Role) -> None:
-    """Refuses a student whose method did not teach it this sampler's jumps."""
-    if role.method != "stochastic":
-        return
-    other = student(role.num_steps)
-    if is_finished(project, other):
+def check_sampler(role: Role, sampler: str) -> None:
+    """Refuses to draw from a student with another sampler than it was taught.
+
+    Args:
+      role: The model.
+      sampler: The sampler's name; `auto` is the one that it was taught.
+
+    Raises:
+      ValueError: If it is another.
+    """
+    if role.is_student and sampler not in ("auto", role.sampler):
         raise ValueError(
-            f"The student in {project.folder(other)} knows steps of"
-            f" 1/{role.num_steps} only, and the stochastic sampler makes jumps of twice"
-            " that: distill another with distill.method=stochastic, or set"
-            " sample.sampler=ddim."
+            f"sample.sampler={sampler!r} is not what the {role} was taught: set"
+            f" sample.sampler={role.sampler}, or leave it at auto."
         )
+
+
+def sampler_of(role: Role, sampler: str) -> str:
+    """The sampler to draw with: `auto` is the one that the model was taught."""
+    return role.sampler if sampler == "auto" else sampler
 
 
 def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
@@ -154,11 +178,8 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
         own.sample.steps = about.num_steps
     check_sample(own)
     role = role_in(about)
-    if role.is_student and role.method != method_of(own.sample.sampler):
-        raise ValueError(
-            f"The student in {path} is of the method {role.method}, which"
-            f" sample.sampler={own.sample.sampler} does not sample."
-        )
+    check_sampler(role, own.sample.sampler)
+    own.sample.sampler = sampler_of(role, own.sample.sampler)
     model = make_model(own, guided=has_guide(own))
     return own, Trained(role, path, model)
 
@@ -171,7 +192,7 @@ def role_in(about: model_file.About) -> Role:
     if "method" in about.facts:
         return student(about.num_steps, about.facts["method"])
     # Of version 0.1, whose facts have a ladder.
-    return student(about.num_steps, METHODS[about.facts["ladder"]])
+    return student(about.num_steps, FORMER_METHODS[about.facts["ladder"]])
 
 
 def check_can_be_guided(folder: pathlib.Path) -> None:

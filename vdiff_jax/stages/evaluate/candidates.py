@@ -1,16 +1,11 @@
 """The candidates of an evaluation: the models, and the way each is sampled."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from vdiff_jax import samplers
-from vdiff_jax.distillation.role import (
-    BASE,
-    GUIDED,
-    Method,
-    Role,
-    student,
-)
+from vdiff_jax.distillation.methods import FIRST, METHODS
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import has_guide
@@ -50,7 +45,10 @@ class Candidate(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """The fields that a `Measurement` of this candidate has in common with it."""
-        fields = {"model": self.role.name, "sampler": self.sampler, "steps": self.steps}
+        fields: dict[str, Any] = {"model": self.role.name}
+        if self.role.is_student:
+            fields["method"] = self.role.method
+        fields |= {"sampler": self.sampler, "steps": self.steps}
         return fields if self.w is None else {**fields, "w": self.w}
 
     def __str__(self) -> str:
@@ -67,10 +65,10 @@ def candidate_of(row: Measurement) -> Candidate:
 def of_finished(project: Project) -> list[Candidate]:
     """The `candidates` whose models are finished; prints which are not."""
     # Of the first method, what is missing is said; of another, it may never be wanted.
-    methods: list[Method] = [
+    methods = [
         method
-        for method in get_args(Method)
-        if method == "progressive" or students_folder(project.workdir, method).exists()
+        for method in METHODS
+        if method == FIRST or students_folder(project.workdir, method).exists()
     ]
     return [
         candidate
@@ -79,9 +77,7 @@ def of_finished(project: Project) -> list[Candidate]:
     ]
 
 
-def candidates(
-    config: Config, methods: Sequence[Method] = ("progressive",)
-) -> list[Candidate]:
+def candidates(config: Config, methods: Sequence[str] = (FIRST,)) -> list[Candidate]:
     """The reference, the students, and the base at as many evaluations at most.
 
     With one step all samplers are the same, so only ddim takes one. Where there is
@@ -100,7 +96,7 @@ def candidates(
 
 
 def _candidates_at(
-    config: Config, methods: Sequence[Method], w: float | None
+    config: Config, methods: Sequence[str], w: float | None
 ) -> list[Candidate]:
     """The candidates of one guidance weight."""
     section, budgets = config.evaluate, sorted(config.evaluate.steps)

@@ -32,6 +32,7 @@ from vdiff_jax.workdir.trained import (
     find,
     in_file,
     roles_named,
+    sampler_of,
 )
 
 GRID = 64
@@ -88,8 +89,10 @@ def _trained(project: Project) -> tuple[Config, Trained]:
     config, section = project.config, project.config.sample
     if section.from_file:
         return in_file(config, pathlib.Path(section.from_file))
-    roles = roles_named(section.model, section.steps, section.sampler)
-    return config, find(project, *roles)
+    trained = find(project, *roles_named(config, section.model, section.steps))
+    config = config.copy_and_resolve_references()
+    config.sample.sampler = sampler_of(trained.role, section.sampler)
+    return config, trained
 
 
 def _guidance_weights(config: Config, trained: Trained) -> list[float | None]:
