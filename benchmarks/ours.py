@@ -137,7 +137,7 @@ def distill(
     """
     config = sizes.config(size, dtype)
     model = make_model(config)
-    loss = distill_loss(config, model)
+    loss = distill_loss(config, model, model)
     section = _section(section_of(config, "distill"), batch_size, steps_per_call)
     mesh = parallel.make_mesh()
     teacher = parallel.put(model.init(jax.random.key(1)), parallel.replicated(mesh))

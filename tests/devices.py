@@ -75,7 +75,7 @@ class Bench:
         self.loss = train_loss(config, self.model, train=True)
         teacher = ()
         if stage == "distill":
-            self.loss = distill_loss(config, self.model)
+            self.loss = distill_loss(config, self.model, self.model)
             places = self.shardings.params
             teacher = (parallel.put(self.params(1), places), jnp.int32(4))
         self.step = compiled_train_step(

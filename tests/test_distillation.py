@@ -52,7 +52,7 @@ def test_one_student_step_to_the_target_lands_where_two_teacher_steps_land(
     i, (lt, lm, ls) = _grid(SCHEDULES[name], num_steps)
     z_t = jax.random.normal(jax.random.key(0), (len(i), 4, 4, 3))
     target = two_step_target(
-        _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+        _curved_teacher, _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
     )
     landed = samplers.ddim_step(target, samplers.Step(lt, ls))
     expected, _ = _two_steps(_curved_teacher, z_t, lt, lm, ls)
@@ -91,7 +91,9 @@ def test_the_target_keeps_its_digits_in_float32(num_steps):
         v = alpha * sigma * (1.0 - c2) * z / (c2 * alpha**2 + sigma**2)
         return diffusion.predict(v, z, logsnr, "v")
 
-    target = two_step_target(teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls)
+    target = two_step_target(
+        teacher, teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+    )
     np.testing.assert_allclose(target.x[:, 0], x_tilde, atol=3e-6)
 
 
@@ -100,7 +102,9 @@ def test_a_teacher_of_one_picture_teaches_that_picture(num_steps):
     data = GaussianData(mean=-0.35, std=0.0)
     i, (lt, lm, ls) = _grid(SCHEDULES["cosine"], num_steps)
     z_t = jax.random.normal(jax.random.key(0), (len(i), 3))
-    target = two_step_target(data.denoise, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls)
+    target = two_step_target(
+        data.denoise, data.denoise, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+    )
     np.testing.assert_allclose(target.x, -0.35, atol=2e-4)
 
 
@@ -112,7 +116,7 @@ def test_at_the_last_step_the_target_is_the_teachers_second_x_hat(num_steps):
     )
     z_t = jax.random.normal(jax.random.key(0), (8, 5))
     target = two_step_target(
-        _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+        _curved_teacher, _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
     )
     _, second = _two_steps(_curved_teacher, z_t, lt, lm, ls)
     np.testing.assert_allclose(target.x, second.x, atol=2e-6)
@@ -130,6 +134,7 @@ def test_a_student_of_any_output_that_knows_the_target_has_no_loss(kind):
         i = losses.step_index(draws.u, num_steps)
         end = schedules.ending_in_data(schedule)
         target = two_step_target(
+            _curved_teacher,
             _curved_teacher,
             z_t,
             logsnr_t=logsnr_t,
@@ -187,6 +192,7 @@ def test_distilling_the_exact_flow_of_gaussian_data_composes():
             i = jnp.round(t / (np.pi / 2 - 2 * np.arctan(np.exp(-10.0))) * num_steps)
             return two_step_target(
                 teacher,
+                teacher,
                 z_t,
                 logsnr_t=logsnr_t,
                 logsnr_mid=end((i - 0.5) / num_steps),
@@ -243,7 +249,7 @@ def test_every_plan_lands_where_its_teacher_lands(name, num_steps):
     ls = schedules.ending_in_data(schedule)(times.s)
     z_t = jax.random.normal(jax.random.key(0), (32, 4, 4, 3))
     target = two_step_target(
-        _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+        _curved_teacher, _curved_teacher, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
     )
     landed = samplers.ddim_step(target, samplers.Step(lt, ls))
     two, _ = _two_steps(_curved_teacher, z_t, lt, lm, ls)
@@ -277,9 +283,12 @@ def test_an_encoding_student_undoes_a_decoding_one():
     end = schedules.ending_in_data(schedule)
     lt, lm, ls = schedule(up.t), schedule(up.mid), schedule(up.s)
     z_t = data.flow(jnp.linspace(-2, 2, 64), jnp.float32(-20.0), lt)[:, None]
-    there = two_step_target(data.denoise, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls)
+    there = two_step_target(
+        data.denoise, data.denoise, z_t, logsnr_t=lt, logsnr_mid=lm, logsnr_s=ls
+    )
     z_s = samplers.ddim_step(there, samplers.Step(lt, ls))
     back = two_step_target(
+        data.denoise,
         data.denoise,
         z_s,
         logsnr_t=ls,

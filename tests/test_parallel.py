@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from vdiff_jax import losses, parallel
 from vdiff_jax.training.gradient import spread
+from vdiff_jax.training.step import Given, Networks
 from vdiff_jax.types import Batch
 
 pytestmark = pytest.mark.slow
@@ -114,13 +115,15 @@ def test_every_device_drops_out_for_itself():
 
     def gradient(networks, batch, draws, given):
         mask = jax.random.uniform(draws.dropout, (64,))
-        return {}, {"mask": mask, "square": jnp.square(mask)}
+        return {}, Networks({"mask": mask, "square": jnp.square(mask)})
 
     shared = spread(parallel.make_mesh())(gradient)
     draws = losses.draw(jax.random.key(0), 4)
     batch = Batch(np.zeros((4, 1, 1, 1), np.uint8))
-    _, means = jax.jit(shared)({}, batch, draws, {})
-    variance = means["square"] - jnp.square(means["mask"])
+    _, means = jax.jit(shared)(
+        Networks({}), batch, draws, Given({}, {}, None, jnp.zeros(()))
+    )
+    variance = means.main["square"] - jnp.square(means.main["mask"])
     assert float(variance.mean()) > 0.02
 
 

@@ -144,7 +144,9 @@ def test_the_distillation_loss_of_pytorch_is_ours(pair, num_steps):
     teacher_params = jax.tree.map(lambda p: 0.9 * p, params)
     ours, (x, theirs, label) = _for_both(model)
     given = Given(teacher_params, params, jnp.int32(num_steps), jnp.zeros(()))
-    expected = jax.jit(distill_loss(config, model))(Networks(params), *ours, given)
+    expected = jax.jit(distill_loss(config, model, model))(
+        Networks(params), *ours, given
+    )
 
     teacher, schedule = _peer_of(model, teacher_params), pytorch.Cosine(-20.0, 20.0)
     with torch.no_grad():

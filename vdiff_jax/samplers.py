@@ -45,6 +45,7 @@ class Step(NamedTuple):
       logsnr_u: log-SNR at the start of the step before; `-inf` in the first step.
       x_hat_u: The network's x_hat at that start; not used in the first step.
       logsnr_r: log-SNR at the end of the step after; `inf` if there is none.
+      noise_input: Standard normal, for a network that takes noise beside z_t.
     """
 
     logsnr_t: PerExample
@@ -53,6 +54,7 @@ class Step(NamedTuple):
     logsnr_u: PerExample | None = None
     x_hat_u: Examples | None = None
     logsnr_r: PerExample | None = None
+    noise_input: Examples | None = None
 
 
 Stepper: TypeAlias = Callable[[Prediction, Step], Examples]
@@ -160,6 +162,24 @@ def at_start(
     """
     prediction = denoise(z_t, step.logsnr_t)
     return prediction, prediction.x
+
+
+def with_noise(denoiser_of: Callable[[Examples], Denoiser]) -> Predictor:
+    """The predictor of a network that takes noise beside z_t, fresh in each step.
+
+    Args:
+      denoiser_of: Makes the denoiser of some noise; the sampler's own is not asked.
+    """
+
+    def predictor(
+        denoise: Denoiser, z_t: Examples, step: Step
+    ) -> tuple[Prediction, Examples]:
+        del denoise
+        if step.noise_input is None:
+            raise ValueError("`with_noise` needs keys: give them to `sample`.")
+        return at_start(denoiser_of(step.noise_input), z_t, step)
+
+    return predictor
 
 
 def extrapolated(
@@ -348,6 +368,10 @@ def encode(
     return lax.fori_loop(0, num_steps, advance, alpha_0 * x)
 
 
+def _normal(keys: Keys, like: Examples) -> Examples:
+    return jax.vmap(lambda key: jax.random.normal(key, like.shape[1:]))(keys)
+
+
 class _State(NamedTuple):
     """The point that a sampler is at, and the network's x_hat one step before."""
 
@@ -379,12 +403,15 @@ def _advance(
         logsnr_t, logsnr_s, logsnr_u, logsnr_r = (
             jnp.broadcast_to(logsnr, z_t.shape[:1]) for logsnr in times
         )
-        noise = None
+        noise = noise_input = None
         if keys is not None:
-            noise = jax.vmap(
-                lambda key: jax.random.normal(jax.random.fold_in(key, i), z_t.shape[1:])
-            )(keys)
-        step = Step(logsnr_t, logsnr_s, noise, logsnr_u, state.x_hat, logsnr_r)
+            of_step = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+            noise = _normal(of_step, z_t)
+            of_input = jax.vmap(lambda key: jax.random.fold_in(key, 1))(of_step)
+            noise_input = _normal(of_input, z_t)
+        step = Step(
+            logsnr_t, logsnr_s, noise, logsnr_u, state.x_hat, logsnr_r, noise_input
+        )
         prediction, x_hat = predictor(denoise, z_t, step)
         return _State(stepper(prediction, step), x_hat)
 

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from jaxtyping import Array, Int
 
+from vdiff_jax.distillation import teacher_step
+from vdiff_jax.distillation.teacher_step import MakeTeacherStep
 from vdiff_jax.losses import Draws, Weight
 from vdiff_jax.types import Denoiser, Examples, PerExample, Scalar, Schedule
 
@@ -41,12 +43,16 @@ class Setting(NamedTuple):
       weight: One of the weights in `losses`.
       num_steps: The student's N. May be traced: all phases compile once.
       progress: Share of the run's updates that are done, in [0, 1].
+      teacher_steps: Steps of the teacher from noise to data, at first and at last.
+      teacher_step: Makes the kind of the teacher's steps.
     """
 
     schedule: Schedule
     weight: Weight
     num_steps: int | Int[Array, ""]
     progress: Scalar | float = 1.0
+    teacher_steps: tuple[int, int] = (1, 1)
+    teacher_step: MakeTeacherStep = lambda x, num_steps: teacher_step.ddim
 
 
 # (networks, clean examples, chance, setting) -> the loss of each example by the name
@@ -62,12 +68,14 @@ class Course(NamedTuple):
       end_steps: Steps of the last student, for those.
       students: Steps of each student, for methods that go on without halving.
       start: The model that each of these begins as.
+      teacher_steps: Steps of the teacher from noise to data, at first and at last.
     """
 
     start_steps: int
     end_steps: int
     students: Sequence[int] = ()
     start: Source = "previous"
+    teacher_steps: tuple[int, int] = (1, 1)
 
 
 class Phase(NamedTuple):
@@ -96,6 +104,7 @@ class Method:
       sampler: The name of the sampler that its students are taught.
       draws: True if its students make images; an encoder makes noise of them.
       auxiliary: True if a network that starts as the teacher is trained beside.
+      takes_noise: True if its students may take noise beside z_t.
     """
 
     loss: Loss
@@ -105,6 +114,7 @@ class Method:
     sampler: str = "ddim"
     draws: bool = True
     auxiliary: bool = False
+    takes_noise: bool = False
 
 
 def halving(course: Course) -> list[Phase]:

@@ -31,6 +31,7 @@ from vdiff_jax.diffusion import (
     predict,
     sin_cos_between,
 )
+from vdiff_jax.distillation import teacher_step
 from vdiff_jax.distillation.method import (
     Denoisers,
     Loss,
@@ -38,6 +39,7 @@ from vdiff_jax.distillation.method import (
     Setting,
     halving,
 )
+from vdiff_jax.distillation.teacher_step import TeacherStep
 from vdiff_jax.losses import Draws, Weight, step_index, weighted_v_error
 from vdiff_jax.samplers import Step, ddim_step
 from vdiff_jax.schedules import ending_in_data
@@ -69,29 +71,39 @@ def decoding(u: PerExample, num_steps: int | Int[Array, ""]) -> Times:
 
 
 def two_step_target(
-    teacher: Denoiser,
+    first: Denoiser,
+    second: Denoiser,
     z_t: Examples,
     *,
     logsnr_t: PerExample,
     logsnr_mid: PerExample,
     logsnr_s: PerExample,
+    step_of_first: TeacherStep = teacher_step.ddim,
+    step_of_second: TeacherStep = teacher_step.ddim,
 ) -> Prediction:
-    """The prediction at z_t with which one step lands where two teacher steps land.
+    """The prediction at z_t with which one step lands where two steps land.
+
+    Both steps of a teacher give progressive distillation; the first of a teacher, the
+    second of the student gives consistency.
 
     Args:
-      teacher: The teacher, unclipped and without dropout.
+      first: The denoiser that steps from t, unclipped and without dropout.
+      second: The denoiser that goes on from there.
       z_t: Noisy examples.
       logsnr_t: log-SNR where both begin; finite.
-      logsnr_mid: log-SNR between the teacher's two steps; finite. If it is that of t,
-        the teacher makes only one.
+      logsnr_mid: log-SNR between the two steps; finite. If it is that of t, only the
+        second is made; if it is that of s, only the first.
       logsnr_s: log-SNR where both end; `inf` for s = 0.
+      step_of_first: The kind of the first step.
+      step_of_second: The kind of the second step.
 
     Returns:
       The target as x, eps and v, for students of any output kind.
     """
-    first = teacher(z_t, logsnr_t)
-    z_mid = ddim_step(first, Step(logsnr_t, logsnr_mid))
-    second = teacher(z_mid, logsnr_mid)
+    step = Step(logsnr_t, logsnr_mid)
+    along_first = step_of_first(first, z_t, step)
+    z_mid = ddim_step(along_first, step)
+    along_second = step_of_second(second, z_mid, Step(logsnr_mid, logsnr_s))
 
     logsnr_t_, logsnr_mid_, logsnr_s_ = (
         expand_like(logsnr, z_t) for logsnr in (logsnr_t, logsnr_mid, logsnr_s)
@@ -99,7 +111,8 @@ def two_step_target(
     sin_1, _ = sin_cos_between(logsnr_t_, logsnr_mid_)
     sin_2, cos_2 = sin_cos_between(logsnr_mid_, logsnr_s_)
     sin_both, _ = sin_cos_between(logsnr_t_, logsnr_s_)
-    v = (sin_1 * (cos_2 * first.v - sin_2 * z_t) + sin_2 * second.v) / sin_both
+    both = sin_1 * (cos_2 * along_first.v - sin_2 * z_t) + sin_2 * along_second.v
+    v = both / sin_both
     return predict(v, z_t, logsnr_t, "v")
 
 
@@ -113,6 +126,7 @@ def distillation_loss(
     weight: Weight,
     num_steps: int | Int[Array, ""],
     plan: Plan = decoding,
+    step_of_teacher: TeacherStep = teacher_step.ddim,
 ) -> PerExample:
     """The loss of a student of `num_steps` steps, one value per example.
 
@@ -125,13 +139,21 @@ def distillation_loss(
       weight: One of the weights in `losses`.
       num_steps: The student's N. May be traced: the whole ladder compiles once.
       plan: The times of the student's steps.
+      step_of_teacher: The kind of the teacher's steps.
     """
     times = plan(draws.u, num_steps)
     logsnr_t, logsnr_mid = schedule(times.t), schedule(times.mid)
     logsnr_s = ending_in_data(schedule)(times.s)
     z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
     target = two_step_target(
-        teacher, z_t, logsnr_t=logsnr_t, logsnr_mid=logsnr_mid, logsnr_s=logsnr_s
+        teacher,
+        teacher,
+        z_t,
+        logsnr_t=logsnr_t,
+        logsnr_mid=logsnr_mid,
+        logsnr_s=logsnr_s,
+        step_of_first=step_of_teacher,
+        step_of_second=step_of_teacher,
     )
     return weighted_v_error(student(z_t, logsnr_t).v, target.v, logsnr_t, weight)
 
@@ -155,6 +177,7 @@ def halving_loss(plan: Plan) -> Loss:
             weight=setting.weight,
             num_steps=setting.num_steps,
             plan=plan,
+            step_of_teacher=setting.teacher_step(x, setting.num_steps),
         )
         return {"loss": error}
 

@@ -14,7 +14,7 @@ from vdiff_jax.distillation.method import Source
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import updates_table
 from vdiff_jax.from_config.data import OnDevice
-from vdiff_jax.from_config.losses import loss_weight
+from vdiff_jax.from_config.losses import loss_weight, teacher_step_of
 from vdiff_jax.from_config.model import DType, ScheduleName, StyleName
 from vdiff_jax.from_config.ranges import (
     Range,
@@ -81,6 +81,9 @@ _GUIDANCE_WEIGHTS = tuple_of(
 )
 _COUNTS = tuple_of(
     whole(1), words="a tuple of numbers of steps, each a whole number of at least 1"
+)
+_TEACHER_STEPS = tuple_of(
+    whole(1), least=2, most=2, words="two whole numbers of at least 1, that do not fall"
 )
 _CLASSES = tuple_of(
     class_number_or_name(),
@@ -395,6 +398,21 @@ _DISTILL = {
         "previous",
         one_of_literal(Source),
         "What such a student begins as: the teacher, or the student before.",
+    ),
+    "teacher_steps": Field(
+        (64, 1280),
+        _TEACHER_STEPS,
+        "Steps of a consistency student's teacher, at first and at last.",
+    ),
+    "teacher_step": Field(
+        "ddim",
+        parsed_by(teacher_step_of, "ddim, heun, or addim:SHARE with SHARE in [0, 1]"),
+        "The kind of the teacher's steps; addim is ddim for students of 1 and 2 steps.",
+    ),
+    "noise_input": Field(
+        False,
+        yes_or_no(),
+        "Students of moment matching take fresh noise beside z_t in each step.",
     ),
     "updates": Field(
         "50000, 2: 100000, 1: 100000",

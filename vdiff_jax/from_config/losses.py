@@ -3,15 +3,20 @@
 import jax.numpy as jnp
 
 from vdiff_jax import losses
+from vdiff_jax.distillation import teacher_step
 from vdiff_jax.distillation.guided import imitation_loss
 from vdiff_jax.distillation.method import Course, Denoisers, Phase, Setting
 from vdiff_jax.distillation.methods import METHODS
-from vdiff_jax.from_config.choices import Config, number
+from vdiff_jax.distillation.teacher_step import MakeTeacherStep
+from vdiff_jax.from_config.choices import Config, number, section_of
 from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import NO_CLASS, Guidance
 from vdiff_jax.model import Model
 from vdiff_jax.training.step import Given, Loss, Networks, Values
 from vdiff_jax.types import Batch, Denoiser, Params, PerExample
+
+# Adjusted DDIM hurts students of fewer steps; see `distillation.teacher_step`.
+LEAST_STEPS_ADJUSTED = 4
 
 
 def loss_weight(name: str) -> losses.Weight:
@@ -40,7 +45,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
       model: The network.
       train: True to leave out features and classes, as in training.
     """
-    weigh = loss_weight(config.train.weight)
+    weigh = loss_weight(section_of(config, "train").weight)
     num_steps = config.train.num_steps or None
 
     def loss(
@@ -74,7 +79,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
       teacher: The network without w.
       student: The network that takes w.
     """
-    weigh = loss_weight(config.guide.weight)
+    weigh = loss_weight(section_of(config, "guide").weight)
     guidance = Guidance(rescale=config.guide.rescale)
 
     def loss(
@@ -94,37 +99,74 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     return loss
 
 
-def distill_loss(config: Config, model: Model) -> Loss:
+def distill_loss(config: Config, teacher: Model, student: Model) -> Loss:
     """The loss of a student, by the method of the section `distill`.
 
     Args:
       config: The whole config.
-      model: The network of student and teacher.
+      teacher: The network of the teacher, and of an auxiliary network.
+      student: The network of the student, which may take noise.
     """
-    method, weigh = METHODS[config.distill.method], loss_weight(config.distill.weight)
+    section = section_of(config, "distill")
+    method, weigh = METHODS[section.method], loss_weight(section.weight)
+    teacher_steps = tuple(section.teacher_steps)
+    step_of = teacher_step_of(section.teacher_step)
 
     def loss(
         networks: Networks, batch: Batch, draws: losses.Draws, given: Given
     ) -> Values:
         assert given.num_steps is not None
-        w = None if model.w_range is None else _guidance_weight(config, draws)
+        w = None if student.w_range is None else _guidance_weight(config, draws)
+        x = student.to_x(jnp.asarray(batch.image))
+        noise = draws.normal("input", x.shape[1:]) if student.takes_noise else None
 
-        def denoiser(params: Params) -> Denoiser:
-            return model.denoiser(params, batch.label, w)
+        def denoiser(model: Model, params: Params) -> Denoiser:
+            own = noise if model.takes_noise else None
+            return model.denoiser(params, batch.label, w, noise=own)
 
+        auxiliary = networks.auxiliary
         return method.loss(
             Denoisers(
-                student=denoiser(networks.main),
-                teacher=denoiser(given.teacher),
-                ema=denoiser(given.ema),
-                auxiliary=denoiser(networks.auxiliary) if method.auxiliary else None,
+                student=denoiser(student, networks.main),
+                teacher=denoiser(teacher, given.teacher),
+                ema=denoiser(student, given.ema),
+                auxiliary=denoiser(teacher, auxiliary) if method.auxiliary else None,
             ),
-            model.to_x(jnp.asarray(batch.image)),
+            x,
             draws,
-            Setting(model.schedule, weigh, given.num_steps, given.progress),
+            Setting(
+                student.schedule,
+                weigh,
+                given.num_steps,
+                given.progress,
+                teacher_steps,
+                step_of,
+            ),
         )
 
     return loss
+
+
+def teacher_step_of(text: str) -> MakeTeacherStep:
+    """The kind of a teacher's steps from its name.
+
+    Args:
+      text: `ddim`, `heun`, or `addim:SHARE` with a share of the squared error in [0, 1]
+        that counts as variance. That helps students of 4 steps and more, and hurts
+        those of fewer, whose teacher takes ddim.
+    """
+    kind, _, share = text.partition(":")
+    if text in ("ddim", "heun"):
+        return lambda x, num_steps: getattr(teacher_step, text)
+    if kind == "addim" and 0.0 <= number("distill.teacher_step", share) <= 1.0:
+        size = float(share)
+        return lambda x, num_steps: teacher_step.adjusted(
+            x, jnp.where(jnp.asarray(num_steps) < LEAST_STEPS_ADJUSTED, 0.0, size)
+        )
+    raise ValueError(
+        f"distill.teacher_step={text!r} must be ddim, heun, or addim:SHARE with SHARE"
+        " in [0, 1]."
+    )
 
 
 def phases_of(config: Config) -> list[Phase]:

@@ -31,7 +31,9 @@ _MODELS: dict[str, Model] = {}
 STYLES: dict[str, Style] = {"salimans_ho": SALIMANS_HO, "ddpm": DDPM, "adm": ADM}
 
 
-def make_model(config: Config, *, guided: bool = False) -> Model:
+def make_model(
+    config: Config, *, guided: bool = False, takes_noise: bool = False
+) -> Model:
     """The network, its output kind and its schedule; see `check` for what must hold.
 
     The same config gives the same object, so that its shapes are traced once.
@@ -39,18 +41,29 @@ def make_model(config: Config, *, guided: bool = False) -> Model:
     Args:
       config: The whole config.
       guided: True for a student, which takes the guidance weight.
+      takes_noise: True for a student that takes noise beside z_t.
+
+    Raises:
+      ValueError: If a network of the user's own is to take noise.
     """
-    key = repr((guided, *(config[path] for path in READ)))
+    key = repr((guided, takes_noise, *(config[path] for path in READ)))
     if key not in _MODELS:
-        _MODELS[key] = _new_model(config, guided)
+        _MODELS[key] = _new_model(config, guided, takes_noise)
     return _MODELS[key]
 
 
-def _new_model(config: Config, guided: bool) -> Model:
+def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
     size, channels = config.data.image_size, config.data.channels
     output = config.model.output
     predicted = config.model.computed_from or output
     net = _net(config, channels * (2 if predicted == "both" else 1), guided)
+    if takes_noise and not (isinstance(net, UNet) and predicted == output):
+        raise ValueError(
+            "distill.noise_input=True needs the built-in network, model.net='unet' with"
+            " model.computed_from=''."
+        )
+    if takes_noise:
+        net = net.clone(noise_input=True)
     if predicted != output:
         net = Converted(net, partial(diffusion.denoiser, kind=predicted), output)
     return Model(
@@ -61,6 +74,7 @@ def _new_model(config: Config, guided: bool) -> Model:
         num_classes=config.model.num_classes,
         latent_scale=config.data.latent_scale,
         w_range=w_range(config) if guided else None,
+        takes_noise=takes_noise,
     )
 
 
@@ -69,9 +83,16 @@ def has_guide(config: Config) -> bool:
     return config.guide.steps > 0
 
 
-def make_student(config: Config) -> Model:
-    """The network of the students."""
+def make_teacher(config: Config) -> Model:
+    """The network of the first teacher, and of students that take no noise."""
     return make_model(config, guided=has_guide(config))
+
+
+def make_student(config: Config) -> Model:
+    """The network of the students of the section `distill`."""
+    return make_model(
+        config, guided=has_guide(config), takes_noise=config.distill.noise_input
+    )
 
 
 def w_range(config: Config) -> tuple[float, float]:

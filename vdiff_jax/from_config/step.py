@@ -76,6 +76,10 @@ def compiled_train_step(
         optimizer_of(section),
         learning_rate_of(section),
         ema_decay=section.ema_decay,
+        # It follows the student, and so is at its full rate before it.
+        auxiliary_learning_rate=make_learning_rate(
+            section.learning_rate, warmup_steps=0, decay=section.decay
+        ),
         stratified=section.stratified_times,
         flip=config.data.flip,
         noise_offset=section.noise_offset,

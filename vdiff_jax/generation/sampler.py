@@ -135,11 +135,10 @@ class Sampler:
           request: The steps, the guidance weight and the like.
         """
         x = samplers.sample(
-            self._denoiser(params, start, request.w),
-            start.z_1,
+            z_1=start.z_1,
             num_steps=request.num_steps,
             first=request.first,
-            **self._options(start, request.variance),
+            **self._options(params, start, request.w, request.variance),
         )
         return self.model.from_x(x)
 
@@ -195,25 +194,34 @@ class Sampler:
           w: The guidance weight; None is no guidance.
         """
         path = samplers.sample_trajectory(
-            self._denoiser(params, start, w),
-            start.z_1,
+            z_1=start.z_1,
             num_steps=num_steps,
-            **self._options(start, None),
+            **self._options(params, start, w, None),
         )
         z_t = jnp.concatenate([start.z_1[None], path.z_s[:-1]])
         return Path(self.model.from_x(z_t), self.model.from_x(path.x_hat))
 
-    def _denoiser(self, params: Params, start: Start, w: Array | None) -> Denoiser:
+    def _options(
+        self, params: Params, start: Start, w: Array | None, variance: Array | None
+    ) -> dict[str, Any]:
+        """The denoiser, and the arguments of `samplers.sample` that go with it."""
         if w is not None:
             w = jnp.broadcast_to(w, start.z_1.shape[:1])
-        denoise = self.model.denoiser(params, start.label, w, guidance=self.guidance)
-        return diffusion.limited(denoise, self.limits)
 
-    def _options(self, start: Start, variance: Array | None) -> dict[str, Any]:
+        def denoiser_of(noise: Examples | None) -> Denoiser:
+            denoise = self.model.denoiser(
+                params, start.label, w, noise=noise, guidance=self.guidance
+            )
+            return diffusion.limited(denoise, self.limits)
+
+        takes_noise = self.model.takes_noise
         f = jnp.asarray(self.variance if variance is None else variance)
         return {
+            "denoise": denoiser_of(start.z_1 if takes_noise else None),
             "schedule": self.model.schedule,
             "stepper": self.stepper(f),
-            "predictor": self.predictor,
+            "predictor": (
+                samplers.with_noise(denoiser_of) if takes_noise else self.predictor
+            ),
             "keys": start.keys,
         }

@@ -97,6 +97,19 @@ def write(
     (folder / SCRIPT).write_text(script(model), encoding="utf-8")
 
 
+def check_writable(model: Model) -> None:
+    """Refuses a model whose sampler is not a function of its first noise alone.
+
+    Raises:
+      ValueError: If it is one.
+    """
+    if model.takes_noise:
+        raise ValueError(
+            "This student cannot be exported to stablehlo: it takes noise beside z_t in"
+            " each step (distill.noise_input). Leave stablehlo out of export.formats."
+        )
+
+
 def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> bytes:
     """The sampler as serialized StableHLO.
 

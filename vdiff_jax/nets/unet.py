@@ -65,6 +65,10 @@ class Level:
         return self.resample_in_block
 
 
+# Standard deviation of the features that noise makes, beside 1 of those of z_t.
+NOISE_AT_FIRST = 0.1
+
+
 class UNet(nn.Module):
     """A U-Net conditioned on the log-SNR and, optionally, a class and a weight w.
 
@@ -80,6 +84,7 @@ class UNet(nn.Module):
         is not conditioned on w.
       w_scale: Factor of w in the sinusoid: its angle at the highest frequency is
         w_scale * w.
+      noise_input: True for a network that takes noise beside z_t, of its shape.
       dropout: Rate in each residual block when training.
       groups: Groups of each group norm; divides every level's channels.
       patch: Folds squares of patch x patch pixels into channels at the input, and back
@@ -103,6 +108,7 @@ class UNet(nn.Module):
     num_classes: int = 0
     w_features: int = 0
     w_scale: float = 1000.0
+    noise_input: bool = False
     dropout: float = 0.0
     groups: int = 32
     patch: int = 1
@@ -121,6 +127,7 @@ class UNet(nn.Module):
         label: Labels | None = None,
         w: PerExample | None = None,
         *,
+        noise: Images | None = None,
         train: bool = False,
     ) -> Float[Array, " batch height width out_channels"]:
         """Predicts x, eps, v or both, as the network was trained to.
@@ -131,20 +138,28 @@ class UNet(nn.Module):
           label: Their classes, 0 .. num_classes - 1, or -1 for an example whose class
             is left out; None for an unconditional network.
           w: The guidance weight of the guided model to imitate, one for each example.
+          noise: Standard normal, of the shape of z_t; None for a network without.
           train: Turns dropout on; needs a "dropout" key.
 
         Returns:
           [batch, height, width, out_channels], float32.
 
         Raises:
-          ValueError: If the image does not divide, or a label or w is missing or not
-            wanted.
+          ValueError: If the image does not divide, or a label, w or noise is missing
+            or not wanted.
         """
         self._check(z_t, label, w)
+        if (noise is not None) != self.noise_input:
+            raise ValueError(
+                f"A network with noise_input={self.noise_input} got"
+                f" {'none' if noise is None else 'noise'}."
+            )
         emb = self._embed(logsnr_t, label, w)
         h = space_to_depth(z_t, self.patch).astype(self.dtype)
         h = 2.0 * h - 1.0 if self.style.center_input else h
         h = conv3x3(self.levels[0].features, dtype=self.dtype, name="conv_in")(h)
+        if noise is not None:
+            h += self._of_noise(noise)
         skips = [h]
 
         last = len(self.levels) - 1
@@ -174,6 +189,24 @@ class UNet(nn.Module):
         out_channels = self.patch**2 * self.out_channels
         h = conv3x3(out_channels, zero_init=True, dtype=h.dtype, name="conv_out")(h)
         return depth_to_space(h, self.patch)
+
+    def _of_noise(self, noise: Images) -> Images:
+        """The noise at the first features: as if it were further channels of z_t.
+
+        At first it matters little, so that a student begins near the network whose
+        weights it takes; at 0, by symmetry, it would have no gradient.
+        """
+        folded = space_to_depth(noise, self.patch).astype(self.dtype)
+        return nn.Conv(
+            self.levels[0].features,
+            (3, 3),
+            use_bias=False,
+            kernel_init=nn.initializers.variance_scaling(
+                NOISE_AT_FIRST**2, "fan_in", "truncated_normal"
+            ),
+            dtype=self.dtype,
+            name="noise_in",
+        )(folded)
 
     def _check(self, z_t: Images, label: Labels | None, w: PerExample | None) -> None:
         smallest = self.patch * 2 ** (len(self.levels) - 1)

@@ -18,11 +18,13 @@ from vdiff_jax.from_config.losses import distill_loss, phases_of
 from vdiff_jax.from_config.model import (
     has_guide,
     make_student,
+    make_teacher,
     w_range,
 )
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.generation.sampler import request
+from vdiff_jax.model import with_weights_of
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
@@ -125,7 +127,7 @@ class _Models:
 
     def __init__(self, project: Project, tools: Tools):
         """Reads nothing yet."""
-        self._project, self._places = project, tools.shardings.params
+        self._project, self._mesh = project, tools.mesh
         self._first: tuple[pathlib.Path, Params] | None = None
         self.previous: tuple[pathlib.Path, Params] | None = None
 
@@ -143,8 +145,11 @@ class _Models:
         return self._first
 
     def _read(self, folder: pathlib.Path) -> tuple[pathlib.Path, Params]:
-        model = make_student(self._project.config)
-        return folder, own_params(self._project, model, folder, self._places)
+        of_student = folder.parent == _folder(self._project)
+        make = make_student if of_student else make_teacher
+        model = make(self._project.config)
+        places = parallel.state_shardings(model.abstract_params(), self._mesh)
+        return folder, own_params(self._project, model, folder, places)
 
 
 def _before(project: Project) -> pathlib.Path:
@@ -168,6 +173,7 @@ def run_of(project: Project, models: _Models, phase: Phase) -> Run:
     w = w_range(config)[1] if has_guide(config) else None
     _, start = models.of(phase.start)
     teacher, teacher_params = models.of(phase.teacher)
+    own = make_student(config)
     auxiliary = teacher_params if method.auxiliary else None
     kind = f"{2 * num_steps} -> {num_steps}" if method.halves else str(role)
     return Run(
@@ -180,7 +186,7 @@ def run_of(project: Project, models: _Models, phase: Phase) -> Run:
             num_steps=jnp.int32(num_steps),
         ),
         num_updates=num_updates,
-        start=lambda: Networks(start, auxiliary),
+        start=lambda: Networks(with_weights_of(own, start, config.seed), auxiliary),
         order_seed=(config.seed, num_steps),
         samples=request(num_steps, w=w) if role.draws else None,
         facts={
@@ -196,8 +202,9 @@ def run_of(project: Project, models: _Models, phase: Phase) -> Run:
 
 
 def _tools(project: Project) -> Tools:
-    config, model = project.config, make_student(project.config)
-    method, loss = METHODS[config.distill.method], distill_loss(config, model)
+    config = project.config
+    model, teacher = make_student(config), make_teacher(config)
+    method, loss = METHODS[config.distill.method], distill_loss(config, teacher, model)
     tools = make_tools(
         config,
         "distill",
@@ -205,7 +212,7 @@ def _tools(project: Project) -> Tools:
         loss,
         loss,
         passes=method.passes,
-        auxiliary=model if method.auxiliary else None,
+        auxiliary=teacher if method.auxiliary else None,
         profile=project.profile,
     )
     if not method.draws:

@@ -50,6 +50,8 @@ def run(project: Project) -> None:
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
         check_writable(trained.model, w)
+    if "stablehlo" in section.formats:
+        stablehlo.check_writable(trained.model)
     params = jax.tree.map(parallel.fetch, trained.params())
     if not parallel.is_main():
         return
@@ -95,6 +97,8 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
         "guide": {name: config["guide"][name] for name in guide},
         "train": {"label_dropout": config["train"]["label_dropout"]},
     }
+    if trained.model.takes_noise:
+        fields["distill"] = {"noise_input": True}
     made_with = json.dumps(layout.made_with(trained.folder), sort_keys=True)
     facts = {
         "config_sha256": hashlib.sha256(made_with.encode()).hexdigest(),

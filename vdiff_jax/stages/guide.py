@@ -7,7 +7,6 @@ that take w.
 import pathlib
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -19,12 +18,11 @@ from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import make_model, w_range
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.generation.sampler import request
-from vdiff_jax.model import Model
+from vdiff_jax.model import with_weights_of
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job, Networks
-from vdiff_jax.types import Params
 from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.record import changes_of
@@ -106,29 +104,6 @@ def under_way(project: Project) -> tuple[Tools, Run]:
             **changes_of(project.workdir, "guide"),
         },
     )
-
-
-def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params:
-    """Parameters of a student that begins as its teacher, whatever w is.
-
-    Args:
-      student: The network that takes w.
-      teacher_params: Parameters of the same network without w.
-      seed: The seed of the weights that the teacher does not have.
-
-    Raises:
-      ValueError: If the teacher has other weights than the student has place for.
-    """
-    flatten = flax.traverse_util.flatten_dict
-    own = flatten(student.init(jax.random.key(seed)))
-    inherited = flatten(teacher_params)
-    if not inherited.keys() <= own.keys():
-        names = sorted("/".join(name) for name in inherited.keys() - own.keys())
-        raise ValueError(
-            f"The student has no place for its teacher's weights {names}: a network of"
-            " your own must be the teacher's, and more."
-        )
-    return flax.traverse_util.unflatten_dict({**own, **inherited})
 
 
 def _teacher(project: Project) -> pathlib.Path:

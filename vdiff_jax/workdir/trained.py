@@ -122,7 +122,8 @@ def find(project: Project, *roles: Role) -> Trained:
     """
     for role in roles:
         if is_finished(project, role):
-            return Trained(role, project.folder(role), network_of(project.config, role))
+            folder = project.folder(role)
+            return Trained(role, folder, network_of(project.config, role, folder))
     last = roles[-1]
     for other in finished(project):
         if other.is_student and other.num_steps == last.num_steps and last.is_student:
@@ -133,9 +134,20 @@ def find(project: Project, *roles: Role) -> Trained:
     )
 
 
-def network_of(config: Config, role: Role) -> Model:
-    """The network of a model: all but the base take w where there is a guide stage."""
-    return make_model(config, guided=has_guide(config) and role != BASE)
+def network_of(config: Config, role: Role, folder: pathlib.Path) -> Model:
+    """The network of a model: all but the base take w where there is a guide stage.
+
+    Args:
+      config: The whole config.
+      role: The model.
+      folder: The folder of its run, whose config says if it takes noise.
+    """
+    takes_noise = False
+    if role.is_student:
+        section = layout.recorded_section(layout.made_with(folder), role)
+        takes_noise = section.get("noise_input", False)
+    guided = has_guide(config) and role != BASE
+    return make_model(config, guided=guided, takes_noise=takes_noise)
 
 
 def check_sampler(role: Role, sampler: str) -> None:
@@ -180,7 +192,8 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
     role = role_in(about)
     check_sampler(role, own.sample.sampler)
     own.sample.sampler = sampler_of(role, own.sample.sampler)
-    model = make_model(own, guided=has_guide(own))
+    takes_noise = about.fields.get("distill", {}).get("noise_input", False)
+    model = make_model(own, guided=has_guide(own), takes_noise=takes_noise)
     return own, Trained(role, path, model)
 
 

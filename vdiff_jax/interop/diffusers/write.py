@@ -90,6 +90,8 @@ def check_writable(model: Model, w: float | None) -> UNet:
     if not isinstance(net, UNet):
         refuse(f"it is a {type(net).__name__}, not the U-Net of nets/unet.py")
     assert isinstance(net, UNet)
+    if model.takes_noise:
+        refuse("it takes noise beside z_t, and UNet2DModel has no such input")
     if model.output not in PREDICTIONS:
         refuse(
             f"it predicts {model.output!r}, which no scheduler there samples exactly in"
