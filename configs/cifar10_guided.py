@@ -40,8 +40,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "guide": {
                 "steps": 100_000,
-                "w_min": 0.0,
-                "w_max": 4.0,
+                "w_range": (0.0, 4.0),
                 "batch_size": 128,
                 "learning_rate": 1e-4,
                 "ema_decay": 0.9999,

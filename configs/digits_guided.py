@@ -52,8 +52,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "guide": {
                 "steps": 6000,
-                "w_min": 0.0,
-                "w_max": 4.0,
+                "w_range": (0.0, 4.0),
                 "w_features": 32,
                 "w_scale": 4.0,
                 "batch_size": 64,

@@ -139,7 +139,7 @@ def test_ladders_have_the_papers_stages():
         ("train", "on_nonfinite", "cry", "train.on_nonfinite='cry' must be one of st"),
         ("distill", "start_steps", 100, "start_steps=100 does not arrive"),
         ("distill", "updates", "many", "distill.updates='many' must be a number above"),
-        ("sample", "sampler", "euler", "sample.sampler='euler' must be one of ddim"),
+        ("sample", "sampler", "euler", "sample.sampler='euler' must be one of auto"),
         ("sample", "steps", 0, "sample.steps=0 must be a whole number of at least 1"),
         ("sample", "model", "best", "sample.model='best' must be one of auto, base"),
     ],

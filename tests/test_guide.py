@@ -287,7 +287,7 @@ def test_a_teacher_that_always_knew_the_class_is_refused(workdir, tmp_path):
     ("changes", "message"),
     [
         ({"model": {"num_classes": 0}}, "model.num_classes: 10 there, 0 now"),
-        ({"guide": {"w_min": 3.0, "w_max": 1.0}}, "must not be above"),
+        ({"guide": {"w_range": (3.0, 1.0)}}, "not above the second"),
         ({"guide": {"steps": 0}}, "turns the guide stage off"),
         ({"guide": {"rescale": 1.5}}, "guide.rescale"),
     ],
@@ -321,7 +321,7 @@ def _asked(loss, model):
 
 
 def test_student_and_teacher_are_told_the_same_strength_of_the_range():
-    guide = {**GUIDE, "w_min": 1.0, "w_max": 3.0, "rescale": 0.7}
+    guide = {**GUIDE, "w_range": (1.0, 3.0), "rescale": 0.7}
     config = _config("guide", guide=guide)
     model = make_student(config)
     for loss, rescale in (

@@ -526,7 +526,7 @@ def test_attributes_take_what_update_takes(file):
         "    config.model.unet.multipliers = [1]\n"
         "    config.model.unet.attention_resolutions = 8\n"
         "    config.distill.updates = 400\n"
-        "    config.guide = {'w_min': 1, 'steps_per_call': 3}\n"
+        "    config.guide = {'w_range': [1, 4], 'steps_per_call': 3}\n"
         "    return config\n"
     )
     config = _command(f"--config={file(content)}").config
@@ -536,7 +536,7 @@ def test_attributes_take_what_update_takes(file):
             "train": {"steps_per_call": 5, "steps": 20_000, "learning_rate": 1.0},
             "model": {"unet": {"multipliers": (1,), "attention_resolutions": (8,)}},
             "distill": {"updates": "400"},
-            "guide": {"w_min": 1.0, "steps_per_call": 3},
+            "guide": {"w_range": (1.0, 4.0), "steps_per_call": 3},
         }
     )
     assert as_json(config) == as_json(expected)

@@ -226,9 +226,11 @@ def _check_train(config: Config) -> None:
 
 def _check_guide(config: Config) -> None:
     guide = config.guide
-    if not guide.w_min <= guide.w_max:
+    low, high = guide.w_range
+    if not low <= high:
         raise ValueError(
-            f"guide.w_min={guide.w_min} must not be above guide.w_max={guide.w_max}."
+            f"guide.w_range={(low, high)} must be two numbers of at least 0, the first"
+            " not above the second."
         )
     if guide.w_features % 2:
         raise ValueError(f"guide.w_features={guide.w_features} must be even.")

@@ -121,16 +121,10 @@ def _optimization(**defaults: Any) -> dict[str, Field]:
             one_of_literal(Decay),
             "How the learning rate falls to 0 at the end of the run, if it does.",
         ),
-        "weight_decay": Field(0.0, at_least(0), "Relative to the learning rate."),
         "ema_decay": Field(
             0.9999,
             from_to_below(0, 1),
             "Of the averaged parameters in each update; 0: they are not averaged.",
-        ),
-        "weight": Field(
-            "snr_trunc",
-            _WEIGHT,
-            "Weight of the squared error of x by the signal-to-noise ratio.",
         ),
     }
     return {
@@ -293,6 +287,12 @@ _PARALLEL = {
 }
 
 LOOP = {
+    "weight": Field(
+        "snr_trunc",
+        _WEIGHT,
+        "Weight of the squared error of x by the signal-to-noise ratio.",
+    ),
+    "weight_decay": Field(0.0, at_least(0), "Relative to the learning rate."),
     "grad_clip": Field(
         1.0,
         at_least(0),
@@ -364,10 +364,13 @@ _GUIDE = {
     "teacher": Field(
         "", place("a train folder"), "Empty: the base model of the same workdir."
     ),
-    "w_min": Field(
-        0.0, at_least(0), "The smallest guidance weight w that students take."
+    "w_range": Field(
+        (0.0, 4.0),
+        tuple_of(
+            at_least(0), least=2, most=2, words="two numbers of at least 0, not falling"
+        ),
+        "The least and the largest guidance weight w that students take.",
     ),
-    "w_max": Field(4.0, at_least(0), "And the largest."),
     "w_features": Field(256, whole(4), "Width of the sinusoid of w; even."),
     "w_scale": Field(1000.0, above(0), "The largest angle of w = 1 in it."),
     "rescale": Field(

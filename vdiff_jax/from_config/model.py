@@ -24,7 +24,7 @@ StyleName = Literal["salimans_ho", "ddpm", "adm"]
 # The fields of a config that make a model.
 READ = (
     "model", "diffusion", "data.image_size", "data.channels", "data.latent_scale",
-    "parallel.remat", "train.dropout", "guide.w_min", "guide.w_max",
+    "parallel.remat", "train.dropout", "guide.w_range",
     "guide.w_features", "guide.w_scale",
 )  # fmt: skip
 _MODELS: dict[str, Model] = {}
@@ -97,7 +97,8 @@ def make_student(config: Config) -> Model:
 
 def w_range(config: Config) -> tuple[float, float]:
     """The guidance weights that the guide stage trains for."""
-    return config.guide.w_min, config.guide.w_max
+    low, high = config.guide.w_range
+    return low, high
 
 
 def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:

@@ -39,6 +39,8 @@ OLD: dict[str, Any] = {
     "model.unet": "",
     "model.num_heads": 0,
     "distill.ladder": "",
+    "guide.w_min": 0.0,
+    "guide.w_max": 4.0,
     "source.kind": "",
     "sample.clip_value": 0.0,
     "sample.threshold": 0.0,
@@ -94,6 +96,7 @@ def translated(fields: Mapping[str, Any], base: Any) -> Translation:
     for name, section in fields.items():
         if isinstance(section, dict):
             _move_in_training(name, section, notes)
+    _move_guide(fields, base, notes)
     _move_source(fields, notes)
     _move_sample(fields, notes)
     return Translation(fields, notes)
@@ -203,6 +206,20 @@ def _move_in_training(name: str, section: Nested, notes: list[str]) -> None:
     if (is_distill or name in TRAINING) and section.get("weight") == "v_mse":
         section["weight"] = "snr_plus_one"
         _note(notes, f"{name}.weight='v_mse'", f"{name}.weight", "snr_plus_one")
+
+
+def _move_guide(fields: Nested, base: Any, notes: list[str]) -> None:
+    guide = fields.get("guide", {})
+    old = {name: guide.pop(name) for name in ("w_min", "w_max") if name in guide}
+    if old:
+        low, high = guide.get("w_range", base["guide"]["w_range"])
+        guide["w_range"] = (old.get("w_min", low), old.get("w_max", high))
+        _note(
+            notes,
+            " and ".join(f"guide.{n}" for n in old),
+            "guide.w_range",
+            guide["w_range"],
+        )
 
 
 def _move_source(fields: Nested, notes: list[str]) -> None:

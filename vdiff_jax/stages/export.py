@@ -85,7 +85,7 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
     """The description of a model that goes into its file."""
     role, result = trained.role, layout.result(trained.folder) or {}
     config = as_json(project.config)
-    guide: tuple[str, ...] = ("steps", "w_min", "w_max", "w_features", "w_scale")
+    guide: tuple[str, ...] = ("steps", "w_range", "w_features", "w_scale")
     if trained.model.w_range is None:
         guide = ("steps",)
         config["guide"]["steps"] = 0  # the base of a workdir whose students take w
