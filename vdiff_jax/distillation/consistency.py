@@ -30,7 +30,7 @@ from vdiff_jax.distillation.method import (
 )
 from vdiff_jax.distillation.progressive import Times, two_step_target
 from vdiff_jax.distillation.teacher_step import TeacherStep
-from vdiff_jax.losses import Draws, Weight, step_index, weighted_v_error
+from vdiff_jax.losses import Draws, Weight, step_index
 from vdiff_jax.schedules import ending_in_data
 from vdiff_jax.types import Denoiser, Examples, PerExample, Scalar, Schedule
 
@@ -38,6 +38,8 @@ from vdiff_jax.types import Denoiser, Examples, PerExample, Scalar, Schedule
 ANNEALED = 0.5
 # The largest factor by which the loss of a short step of the teacher counts more.
 MOST = 20.0
+# Root mean square of an error of v, below which its loss turns into a square.
+HUBER = 0.03
 
 
 def teacher_steps(
@@ -94,8 +96,9 @@ def consistency_loss(
 ) -> PerExample:
     """The loss of a student of `num_steps` steps, one value per example.
 
-    A target that is a short step away moves the student little, in proportion to the
-    step: such losses count more, so that the gradient does not shrink as K grows.
+    It is the distance of v, and not its square, but for errors below `HUBER`. A target
+    that is a short step away moves the student little, in proportion to the step: such
+    losses count more, so that the gradient does not shrink as K grows.
 
     Args:
       student: The network being trained, unclipped.
@@ -127,10 +130,12 @@ def consistency_loss(
             step_of_first=step_of_teacher,
         )
     )
-    error = weighted_v_error(student(z_t, logsnr_t).v, target.v, logsnr_t, weight)
+    error = student(z_t, logsnr_t).v - target.v
+    size = jnp.square(error).mean(axis=tuple(range(1, x.ndim)))
     sin_both, _ = sin_cos_between(logsnr_t, logsnr_s)
     sin_first, _ = sin_cos_between(logsnr_t, logsnr_mid)
-    return jnp.minimum(sin_both / sin_first, MOST) * error
+    far = jnp.minimum(sin_both / sin_first, MOST)
+    return weight(logsnr_t) * far * (jnp.sqrt(size + HUBER**2) - HUBER)
 
 
 def loss(

@@ -14,9 +14,10 @@ from vdiff_jax.distillation.teacher_step import MakeTeacherStep
 from vdiff_jax.losses import Draws, Weight
 from vdiff_jax.types import Denoiser, Examples, PerExample, Scalar, Schedule
 
-# The model that a phase takes something from: the first teacher, or the student of the
-# phase before (in the first phase: the first teacher).
-Source: TypeAlias = Literal["teacher", "previous"]
+# The model that a phase takes something from: the first teacher; the student of the
+# phase before (in the first phase: the first teacher); or the progressive student of as
+# many steps, in the same workdir.
+Source: TypeAlias = Literal["teacher", "previous", "progressive"]
 
 
 class Denoisers(NamedTuple):
@@ -105,6 +106,7 @@ class Method:
       draws: True if its students make images; an encoder makes noise of them.
       auxiliary: True if a network that starts as the teacher is trained beside.
       takes_noise: True if its students may take noise beside z_t.
+      betas: Decays of Adam's moments.
     """
 
     loss: Loss
@@ -115,6 +117,7 @@ class Method:
     draws: bool = True
     auxiliary: bool = False
     takes_noise: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def halving(course: Course) -> list[Phase]:

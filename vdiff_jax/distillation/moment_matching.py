@@ -17,29 +17,39 @@ loss is the weighted `gap`, the mean square of v_A - v_T, which falls towards 0 
 student converges; the terms that train have no value of their own.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from vdiff_jax.diffusion import diffuse, expand_like, velocity
+from vdiff_jax.diffusion import alpha_sigma, diffuse, expand_like, velocity
 from vdiff_jax.distillation.method import Denoisers, Method, Setting, one_by_one
-from vdiff_jax.losses import Draws, Weight, step_index, weighted_v_error
+from vdiff_jax.losses import Draws, Weight
 from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
+
+# The signal-to-noise ratio from which on the weight of the student's error stays.
+MOST_SNR = 50.0
 
 
 def times(
     draws: Draws, num_steps: int | Int[Array, ""]
 ) -> tuple[PerExample, PerExample]:
-    """The times of an update: t = i / N, and s uniform in [t - 1 / N, t).
+    """The times of an update: s uniform in [0, 1), and t up to 1 / N above it.
 
-    The student is trained only where its sampler will ask it.
+    The paper's. A student of one step is only ever asked at t = 1, and trained there.
 
     Args:
       draws: The chance of this update.
       num_steps: N.
+
+    Returns:
+      t and s.
     """
-    i = step_index(draws.u, num_steps)
-    return i / num_steps, (i - 1.0 + draws.uniform("s")) / num_steps
+    s = draws.u
+    t = jnp.minimum(s + draws.uniform("t") / num_steps, 1.0)
+    return jnp.where(num_steps == 1, 1.0, t), s
 
 
 def noised_again(
@@ -96,25 +106,101 @@ def moment_matching_loss(
     logsnr_t, logsnr_s = schedule(t), schedule(s)
     z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
     prediction = student(z_t, logsnr_t)
-
-    fixed = lax.stop_gradient(prediction)
     noise = draws.normal("noise", x.shape[1:])
-    z_s, eps_s = noised_again(fixed, logsnr_t, logsnr_s, noise)
-    v = velocity(fixed.x, eps_s, logsnr_s)
-    v_auxiliary = auxiliary(z_s, logsnr_s).v
-    v_teacher = lax.stop_gradient(teacher(z_s, logsnr_s).v)
 
-    axes = tuple(range(1, x.ndim))
-    difference = lax.stop_gradient(v_auxiliary) - v_teacher
-    along = -(prediction.x * difference).mean(axis=axes)
-    error = weighted_v_error(v_auxiliary, v, logsnr_s, weight)
-    gap = jnp.square(difference).mean(axis=axes)
-    trains = weight(logsnr_s) * along + error
+    def matched(form: Callable[..., _Terms]) -> Callable[[Prediction], _Terms]:
+        return lambda prediction: form(
+            auxiliary, teacher, prediction, noise, logsnr_t, logsnr_s
+        )
+
+    terms = lax.cond(
+        num_steps == 1, matched(_fully), matched(_along_difference), prediction
+    )
+    trains = weight(logsnr_s) * terms.trains
     return {
-        "loss": weight(logsnr_s) * gap + trains - lax.stop_gradient(trains),
-        "gap": gap,
-        "auxiliary_loss": lax.stop_gradient(error),
+        "loss": weight(logsnr_s) * terms.gap + trains - lax.stop_gradient(trains),
+        "gap": terms.gap,
+        "auxiliary_loss": terms.auxiliary_loss,
     }
+
+
+class _Terms(NamedTuple):
+    """Parts of the loss of each example, without its weight.
+
+    Attributes:
+      trains: The part that has a gradient, and a value without meaning.
+      gap: The mean square of v_A - v_T; without a gradient.
+      auxiliary_loss: The error of v_A; without a gradient.
+    """
+
+    trains: PerExample
+    gap: PerExample
+    auxiliary_loss: PerExample
+
+
+def _along_difference(
+    auxiliary: Denoiser,
+    teacher: Denoiser,
+    prediction: Prediction,
+    noise: Examples,
+    logsnr_t: PerExample,
+    logsnr_s: PerExample,
+) -> _Terms:
+    """Moves x~ along x_T - x_A, as if z_s did not depend on it.
+
+    Its weight on x_T - x_A is max(1, min(SNR, MOST_SNR)): details weigh more than in
+    the error of v, and at no s without bound.
+    """
+    fixed = lax.stop_gradient(prediction)
+    z_s, eps_s = noised_again(fixed, logsnr_t, logsnr_s, noise)
+    v_auxiliary = auxiliary(z_s, logsnr_s).v
+    v_teacher = teacher(z_s, logsnr_s).v
+    difference = lax.stop_gradient(v_auxiliary - v_teacher)
+    error = _mean(jnp.square(v_auxiliary - velocity(fixed.x, eps_s, logsnr_s)))
+    along = expand_like(_weight_of_x(logsnr_s), noise) * difference
+    return _Terms(
+        trains=error - _mean(prediction.x * along),
+        gap=_mean(jnp.square(difference)),
+        auxiliary_loss=lax.stop_gradient(error),
+    )
+
+
+def _weight_of_x(logsnr_s: PerExample) -> PerExample:
+    """max(1, min(SNR, MOST_SNR)) on the error of x, as a factor of v_A - v_T."""
+    _, sigma_s = alpha_sigma(logsnr_s)
+    return sigma_s * jnp.clip(jnp.exp(logsnr_s), 1.0, MOST_SNR)
+
+
+def _fully(
+    auxiliary: Denoiser,
+    teacher: Denoiser,
+    prediction: Prediction,
+    noise: Examples,
+    logsnr_t: PerExample,
+    logsnr_s: PerExample,
+) -> _Terms:
+    """The whole gradient of |v_T - v~|^2 - |v_A - v~|^2, where v~ is that of x~.
+
+    The student lowers it and the auxiliary network raises it, to the squared gap. It
+    goes through both networks to z_s, for one pass more. (Zhou et al., 2024,
+    arXiv:2404.04057, and RealUID, arXiv:2509.22459, for one step.)
+    """
+    z_s, eps_s = noised_again(prediction, logsnr_t, logsnr_s, noise)
+    v = velocity(prediction.x, eps_s, logsnr_s)
+    v_teacher = teacher(z_s, logsnr_s).v
+    # One pass for both: the gradient turns around on its way to z_s.
+    v_auxiliary = auxiliary(2.0 * lax.stop_gradient(z_s) - z_s, logsnr_s).v
+    error = _mean(jnp.square(v_auxiliary - lax.stop_gradient(v)))
+    fixed = lax.stop_gradient(v_auxiliary)
+    return _Terms(
+        trains=error + _mean(jnp.square(v_teacher - v)) - _mean(jnp.square(fixed - v)),
+        gap=_mean(jnp.square(lax.stop_gradient(v_auxiliary - v_teacher))),
+        auxiliary_loss=lax.stop_gradient(error),
+    )
+
+
+def _mean(values: Examples) -> PerExample:
+    return values.mean(axis=tuple(range(1, values.ndim)))
 
 
 def loss(
@@ -134,7 +220,8 @@ def loss(
     )
 
 
-# One pass of each network, and the gradients of two.
+# One pass of each network, and the gradients of two. What the two learn changes with
+# each other's updates: Adam's usual memory of gradients is too long for it.
 METHOD = Method(
     loss=loss,
     phases=one_by_one,
@@ -142,4 +229,5 @@ METHOD = Method(
     halves=False,
     auxiliary=True,
     takes_noise=True,
+    betas=(0.0, 0.99),
 )

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from vdiff_jax import schedules
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.from_config import packages
 from vdiff_jax.from_config.choices import Config, user_function
@@ -250,7 +251,12 @@ def _check_distill(config: Config) -> None:
     # An imported student of one step has no students, but can be sampled from.
     if distill.start_steps > 1 or _runs(config, "distill"):
         phases_of(config)
-    if _runs(config, "distill"):
+    if distill.noise_input and not METHODS[distill.method].takes_noise:
+        raise ValueError(
+            f"distill.noise_input=True is not for distill.method={distill.method!r}:"
+            " leave it at False."
+        )
+    if _runs(config, "distill") and METHODS[distill.method].halves:
         _check_num_steps(config, "distill.start_steps", distill.start_steps)
 
 

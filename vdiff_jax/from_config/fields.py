@@ -400,7 +400,8 @@ _DISTILL = {
     "start": Field(
         "previous",
         one_of_literal(Source),
-        "What such a student begins as: the teacher, or the student before.",
+        "What such a student begins as: the teacher, the student before, or the"
+        " progressive student of as many steps in the same workdir.",
     ),
     "teacher_steps": Field(
         (64, 1280),

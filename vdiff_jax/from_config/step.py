@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.device_feed import Feeder
+from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.losses import Draws
 from vdiff_jax.training.gradient import spread
@@ -29,9 +30,13 @@ from vdiff_jax.types import Batch
 
 
 def optimizer_of(section: Config) -> Any:
-    """The optimizer of a stage, up to the learning rate; see `section_of`."""
+    """The optimizer of a stage, up to the learning rate; see `section_of`.
+
+    That of students has the moments' decays of their method.
+    """
+    b1, b2 = METHODS[section.get("method", FIRST)].betas
     return make_optimizer(
-        grad_clip=section.grad_clip, weight_decay=section.weight_decay
+        grad_clip=section.grad_clip, weight_decay=section.weight_decay, b1=b1, b2=b2
     )
 
 

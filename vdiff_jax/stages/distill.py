@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vdiff_jax import parallel
 from vdiff_jax.distillation.method import Phase, Source
-from vdiff_jax.distillation.methods import METHODS
+from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
@@ -48,6 +48,8 @@ def check(project: Project) -> None:
     _check_teachers(project)
     if project.config.distill.teacher and _needs_first_teacher(project):
         _first_teacher(project)
+    if project.config.stage == "distill":
+        _check_starts(project)
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -69,6 +71,7 @@ def run(project: Project) -> None:
     """Distills, or resumes with the student that was under way."""
     if _needs_first_teacher(project):
         _first_teacher(project)
+    _check_starts(project)
     claim.claim(project, _folder(project).name)
     _check_teachers(project)
 
@@ -131,8 +134,15 @@ class _Models:
         self._first: tuple[pathlib.Path, Params] | None = None
         self.previous: tuple[pathlib.Path, Params] | None = None
 
-    def of(self, source: Source) -> tuple[pathlib.Path, Params]:
-        """The folder and the parameters of a phase's teacher or start."""
+    def of(self, source: Source, num_steps: int) -> tuple[pathlib.Path, Params]:
+        """The folder and the parameters of a phase's teacher or start.
+
+        Args:
+          source: Which of them.
+          num_steps: Steps of the phase's student.
+        """
+        if source == FIRST:
+            return self._read(self._project.folder(student(num_steps)))
         if source == "previous":
             if self.previous is None:
                 self.previous = self._read(_before(self._project))
@@ -171,8 +181,8 @@ def run_of(project: Project, models: _Models, phase: Phase) -> Run:
     method = METHODS[config.distill.method]
     num_updates = updates_of(config.distill.updates, num_steps)
     w = w_range(config)[1] if has_guide(config) else None
-    _, start = models.of(phase.start)
-    teacher, teacher_params = models.of(phase.teacher)
+    began_as, start = models.of(phase.start, num_steps)
+    teacher, teacher_params = models.of(phase.teacher, num_steps)
     own = make_student(config)
     auxiliary = teacher_params if method.auxiliary else None
     kind = f"{2 * num_steps} -> {num_steps}" if method.halves else str(role)
@@ -196,6 +206,7 @@ def run_of(project: Project, models: _Models, phase: Phase) -> Run:
             "teacher": str(teacher),
             "teacher_step": (layout.result(teacher) or {}).get("step"),
             "teacher_sha256": params_sha256(teacher_params),
+            "start": str(began_as),
             **changes_of(project.workdir, _folder(project).name),
         },
     )
@@ -259,6 +270,22 @@ def _needs_first_teacher(project: Project) -> bool:
     return begins or any("teacher" in (p.teacher, p.start) for p in left)
 
 
+def _check_starts(project: Project) -> None:
+    """Refuses to start from progressive students that are not there.
+
+    Raises:
+      ValueError: If one is missing.
+    """
+    for phase in _left(project):
+        folder = project.folder(student(phase.num_steps))
+        if phase.start == FIRST and layout.result(folder) is None:
+            raise ValueError(
+                f"distill.start={FIRST!r}, but no student in {folder} is finished:"
+                f" distill it first with distill.method={FIRST!r}, or set"
+                " distill.start=previous."
+            )
+
+
 def _check_asked(project: Project) -> None:
     """Refuses a field that the method has no use for, where a command asks for it.
 
@@ -312,7 +339,26 @@ def _first_teacher(project: Project) -> pathlib.Path:
             f" workdir first, or set distill.teacher to a {role.stage} or distill/NNNN"
             " folder."
         )
+    _check_is_no_student(project, folder)
     return folder
+
+
+def _check_is_no_student(project: Project, folder: pathlib.Path) -> None:
+    """Refuses a student of few steps as the teacher of a method that needs a denoiser.
+
+    What it predicts is where its steps end, and not the mean of the data.
+    """
+    name = project.config.distill.method
+    place = layout.role_of_folder(folder)
+    role = None if place is None else place[1]
+    num_steps = (layout.result(folder) or {}).get("num_steps", 0)
+    if METHODS[name].halves or not (num_steps or (role and role.is_student)):
+        return
+    raise ValueError(
+        f"distill.teacher={str(folder)!r} is a student of {num_steps} steps, and"
+        f" distill.method={name!r} is taught by a denoiser of all times: name a train"
+        " or guide folder. A student can be what another begins as: see distill.start."
+    )
 
 
 STAGE = Stage(

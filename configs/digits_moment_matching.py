@@ -1,0 +1,31 @@
+r"""Handwritten digits, 8x8: students of moment matching, better than their teacher.
+
+python launch.py --config configs/digits.py:train,distill
+python launch.py --config configs/digits_moment_matching.py --workdir runs/digits
+
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits
+
+
+def get_config(stage: str = "all") -> ConfigDict:
+    """The run described above."""
+    config = digits.get_config(stage)
+    config.update(
+        {
+            "distill": {
+                "method": "moment_matching",
+                "students": (8, 4, 2, 1),
+                "start": "progressive",
+                "updates": "1000",
+                "batch_size": 64,
+                "learning_rate": 5e-4,
+                "warmup_steps": 50,
+                "ema_decay": 0.99,
+                "weight": "snr_trunc",
+            },
+        }
+    )
+    return config
