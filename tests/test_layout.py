@@ -38,7 +38,8 @@ def test_a_row_tells_its_measurement_and_its_role(role, w):
     steps = role.num_steps or 8
     one = Measurement(
         model=role.name, method=role.method, sampler=role.sampler, steps=steps, w=w,
-        evaluations=8, metric="fid", value=2.5, values=(2.0, 3.0), spread=math.sqrt(0.5), key="a",
+        evaluations=8, metric="fid", value=2.5, values=(2.0, 3.0),
+        spread=math.sqrt(0.5), key="a",
     )  # fmt: skip
     assert from_json(one.to_json()) == one
     assert ("w" in one.to_json()) == (w is not None)
