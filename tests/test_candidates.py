@@ -1,9 +1,86 @@
 """What is measured, and what it costs."""
 
+import types
+
+import pytest
+
 import tiny
+from vdiff_jax.distillation import progressive
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.evaluation.measurement import Measurement
-from vdiff_jax.stages.evaluate.candidates import Candidate, candidate_of, candidates
+from vdiff_jax.stages.evaluate.bench import OURS, Bench
+from vdiff_jax.stages.evaluate.candidates import (
+    Candidate,
+    candidate_of,
+    candidates,
+    methods_in,
+)
+from vdiff_jax.workdir.layout import Project
+
+# The keys of rows and the names of files of kept images as they were before 0.2.
+BEFORE = [
+    (Candidate(BASE, "ddim", 8), "0cf707a0ba116720", "base-ddim-0008"),
+    (Candidate(BASE, "heun", 8, 0.5), "da60f2a51f89526a", "base-heun-0008-w0.5"),
+    (Candidate(student(4), "ddim", 4), "7dd6c9073c710695", "distilled-ddim-0004"),
+    (
+        Candidate(student(4), "ddim", 4, 1.5),
+        "48faf79cac9248a5",
+        "distilled-ddim-0004-w1.5",
+    ),
+    (
+        Candidate(student(4, "stochastic"), "stochastic", 4),
+        "8adbaa666c49ec5c",
+        "distilled-stochastic-0004",
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def _another_method(monkeypatch):
+    monkeypatch.setitem(METHODS, "moment_matching", progressive.METHOD)
+
+
+def _key(candidate):
+    """The key of a candidate whose model has the fingerprint abc, and no reference."""
+    models = types.SimpleNamespace(
+        trained=lambda role: types.SimpleNamespace(sha256="abc")
+    )
+    bench = types.SimpleNamespace(
+        _config=tiny.config("evaluate"), models=models, references=[],
+        _published=None, _judge=None,
+    )  # fmt: skip
+    return Bench._key(bench, candidate)
+
+
+@pytest.mark.parametrize(("candidate", "key", "name"), BEFORE, ids=lambda x: str(x))
+def test_what_was_measured_before_there_were_methods_is_known(candidate, key, name):
+    assert _key(candidate) == key
+    assert str(candidate) == name
+
+
+def test_students_of_every_method_have_keys_and_files_of_their_own():
+    methods = [name for name, method in METHODS.items() if method.draws]
+    students = [student(4, method) for method in methods]
+    measured = [
+        Candidate(role, role.sampler, 4, w) for role in students for w in (None, 2)
+    ]
+    assert len({_key(each) for each in measured}) == len(measured)
+    names = {f"{each}-{_key(each)}.npy" for each in measured}
+    assert len({str(each) for each in measured}) == len(names) == len(measured)
+    # What was of other rows is removed by these names.
+    assert all(OURS.fullmatch(name) for name in names)
+
+
+def test_the_methods_of_a_project_are_those_that_it_has_or_is_to_have(tmp_path):
+    project = Project(tiny.config("evaluate"), tmp_path)
+    assert methods_in(project) == ["progressive"]
+    (tmp_path / "distill_moment_matching").mkdir()
+    assert methods_in(project) == ["progressive", "moment_matching"]
+    project.config.distill.method = "stochastic"
+    assert methods_in(project) == ["stochastic", "moment_matching"]
+    (tmp_path / "distill").mkdir()
+    assert methods_in(project) == ["progressive", "stochastic", "moment_matching"]
 
 
 def test_guidance_costs_the_base_alone_a_second_evaluation():
@@ -25,7 +102,7 @@ def test_every_candidate_has_a_name_of_its_own_and_is_found_in_its_row():
     config = tiny.config("evaluate", model={**tiny.TINY["model"], "num_classes": 10})
     config.guide.steps = 1
     config.evaluate.update({"w": (0.0, 0.5, 4.0), "steps": (1, 2)})
-    found = candidates(config, ["progressive", "stochastic"])
+    found = candidates(config, ["progressive", "stochastic", "moment_matching"])
     assert len({str(one) for one in found}) == len(found)
     rows = [
         Measurement(**one.to_json(), evaluations=1, metric="fid", value=1.0)
@@ -34,4 +111,4 @@ def test_every_candidate_has_a_name_of_its_own_and_is_found_in_its_row():
     assert [candidate_of(row) for row in rows] == found
     assert {one.w for one in found} == {0.0, 0.5, 4.0}
     methods = {one.role.method for one in found if one.role.is_student}
-    assert methods == {"progressive", "stochastic"}
+    assert methods == {"progressive", "stochastic", "moment_matching"}

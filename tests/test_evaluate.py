@@ -11,7 +11,10 @@ import pytest
 import launch
 import tiny
 from draws import Draws
-from vdiff_jax.evaluation import classifier
+from vdiff_jax.distillation import progressive
+from vdiff_jax.distillation.methods import METHODS
+from vdiff_jax.evaluation import classifier, figures
+from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import model as from_config_model
 from vdiff_jax.model import Model
@@ -295,3 +298,83 @@ def test_the_page_has_the_losses_and_costs_of_students_of_every_method(
     assert [cost["run"] for cost in content.costs] == runs
     assert all(loss.training for loss in content.losses)
     assert [cost["images"] for cost in content.costs[4:]] == [32, 32, 32, 32]
+
+
+def test_students_of_two_methods_are_measured_and_shown_side_by_side(
+    workdir, monkeypatch
+):
+    monkeypatch.setitem(METHODS, "moment_matching", progressive.METHOD)
+    before = _rows(workdir)
+    other = shutil.copytree(workdir / "distill", workdir / "distill_moment_matching")
+    line = {"step": 6, "loss": 0.5, "gap": -0.25, "learning_rate": 1e-3}
+    (other / "0001" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    contents, grids, draws = [], {}, Draws(monkeypatch)
+    monkeypatch.setattr(
+        page.page, "render", lambda content: contents.append(content) or ""
+    )
+    monkeypatch.setattr(
+        figures,
+        "comparison_grid",
+        lambda path, rows, labels: grids.update({path.name: labels}),
+    )
+    launch.launch(tiny.small("evaluate"), workdir)
+    # Two students of two seeds in two parts; they are of the same parameters.
+    assert draws.calls == 2 * 2 * 2
+    rows = [row for row in _rows(workdir) if row["method"] != "moment_matching"]
+    assert rows == before
+    values = {
+        method: [row["values"] for row in _rows(workdir) if row["method"] == method]
+        for method in ("progressive", "moment_matching")
+    }
+    assert values["progressive"] == values["moment_matching"]
+    names = [path.name for path in (workdir / "evaluate" / "pictures").iterdir()]
+    assert len(names) == len({row["key"] for row in _rows(workdir)})
+
+    (content,), two = contents, ("progressive", "moment matching")
+    assert grids == {
+        "grid.png": [
+            *(f"{name}, {n}" for n in (1, 2) for name in (*two, "base")), "base, 8"
+        ]
+    }  # fmt: skip
+    assert [one.name for one in content.series][:3] == [*two, "base, DDIM"]
+    assert [frame.label for frame in content.series[0].frames] == [
+        "base, DDIM, 8 steps", "progressive, 2 steps", "progressive, 1 step"
+    ]  # fmt: skip
+    assert [frame.steps for frame in content.series[1].frames] == [2, 1]
+    assert [name.partition(": ")[2] for name, _ in content.summary[:-1]] == [
+        "base, 8 steps",
+        *(f"{name}, {n}" for name in two for n in ("2 steps", "1 step")),
+    ]  # fmt: skip
+    assert [one.label for one in content.trajectories] == [
+        "base, 8 steps", *(f"{name}, 2 steps" for name in two)
+    ]  # fmt: skip
+    labels = [strip.label for strip in content.interpolations]
+    assert labels[0] == "progressive, 1 step: noise 0 to 1"
+    assert labels[page.ROWS] == "moment matching, 1 step: noise 0 to 1"
+    assert len({*labels}) == 2 * page.ROWS
+    losses = {(loss.name, loss.metric): loss.training for loss in content.losses}
+    assert [name for name, metric in losses if metric == "loss"] == [
+        "base", "4 steps", "2 steps", "1 step",
+        *(f"{n}, moment matching" for n in ("4 steps", "2 steps", "1 step")),
+    ]  # fmt: skip
+    assert losses.pop(("1 step, moment matching", "gap")) == [(6, -0.25)]
+    # Nothing of the loop is taken for a metric of a loss.
+    assert {metric for _, metric in losses} == {"loss"}
+
+
+def test_the_slider_moves_along_the_method_of_the_most_students(monkeypatch):
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(bench.Bench, "__init__", lambda self: None)
+    monkeypatch.setattr(bench.Bench, "images_of", lambda self, row: images)
+    rows = [
+        Measurement(
+            model="distilled" if method else "base", method=method, sampler="ddim",
+            steps=steps, evaluations=steps, metric="fid", value=1.0, num_images=4,
+        )
+        for method, steps in (
+            (None, 8), ("progressive", 1), ("stochastic", 1), ("stochastic", 2),
+        )
+    ]  # fmt: skip
+    series = page._series(bench.Bench(), rows)
+    assert [one.name for one in series] == ["stochastic", "progressive", "base, DDIM"]
+    assert [frame.steps for frame in series[0].frames] == [8, 2, 1]

@@ -1,3 +1,4 @@
+import pathlib
 import subprocess
 import sys
 
@@ -6,6 +7,8 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets.digits import digits
+from vdiff_jax.distillation import progressive
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation import classifier, features, figures, metrics, statistics_file
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.measurement import Measurement
@@ -165,12 +168,104 @@ def test_what_is_no_published_statistics_is_refused(tmp_path):
         statistics_file.published(path)
 
 
-def _row(model, sampler, steps, metric, value, spread=0.1):
+def _row(model, sampler, steps, metric, value, spread=0.1, method=None, w=None):
+    if model == "distilled" and method is None:
+        method = "progressive"
     return Measurement(
-        model=model, sampler=sampler, steps=steps, evaluations=steps, metric=metric,
-        value=value, spread=spread, num_images=10, seconds_per_image=1e-3,
-        batch_size=2, device="1 x cpu",
+        model=model, method=method, sampler=sampler, steps=steps, w=w,
+        evaluations=steps, metric=metric, value=value, spread=spread, num_images=10,
+        seconds_per_image=1e-3, batch_size=2, device="1 x cpu",
     )  # fmt: skip
+
+
+@pytest.fixture
+def more_methods(monkeypatch):
+    """The table of methods with some that no figure knows."""
+    for name in ("moment_matching", "consistency", "tract"):
+        monkeypatch.setitem(METHODS, name, progressive.METHOD)
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """The curves of the figures that are written: name, colour, x and y of each."""
+    drawn = {}
+
+    def look(figure, path):
+        for axes in figure.axes:
+            for line in axes.lines:
+                points = line.get_color(), *map(list, line.get_data())
+                drawn[line.get_label()] = points
+
+    monkeypatch.setattr(figures, "_save", look)
+    return drawn
+
+
+def _students(*methods, metric="fid", w=None):
+    return [
+        _row(
+            "distilled",
+            METHODS[name].sampler,
+            n,
+            metric,
+            n + float(i),
+            method=name,
+            w=w,
+        )
+        for i, name in zip((0.0, 1.0, 2.0, 3.0, 4.0), methods, strict=False)
+        for n in (4, 1)
+    ]
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_the_ladder_has_a_curve_of_its_own_for_each_method(curves):
+    base = [_row("base", "ddim", n, "fid", 9.0 * n) for n in (1, 8)]
+    methods = ("progressive", "stochastic", "moment_matching", "consistency", "tract")
+    rows = [*base, *_students(*methods)]
+    figures.ladder_figure(pathlib.Path("x"), rows, real_vs_real=0.1)
+    names = [name.replace("_", " ") for name in methods]
+    assert [*curves] == [*names, "base, DDIM", "real vs. real"]
+    for i, name in enumerate(names):
+        assert curves[name][1:] == ([1, 4], [1 + i, 4 + i])
+    assert curves["base, DDIM"][1:] == ([1, 8], [9.0, 72.0])
+    colors = [color for color, *_ in curves.values()]
+    assert len({*colors[:-1]}) == len(colors) - 1
+    # A colour does not depend on what else was measured.
+    alone = dict(curves)
+    curves.clear()
+    figures.ladder_figure(pathlib.Path("x"), _students("tract"), real_vs_real=None)
+    assert [*curves] == ["tract"]
+    assert curves["tract"][0] == alone["tract"][0]
+
+
+def test_the_students_of_the_first_method_alone_have_the_name_of_all(curves):
+    figures.ladder_figure(
+        pathlib.Path("x"), _students("progressive"), real_vs_real=None
+    )
+    assert {name: color for name, (color, *_) in curves.items()} == {"distilled": "C0"}
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_a_trade_off_has_a_curve_for_each_student_in_the_colour_of_its_method(curves):
+    methods = ("progressive", "moment_matching")
+    rows = {
+        metric: [
+            row
+            for w in (0.0, 1.0)
+            for row in (
+                _row("base", "ddim", 8, metric, 1.0, w=w),
+                *_students(*methods, metric=metric, w=w),
+            )
+        ]
+        for metric in ("fid", "inception_score")
+    }
+    figures.trade_off_figure(pathlib.Path("x"), rows["fid"], rows["inception_score"])
+    colors = {name: color for name, (color, *_) in curves.items()}
+    assert colors == {
+        "base, 8": "C7", "progressive, 4": "C0", "progressive, 1": "C0",
+        "moment matching, 4": colors["moment matching, 1"],
+        "moment matching, 1": figures.look_of_students("moment_matching").color,
+    }  # fmt: skip
+    assert len(set(colors.values())) == 3
 
 
 def test_the_report_draws_its_pictures(tmp_path):
@@ -208,3 +303,23 @@ def test_the_table_has_a_line_for_each_candidate_and_a_column_for_each_metric():
     said = figures.csv(rows).splitlines()
     assert len(said) == 5
     assert said[1].startswith("base,heun,4,4,fid,12.345,0.1,10,0,0.001")
+    # A column that is new comes last: the others keep their places.
+    assert said[0].endswith(",w,method")
+    assert [line.rpartition(",")[2] for line in said[1:3]] == ["", ""]
+    assert said[3].endswith(",progressive")
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_the_table_names_methods_where_there_are_others_than_the_first():
+    rows = [
+        _row("base", "heun", 4, "fid", 12.345),
+        *_students("progressive", "moment_matching")[::2],
+    ]
+    head, *lines = figures.table(rows).splitlines()
+    assert head.split()[:4] == ["model", "method", "sampler", "steps"]
+    assert [line.split()[:4] for line in lines] == [
+        ["base", "-", "heun", "4"],
+        ["distilled", "progressive", "ddim", "4"],
+        ["distilled", "moment_matching", "ddim", "4"],
+    ]
+    assert len({len(line) for line in (head, *lines)}) == 1

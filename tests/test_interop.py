@@ -13,11 +13,15 @@ import pytest
 
 import launch
 import tiny
+from vdiff_jax.distillation import progressive
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, student
+from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import model_file
+from vdiff_jax.interop.diffusers import model_card
 from vdiff_jax.stages import export
 from vdiff_jax.workdir import imported, layout
 from vdiff_jax.workdir.layout import Project
@@ -26,6 +30,11 @@ from vdiff_jax.workdir.trained import find, load_params
 pytestmark = pytest.mark.slow
 
 FORMATS = ("orbax", "safetensors", "diffusers", "stablehlo")
+
+
+@pytest.fixture
+def another_method(monkeypatch):
+    monkeypatch.setitem(METHODS, "moment_matching", progressive.METHOD)
 
 
 def _result(folder):
@@ -284,7 +293,8 @@ def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
     config.guide.steps = 1
     config.export.update({"steps": 4, "w": (1.0,)})
     made = make_model(config, guided=True)
-    about = model_file.About({}, "distilled", 4, {"measured": rows})
+    facts = {"measured": rows, "method": "progressive"}
+    about = model_file.About({}, "distilled", 4, facts)
     params = made.init(jax.random.key(0))
     sampler = make_sampler(config, made, "ddim")
     export._write_diffusers(tmp_path, config, sampler, params, 1.0, about)
@@ -292,4 +302,52 @@ def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
     assert "22.5" in card
     assert "11.5" not in card
     assert "w = 1, guidance scale 2 is folded in" in card
+    assert "few steps by progressive\ndistillation (Salimans & Ho, ICLR 2022)" in card
     assert "class_labels=[0, 1, 2, 0]" in card
+
+
+@pytest.mark.usefixtures("another_method")
+def test_an_export_has_the_folder_and_the_rows_of_its_method(tmp_path):
+    names = {
+        method: export._folder_name(student(4, method), 4)
+        for method in ("progressive", "stochastic", "moment_matching")
+    }
+    assert names == {
+        "progressive": "distilled-4step",
+        "stochastic": "distilled-4step-stochastic",
+        "moment_matching": "distilled-4step-moment_matching",
+    }
+    assert export._folder_name(BASE, 4) == "base-4step"
+    rows = [
+        Measurement(
+            model="distilled", method=method, sampler=METHODS[method].sampler, steps=4,
+            evaluations=4, metric="fid", value=value,
+        ).to_json()
+        for method, value in zip(names, (1.0, 2.0, 3.0), strict=True)
+    ]  # fmt: skip
+    del rows[0]["method"], rows[1]["method"]  # as in version 0.1
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate" / "ladder.json").write_text(json.dumps(rows))
+    project = Project(_export(), tmp_path)
+    for method, value in zip(names, (1.0, 2.0, 3.0), strict=True):
+        (row,) = export._measured(project, student(4, method), 4)
+        assert row["value"] == value
+
+
+@pytest.mark.usefixtures("another_method")
+def test_the_card_names_the_method():
+    model = make_model(_export())
+    card = model_card.diffusers(model, "distilled", "moment_matching", 4, None, [])
+    assert "few steps by moment-matching\ndistillation with vdiff_jax." in card
+    assert "Salimans" not in card
+
+
+@pytest.mark.usefixtures("another_method")
+def test_what_draws_by_ddim_is_not_made_of_students_of_other_samplers():
+    """With sample.sampler=auto it once was."""
+    role = student(4, "stochastic")
+    with pytest.raises(ValueError, match="was taught the sampler stochastic"):
+        export._check_drawn_by_ddim(role, ("safetensors", "stablehlo"))
+    export._check_drawn_by_ddim(role, ("safetensors", "orbax"))
+    for other in (student(4), student(4, "moment_matching"), BASE):
+        export._check_drawn_by_ddim(other, ("diffusers", "stablehlo"))

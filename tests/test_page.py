@@ -7,6 +7,7 @@ import functools
 import hashlib
 import html.parser
 import io
+import json
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets.digits import digits
+from vdiff_jax.distillation import progressive
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation import page
 from vdiff_jax.evaluation.measurement import Measurement, of_metric
 from vdiff_jax.evaluation.page.panels import number, panels
@@ -67,6 +70,8 @@ def _row(metric, model, sampler, steps, value, **more):
         "num_images": 4096,
         "seconds_per_image": 1e-4 * steps,
     }
+    if model == "distilled":
+        fields["method"] = "progressive"
     return Measurement(
         model=model,
         sampler=sampler,
@@ -185,7 +190,7 @@ def _content():
             {"model": "base", "split": "train", "bits per dimension": 2.402},
             {"model": "base", "split": "test", "bits per dimension": 2.513},
         ],
-        losses=losses,
+        losses=[*losses, dataclasses.replace(losses[-1], metric="gap")],
         costs=[
             {
                 "run": loss.name,
@@ -341,6 +346,39 @@ def test_a_metric_of_other_features_is_still_that_metric(name, label):
     (panel,) = panels([_row(name, "base", "ddim", 1, 2.0)], {})
     assert panel.label == label
     assert panel.scale == ("linear" if name == "kidney" else "log")
+
+
+def test_a_curve_has_the_name_of_a_method_where_there_are_others(monkeypatch):
+    monkeypatch.setitem(METHODS, "moment_matching", progressive.METHOD)
+    rows = [
+        _row("fid", "base", "heun", 4, 9.0),
+        _row("fid", "distilled", "ddim", 4, 2.0),
+        _row("fid", "distilled", "ddim", 4, 1.0, method="moment_matching"),
+        _row("fid", "distilled", "stochastic", 4, 3.0, method="stochastic", w=0.5),
+    ]
+    (alone,), (panel,) = panels(rows[:2], {}), panels(rows, {})
+    assert alone.curves == ["base, Heun", "distilled, DDIM"]
+    assert panel.curves == [
+        "base, Heun", "progressive", "moment matching", "stochastic, w = 0.5"
+    ]  # fmt: skip
+    assert panel.at("moment matching", 4).value == 1.0
+    # The first colours are those of students.
+    text = page.render(page.Content(title="x", ladder=rows))
+    drawn = re.search(r'id="drawn">(.*)</script>', text).group(1)
+    assert json.loads(drawn)["curves"] == [*panel.curves[1:], "base, Heun"]
+
+
+def test_another_metric_of_a_loss_is_shown_beside_it():
+    points = [(10, -0.5), (20, 0.25)]
+    losses = [
+        page.Loss(name="4 steps", training=[(10, 1.0)]),
+        page.Loss(name="4 steps", metric="gap_of_x", training=points),
+    ]
+    text = page.render(page.Content(title="x", losses=losses))
+    captions = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert captions == [
+        "4 steps<span>1.000</span>", "4 steps: gap of x<span>0.2500</span>"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("metric", "best"), [("fid", 2.0), ("precision", 3.0)])

@@ -37,6 +37,20 @@ def test_a_resumed_run_does_not_log_a_step_twice(tmp_path):
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+def test_the_curves_of_a_loss_are_all_that_is_not_of_the_loop(tmp_path):
+    assert records.curves_of_loss(tmp_path) == {"loss": ([], [])}
+    with _open(tmp_path) as log:
+        names = ("grad_norm", "learning_rate", "images_per_second", "skipped")
+        of_the_loop = dict.fromkeys(names, 1.0)
+        log.scalars(2, {"gap": -0.5, "loss": 4.0, **of_the_loop})
+        log.scalars(2, {"held_out_loss": 5.0, "held_out_gap": 0.25})
+        log.scalars(4, {"gap": float("nan"), "loss": 3.0, **of_the_loop})
+    curves = records.curves_of_loss(tmp_path)
+    assert [*curves] == ["loss", "gap"]
+    assert curves["loss"] == ([(2, 4.0), (4, 3.0)], [(2, 5.0)])
+    assert curves["gap"] == ([(2, -0.5)], [(2, 0.25)])
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_grid_holds_every_image_in_its_place(tmp_path, channels):
     images = np.stack([np.full((4, 4, channels), 10 * i, np.uint8) for i in range(5)])

@@ -1,5 +1,6 @@
 """The sample stage: which pictures, from which noise, by which sampler."""
 
+import json
 import shutil
 
 import jax
@@ -10,6 +11,8 @@ import pytest
 
 import launch
 import tiny
+from vdiff_jax.distillation import progressive
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import request
@@ -43,6 +46,16 @@ def test_pictures_are_the_same_whatever_the_batch(workdir):
     assert large.shape == (5, 8, 8)
     assert np.abs(large.astype(int) - small).max() <= 1
     assert (workdir / "sample_grid.png").exists()
+
+
+def test_what_made_the_images_names_the_method_and_the_sampler(workdir, monkeypatch):
+    monkeypatch.setitem(METHODS, "moment_matching", progressive.METHOD)
+    (workdir / "distill").rename(workdir / "distill_moment_matching")
+    _drawn(workdir, num=1)
+    made_by = json.loads((workdir / "sample" / "sample.json").read_text())
+    assert made_by["model"]["method"] == "moment_matching"
+    # As it was taught: it was left at auto.
+    assert made_by["sampler"] == made_by["sample"]["sampler"] == "ddim"
 
 
 def test_a_student_that_was_not_trained_cannot_be_sampled(workdir):

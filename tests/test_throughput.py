@@ -40,6 +40,7 @@ def test_utilization_is_the_models_work_over_the_devices_peak(monkeypatch):
     # One device's peak, on the devices that there are.
     assert measures["model_flops_utilization"] == pytest.approx(1 / jax.device_count())
     assert measures["device_memory_gib"] == 3.0
+    assert measures.keys() == {*throughput.MEASURES}
 
 
 def test_a_device_that_says_nothing_is_not_guessed():

@@ -175,7 +175,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
 
     Args:
       path: A .safetensors file of the export stage; a workdir, of which the student of
-        the fewest steps is taken, or else the guided model, or the base; the folder of
+        the fewest steps is taken (of several methods, of the first in
+        `distillation.methods`), or else the guided model, or the base; the folder of
         a run, such as `runs/x/distill/0004`; or a folder of diffusers.
 
     Raises:

@@ -1,5 +1,6 @@
 """A model's role in a project: the base, the guided model, or a student."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
 from vdiff_jax.distillation.methods import FIRST, METHODS
@@ -79,6 +80,20 @@ def methods_of(sampler: str) -> list[str]:
         for name, method in METHODS.items()
         if method.draws and sampler in ("auto", method.sampler)
     ]
+
+
+def name_among(role: Role, roles: Iterable[Role]) -> str:
+    """A model's name for people, beside others and without its number of steps.
+
+    A student's is its method's, unless there are students of the first method alone.
+
+    Args:
+      role: The model.
+      roles: All that have names there, this one among them.
+    """
+    if role.method is None or all(each.method in (None, FIRST) for each in roles):
+        return role.name
+    return role.method.replace("_", " ")
 
 
 def count(num_steps: int) -> str:

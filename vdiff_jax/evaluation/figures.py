@@ -4,13 +4,14 @@ import csv as csv_format
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure  # pyplot would need to know of a screen
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from vdiff_jax.distillation.role import BASE, Role
+from vdiff_jax.distillation.methods import FIRST, METHODS
+from vdiff_jax.distillation.role import BASE, Role, name_among
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.files.atomic import replacing
 
@@ -29,6 +30,7 @@ COLUMNS = (
     "batch_size",
     "device",
     "w",
+    "method",
 )
 
 
@@ -36,18 +38,24 @@ def table(rows: Sequence[Measurement]) -> str:
     """The rows as text: a line for each candidate, a column for each metric."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     guided = any(row.w is not None for row in rows)
+    methods = {row.method or "" for row in rows}
+    width = max(len("method"), *map(len, methods)) if methods - {"", FIRST} else 0
     lines = [
-        f"{'model':>10} {'sampler':>10} {'steps':>6}"
+        f"{'model':>10}"
+        + (f" {'method':>{width}}" if width else "")
+        + f" {'sampler':>10} {'steps':>6}"
         + (f" {'w':>5} {'scale':>5}" if guided else "")
         + "".join(f" {name:>{_width(name)}}" for name in metrics)
         + f" {'ms / image':>11}"
     ]
     for candidate in dict.fromkeys(row.candidate for row in rows):
         of_metric = {row.metric: row for row in rows if row.candidate == candidate}
-        model, _, sampler, steps, w = candidate
+        model, method, sampler, steps, w = candidate
         first = next(iter(of_metric.values()))
         lines.append(
-            f"{model:>10} {sampler:>10} {steps:>6}"
+            f"{model:>10}"
+            + (f" {method or '-':>{width}}" if width else "")
+            + f" {sampler:>10} {steps:>6}"
             + ("" if w is None else f" {w:>5g} {1.0 + w:>5g}")
             + "".join(f" {_value(of_metric[name]):>{_width(name)}}" for name in metrics)
             + f" {1e3 * first.seconds_per_image:>11.3f}"
@@ -76,22 +84,67 @@ def csv(rows: Sequence[Measurement]) -> str:
     return file.getvalue()
 
 
-# Colour, line and name of each curve.
+class Look(NamedTuple):
+    """The look of a curve: its colour, and matplotlib's letters of marker and line."""
+
+    color: str
+    line: str
+
+
+# Methods that are not here have those of `OTHERS`, in the order of the table.
+STUDENTS = {FIRST: Look("C0", "o-"), "stochastic": Look("C9", "d-")}
+OTHERS = (
+    Look("C5", "P-"), Look("C6", "X-"), Look("C8", "*-"), Look("navy", "h-"),
+    Look("darkgreen", "p-"), Look("magenta", "<-"), Look("black", ">-"),
+)  # fmt: skip
+# Look and name of the curves of all other models.
 CURVES = {
-    ("distilled", "ddim"): ("C0", "o-", "distilled"),
-    ("distilled", "stochastic"): ("C9", "d-", "distilled, stochastic"),
-    ("guided", "ddim"): ("C3", "D--", "guided, DDIM"),
-    ("base", "ddim"): ("C7", "o--", "base, DDIM"),
-    ("base", "ancestral"): ("C1", "s--", "base, ancestral"),
-    ("base", "dpmpp_2m"): ("C2", "^--", "base, DPM-Solver++(2M)"),
-    ("base", "heun"): ("C4", "v--", "base, Heun"),
+    ("guided", "ddim"): (Look("C3", "D--"), "guided, DDIM"),
+    ("base", "ddim"): (Look("C7", "o--"), "base, DDIM"),
+    ("base", "ancestral"): (Look("C1", "s--"), "base, ancestral"),
+    ("base", "dpmpp_2m"): (Look("C2", "^--"), "base, DPM-Solver++(2M)"),
+    ("base", "heun"): (Look("C4", "v--"), "base, Heun"),
 }
+
+
+def look_of_students(method: str) -> Look:
+    """The look of a method's curves, whatever other methods were measured."""
+    if method in STUDENTS:
+        return STUDENTS[method]
+    drawing = [name for name, other in METHODS.items() if other.draws]
+    others = [name for name in drawing if name not in STUDENTS]
+    return OTHERS[others.index(method) % len(OTHERS)]
+
+
+Curve = tuple[Look, str, list[Measurement]]
+
+
+def _curves(rows: Sequence[Measurement]) -> list[Curve]:
+    """The look, the name and the rows of every curve; those of students first."""
+    roles = {row.role for row in rows}
+    students = [
+        (look_of_students(method), name_among(of_method[0].role, roles), of_method)
+        for method in METHODS
+        if (of_method := [row for row in rows if row.method == method])
+    ]
+    others = [
+        (look, name, of_sampler)
+        for (model, sampler), (look, name) in CURVES.items()
+        if (of_sampler := _of(model, sampler, rows))
+    ]
+    return students + others
+
+
+def _of(model: str, sampler: str, rows: Sequence[Measurement]) -> list[Measurement]:
+    return [row for row in rows if (row.model, row.sampler) == (model, sampler)]
 
 
 def ladder_figure(
     path: pathlib.Path, rows: Sequence[Measurement], *, real_vs_real: float | None
 ) -> None:
-    """Distance against evaluations, one curve for each sampler, spread as a band.
+    """Distance against evaluations, spread as a band.
+
+    There is a curve for each method of distillation, and for each sampler of the base.
 
     Args:
       path: The PNG to write.
@@ -100,17 +153,14 @@ def ladder_figure(
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for (model, sampler), (color, line, label) in CURVES.items():
+    for (color, line), label, of_curve in _curves(rows):
         points = sorted(
-            (row.evaluations, row.value, row.spread or 0.0)
-            for row in rows
-            if (row.model, row.sampler) == (model, sampler)
+            (row.evaluations, row.value, row.spread or 0.0) for row in of_curve
         )
-        if points:
-            x, y, spread = np.array(points).T
-            axes.plot(x, y, line, color=color, label=label, markersize=4)
-            low = np.maximum(y - spread, 0.5 * y)  # a band has no end at zero
-            axes.fill_between(x, low, y + spread, color=color, alpha=0.2, linewidth=0)
+        x, y, spread = np.array(points).T
+        axes.plot(x, y, line, color=color, label=label, markersize=4)
+        low = np.maximum(y - spread, 0.5 * y)  # a band has no end at zero
+        axes.fill_between(x, low, y + spread, color=color, alpha=0.2, linewidth=0)
     if real_vs_real:
         axes.axhline(real_vs_real, color="C3", linestyle=":", label="real vs. real")
     axes.set_xscale("log", base=2)
@@ -130,6 +180,8 @@ def trade_off_figure(
 ) -> None:
     """Distance against score as guidance grows, one curve for each model.
 
+    Each method of distillation has its colour, paler the more steps a model takes.
+
     Args:
       path: The PNG to write.
       distances: Rows of ladder.json, of one metric.
@@ -143,13 +195,19 @@ def trade_off_figure(
         if row.sampler == row.role.sampler and row.w is not None:
             point = (row.w, row.value, score_of[row.candidate])
             curves.setdefault((row.role, row.steps), []).append(point)
+    roles = {role for role, _ in curves}
+    counts = sorted({steps for _, steps in curves})
     for (role, steps), points in curves.items():
         w, x, y = np.array(sorted(points)).T
-        line = "--" if role == BASE else ":" if role.method == "stochastic" else "-"
-        name = f"{role.name}, {steps}"
-        name += ", stochastic" if role.method == "stochastic" else ""
-        axes.plot(x, y, f"o{line}", markersize=3, label=name)
-        if role == BASE and steps == max(steps for _, steps in curves):
+        color, line = (
+            look_of_students(role.method)
+            if role.method
+            else CURVES[role.name, role.sampler][0]
+        )
+        alpha = 1.0 - 0.7 * counts.index(steps) / len(counts)
+        name = f"{name_among(role, roles)}, {steps}"
+        axes.plot(x, y, line, color=color, alpha=alpha, markersize=3, label=name)
+        if role == BASE and steps == counts[-1]:
             for one in zip(w, x, y, strict=True):
                 axes.annotate(f"w={one[0]:g}", one[1:], fontsize="x-small")
     axes.set_xscale("log", base=2)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vdiff_jax.distillation.methods import FIRST
-from vdiff_jax.distillation.role import BASE, GUIDED, Role, count, student
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,6 @@ class Measurement:
         """The key of the measured model and sampler, the same for all its metrics."""
         return self.model, self.method, self.sampler, self.steps, self.w
 
-    @property
-    def name(self) -> str:
-        """The model and its steps, for people."""
-        name = f"{self.model}, {count(self.steps)}"
-        other = self.method not in (None, FIRST)
-        return f"{name}, {self.role.kind}" if other else name
-
     def to_json(self) -> dict[str, Any]:
         """The row; without guidance it has no w."""
         row = dataclasses.asdict(self)
@@ -88,12 +81,16 @@ def from_json(row: dict[str, Any]) -> Measurement:
     A row of before 0.2 does not name a student's method: its sampler tells which.
     """
     if row["model"] == "distilled" and "method" not in row:
-        stochastic = row["sampler"] == "stochastic"
-        row = {**row, "method": "stochastic" if stochastic else FIRST}
+        row = {**row, "method": former_method(row["sampler"])}
     names = {field.name for field in dataclasses.fields(Measurement)}
     known = {name: row[name] for name in row.keys() & names}
     values = tuple(map(_number, row.get("values", ())))
     return Measurement(**{**known, "value": _number(row["value"]), "values": values})
+
+
+def former_method(sampler: str) -> str:
+    """The method of the students that a sampler drew with before 0.2."""
+    return "stochastic" if sampler == "stochastic" else FIRST
 
 
 def _number(value: float | None) -> float:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
+from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import Role
 from vdiff_jax.evaluation.measurement import from_json
 from vdiff_jax.files.atomic import replacing, write_json
@@ -46,6 +48,7 @@ def run(project: Project) -> None:
     """Writes `export.formats` of the model for `export.steps` steps."""
     config, section = project.config, project.config.export
     trained = find(project, *roles_named(config, section.model, section.steps))
+    _check_drawn_by_ddim(trained.role, section.formats)
     sampler = make_sampler(config, trained.model, "ddim")
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
@@ -76,9 +79,20 @@ def run(project: Project) -> None:
         print(f"export: see {out / name}")
 
 
+def _check_drawn_by_ddim(role: Role, formats: Sequence[str]) -> None:
+    """Refuses formats that draw, of a student that was taught another sampler."""
+    drawing = {"diffusers", "stablehlo"}.intersection(formats)
+    if drawing and role.sampler != "ddim":
+        raise ValueError(
+            f"export.formats={tuple(formats)}: the {role} was taught the sampler"
+            f" {role.sampler}, and {min(drawing)} samples by DDIM: leave it out, or set"
+            " sample.sampler=ddim for a student that was taught that."
+        )
+
+
 def _folder_name(role: Role, num_steps: int) -> str:
     name = f"{role.name}-{num_steps}step"
-    return f"{name}-{role.method}" if role.sampler == "stochastic" else name
+    return name if role.method in (None, FIRST) else f"{name}-{role.method}"
 
 
 def _about(project: Project, trained: Trained, num_steps: int) -> model_file.About:
@@ -159,7 +173,8 @@ def _write_diffusers(
     )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)
-    text = model_card.diffusers(model, about.kind, steps, weight, rows)
+    method = about.facts.get("method")
+    text = model_card.diffusers(model, about.kind, method, steps, weight, rows)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

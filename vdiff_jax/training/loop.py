@@ -20,7 +20,7 @@ from vdiff_jax.files.fingerprints import named_leaves, params_sha256
 from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
-from vdiff_jax.training.records import Records
+from vdiff_jax.training.records import HELD_OUT, Records
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Metrics, Networks, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
@@ -453,7 +453,7 @@ class _Loop:
             for i, batch in enumerate(self._tools.held_out)
         ]
         return {
-            f"held_out_{name}": float(
+            f"{HELD_OUT}{name}": float(
                 np.mean([np.asarray(each[name]).mean() for each in values])
             )
             for name in values[0]

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tensorboardX
@@ -19,6 +19,11 @@ from vdiff_jax import parallel
 from vdiff_jax.files.atomic import to_json, write_text
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 from vdiff_jax.progress import Bar, say
+from vdiff_jax.training.throughput import MEASURES
+
+# The values of a line of metrics.jsonl that are of the loop and not of the loss.
+OF_THE_LOOP = {"step", "grad_norm", "learning_rate", "skipped", *MEASURES}
+HELD_OUT = "held_out_"
 
 
 class Records:
@@ -204,6 +209,40 @@ def _shown(values: Mapping[str, float]) -> dict[str, str]:
         for name, (short, form) in names.items()
         if name in values
     }
+
+
+class Curves(NamedTuple):
+    """A metric of a run by update; values that are not finite are left out.
+
+    Attributes:
+      training: (update, value) on training data.
+      held_out: The same on held-out data.
+    """
+
+    training: list[tuple[int, float]]
+    held_out: list[tuple[int, float]]
+
+
+def curves_of_loss(folder: pathlib.Path) -> dict[str, Curves]:
+    """The loss of a run and its loss's other metrics by name, the loss first.
+
+    Args:
+      folder: Folder of the run.
+    """
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    curves = {"loss": Curves([], [])}
+    for line in lines:
+        values: dict[str, Any] = json.loads(line)
+        for name in values:
+            if name in OF_THE_LOOP:
+                continue
+            metric = name.removeprefix(HELD_OUT)
+            curve = curves.setdefault(metric, Curves([], []))
+            points = curve.training if name == metric else curve.held_out
+            if values[name] is not None:  # null: not finite
+                points.append((values["step"], values[name]))
+    return curves
 
 
 def _drop_later_lines(path: pathlib.Path, step: int) -> None:

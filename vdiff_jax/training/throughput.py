@@ -25,6 +25,14 @@ PEAK_FLOPS = {
     "TPU v3": 123e12,
 }
 
+# Names of all measures that there may be.
+MEASURES = (
+    "images_per_second",
+    "updates_per_second",
+    "device_memory_gib",
+    "model_flops_utilization",
+)
+
 
 def peak_flops(device: Any) -> float | None:
     """A device's dense bfloat16 peak in FLOP/s, or None if it is not known."""

@@ -16,15 +16,17 @@ Point = tuple[int, float]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The loss of one run.
+    """The loss of one run, or another metric that its loss gives.
 
     Attributes:
       name: The run, like "base" or "64 steps".
-      training: (update, loss), by update.
+      metric: The metric, "loss" or another, like "gap".
+      training: (update, value), by update.
       held_out: The same on held-out data.
     """
 
     name: str
+    metric: str = "loss"
     training: Sequence[Point] = ()
     held_out: Sequence[Point] = ()
 
@@ -131,7 +133,7 @@ class Content:
       interpolations: Rows of images, from one noise to another.
       neighbours: Samples beside training images, to see if the model remembers those.
       likelihood: Rows: model, bits per dimension, ...
-      losses: The losses of all runs, in their order.
+      losses: The losses of all runs, in their order, each with its other metrics.
       costs: Rows: run, updates, images, seconds, images/s, parameters.
       config: The config of the run, nested.
     """

@@ -169,7 +169,7 @@ function tip(points, position, lines) {
   return Plot.tip(points, { ...nearest, lineWidth: 24 });
 }
 
-/** Training and held-out loss of one run against updates. */
+/** A loss of one run, or another metric of it: training and held out, by updates. */
 function lossPlot(loss, width) {
   const points = ["training", "held_out"]
     .flatMap((kind) => loss[kind].map(([update, value]) => ({ kind, update, value })))
@@ -184,7 +184,7 @@ function lossPlot(loss, width) {
     marginTop: 12,
     marginBottom: 42,
     marginLeft: 48,
-    ariaLabel: `Loss of ${loss.name} against updates.`,
+    ariaLabel: `${loss.metric.replaceAll("_", " ")} of ${loss.name} against updates.`,
     x: {
       label: "updates",
       labelArrow: "none",

@@ -1,9 +1,10 @@
 """Measurements as they are drawn and tabulated: one panel for each metric."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from vdiff_jax.distillation.role import Role, name_among
 from vdiff_jax.evaluation.measurement import Measurement, of_metric
 
 SAMPLERS = {
@@ -109,8 +110,9 @@ def panels(
     rows: Sequence[Measurement], real_vs_real: Mapping[str, float]
 ) -> list[Panel]:
     """One panel for each metric, in the order of the rows."""
+    roles = {row.role for row in rows}
     return [
-        _panel(name, of_metric(rows, name), finite(real_vs_real.get(name)))
+        _panel(name, of_metric(rows, name), finite(real_vs_real.get(name)), roles)
         for name in dict.fromkeys(row.metric for row in rows)
     ]
 
@@ -144,7 +146,12 @@ def finite(value: Any) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _panel(name: str, rows: Sequence[Measurement], real_vs_real: float | None) -> Panel:
+def _panel(
+    name: str,
+    rows: Sequence[Measurement],
+    real_vs_real: float | None,
+    roles: Collection[Role],
+) -> Panel:
     metric = metric_named(name)
     drawn = _values(rows) + ([] if real_vs_real is None else [real_vs_real])
     lowest = min(drawn, default=0.0)
@@ -157,11 +164,12 @@ def _panel(name: str, rows: Sequence[Measurement], real_vs_real: float | None) -
         scale=scale,
         real_vs_real=real_vs_real,
         real_vs_real_shown=number(real_vs_real),
-        curves=list(dict.fromkeys(_curve(row) for row in rows)),
+        curves=list(dict.fromkeys(curve_of(row, roles) for row in rows)),
         evaluations=sorted({row.evaluations for row in rows}),
         points=[
             _point(
                 row,
+                curve=curve_of(row, roles),
                 least=lowest if scale == "log" else -math.inf,
                 best=_is_best(row, rows, metric.better),
                 notes=notes,
@@ -182,14 +190,14 @@ def metric_named(name: str) -> Metric:
 
 
 def _point(
-    row: Measurement, *, least: float, best: bool, notes: Sequence[str]
+    row: Measurement, *, curve: str, least: float, best: bool, notes: Sequence[str]
 ) -> Point:
     value, spread = finite(row.value), finite(row.spread)
     low = high = None
     if value is not None and spread is not None:
         low, high = max(least, value - spread), value + spread
     return Point(
-        curve=_curve(row),
+        curve=curve,
         evaluations=row.evaluations,
         value=value,
         low=low,
@@ -200,9 +208,28 @@ def _point(
     )
 
 
-def _curve(row: Measurement) -> str:
-    name = f"{row.model}, {SAMPLERS.get(row.sampler, row.sampler)}"
+def curve_of(row: Measurement, roles: Collection[Role]) -> str:
+    """The name of the curve of a measurement.
+
+    Args:
+      row: The measurement.
+      roles: The models of all measurements.
+    """
+    name = name_of(row, roles)
     return name if row.w is None else f"{name}, w = {row.w:g}"
+
+
+def name_of(row: Measurement, roles: Collection[Role]) -> str:
+    """The name of a model and its sampler; a method's name tells the sampler.
+
+    Args:
+      row: The measurement of the model.
+      roles: The models of all measurements.
+    """
+    name = name_among(row.role, roles)
+    if name != row.model:
+        return name
+    return f"{name}, {SAMPLERS.get(row.sampler, row.sampler)}"
 
 
 def _is_best(row: Measurement, rows: Sequence[Measurement], better: str | None) -> bool:

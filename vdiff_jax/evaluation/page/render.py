@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.evaluation.page.content import Content, Point, Row
-from vdiff_jax.evaluation.page.panels import Panel, finite, number, panels
+from vdiff_jax.evaluation.page.panels import Panel, curve_of, finite, number, panels
 
 SCRIPTS = ("vendor/d3.min.js", "vendor/plot.umd.min.js", "page.js")
 MOST_POINTS = 400  # of a curve; a screen shows no more
@@ -37,7 +37,7 @@ def render(content: Content) -> str:
         page=content,
         rows=[_shown(row) for row in content.ladder],
         panels=ladder,
-        curves=_curves(ladder),
+        curves=_curves(content.ladder),
         drawn=_drawn(content, ladder),
         style=Markup(_read("page.css")),
         scripts=[Markup(script) for script in scripts],
@@ -61,7 +61,7 @@ def _hash(script: str) -> str:
 def _drawn(content: Content, ladder: Sequence[Panel]) -> dict[str, Any]:
     """The data of the curves, for the script."""
     return {
-        "curves": _curves(ladder),
+        "curves": _curves(content.ladder),
         "panels": [
             panel._asdict() | {"points": [point._asdict() for point in panel.points]}
             for panel in ladder
@@ -69,6 +69,7 @@ def _drawn(content: Content, ladder: Sequence[Panel]) -> dict[str, Any]:
         "losses": [
             {
                 "name": loss.name,
+                "metric": loss.metric,
                 "training": _thin(loss.training),
                 "held_out": _thin(loss.held_out),
             }
@@ -77,10 +78,11 @@ def _drawn(content: Content, ladder: Sequence[Panel]) -> dict[str, Any]:
     }
 
 
-def _curves(ladder: Sequence[Panel]) -> list[str]:
+def _curves(rows: Sequence[Measurement]) -> list[str]:
     """Names of all curves, so that each has one colour; those of students first."""
-    names = dict.fromkeys(curve for panel in ladder for curve in panel.curves)
-    return sorted(names, key=lambda name: not name.startswith("distilled"))
+    roles = {row.role for row in rows}
+    students_first = sorted(rows, key=lambda row: not row.role.is_student)
+    return list(dict.fromkeys(curve_of(row, roles) for row in students_first))
 
 
 def _thin(points: Sequence[Point]) -> list[tuple[int, float | None]]:

@@ -32,14 +32,17 @@ of it; with any other number the images are not those of this model.{guidance}
 ORIGINS = {
     "base": "A diffusion model, trained with vdiff_jax.",
     "guided": "A diffusion model with guidance folded in, trained with vdiff_jax.",
-    "distilled": "A diffusion model, made a sampler of few steps by progressive\n"
-    "distillation (Salimans & Ho, ICLR 2022) with vdiff_jax.",
+    "distilled": "A diffusion model, made a sampler of few steps by {method}\n"
+    "distillation{paper} with vdiff_jax.",
 }
+# Of other methods only the name is given.
+PAPERS = {"progressive": " (Salimans & Ho, ICLR 2022)"}
 
 
 def diffusers(
     model: Model,
     kind: str,
+    method: str | None,
     num_steps: int,
     weight: str | None,
     measured: list[dict[str, Any]],
@@ -49,6 +52,7 @@ def diffusers(
     Args:
       model: The model that was exported.
       kind: base, guided or distilled.
+      method: The method of a student; None for any other model.
       num_steps: Steps of its sampler.
       weight: The guidance weight that is folded in, in words; None without guidance.
       measured: Rows of the evaluation.
@@ -62,7 +66,9 @@ def diffusers(
     guidance = f"\n\nGuidance of {weight} is folded in." if weight else ""
     return DIFFUSERS.format(
         steps=steps,
-        origin=ORIGINS[kind],
+        origin=ORIGINS[kind].format(
+            method=(method or "").replace("_", "-"), paper=PAPERS.get(method or "", "")
+        ),
         steps_number=num_steps,
         height=height,
         width=width,

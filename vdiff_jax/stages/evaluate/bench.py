@@ -20,7 +20,7 @@ import numpy as np
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
-from vdiff_jax.evaluation.measurement import Measurement, from_json
+from vdiff_jax.evaluation.measurement import Measurement, former_method, from_json
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import DamagedError
@@ -187,9 +187,13 @@ class Bench:
     def _key(self, candidate: Candidate) -> str:
         """A hash that changes with anything that changes the numbers."""
         section, sample = self._config.evaluate, self._config.sample
+        fields = {**candidate.to_json(), "w": candidate.w}
+        # Rows of before 0.2 have keys without it.
+        if fields.get("method") == former_method(candidate.sampler):
+            del fields["method"]
         causes = {
             "params": self.models.trained(candidate.role).sha256,
-            "candidate": {**candidate.to_json(), "w": candidate.w},
+            "candidate": fields,
             "sample": {name: sample[name] for name in SAMPLING},
             "evaluate": [section.seed, section.repeats, section.num],
             "references": [reference.facts for reference in self.references],

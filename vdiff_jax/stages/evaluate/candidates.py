@@ -52,8 +52,9 @@ class Candidate(NamedTuple):
         return fields if self.w is None else {**fields, "w": self.w}
 
     def __str__(self) -> str:
-        """A name for people and files."""
-        name = f"{self.role.name}-{self.sampler}-{self.steps:04d}"
+        """A name for people and files; a student's method tells its sampler."""
+        way = self.sampler if self.role.method in (None, FIRST) else self.role.method
+        name = f"{self.role.name}-{way}-{self.steps:04d}"
         return name if self.w is None else f"{name}-w{self.w:g}"
 
 
@@ -64,16 +65,20 @@ def candidate_of(row: Measurement) -> Candidate:
 
 def of_finished(project: Project) -> list[Candidate]:
     """The `candidates` whose models are finished; prints which are not."""
-    # Of the first method, what is missing is said; of another, it may never be wanted.
-    methods = [
-        method
-        for method in METHODS
-        if method == FIRST or students_folder(project.workdir, method).exists()
-    ]
     return [
         candidate
-        for candidate in candidates(project.config, methods)
+        for candidate in candidates(project.config, methods_in(project))
         if _is_there(project, candidate)
+    ]
+
+
+def methods_in(project: Project) -> list[str]:
+    """The methods of the students of a project, and `distill.method`."""
+    return [
+        method
+        for method in METHODS
+        if method == project.config.distill.method
+        or students_folder(project.workdir, method).exists()
     ]
 
 

@@ -1,16 +1,16 @@
 """report.html of a workdir: its measurements and runs, and a few images more."""
 
-import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.role import BASE, Role, count
+from vdiff_jax.distillation.methods import FIRST
+from vdiff_jax.distillation.role import BASE, Role, count, name_among
 from vdiff_jax.evaluation import neighbours, page
 from vdiff_jax.evaluation.measurement import Measurement, of_metric
 from vdiff_jax.evaluation.page import (
@@ -22,7 +22,7 @@ from vdiff_jax.evaluation.page import (
     Strip,
     Trajectory,
 )
-from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named
+from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named, name_of
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.generation.sampler import Sampler, Start, request
@@ -31,6 +31,7 @@ from vdiff_jax.guidance import describe
 from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Reference
+from vdiff_jax.training.records import curves_of_loss
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import finished
@@ -80,7 +81,7 @@ def write(
         interpolations=drawing.interpolations(),
         neighbours=_neighbours(bench, rows),
         likelihood=likelihood,
-        losses=[_loss(project, role) for role in roles],
+        losses=[loss for role in roles for loss in _losses(project, role)],
         costs=[cost for role in roles if (cost := _cost(project, role)) is not None],
         config=as_json(project.config),
     )
@@ -92,21 +93,16 @@ def _run_name(role: Role) -> str:
     if not role.is_student:
         return role.name
     steps = count(role.num_steps)
-    return steps if role.method == "progressive" else f"{steps}, {role.method}"
+    return steps if role.method == FIRST else f"{steps}, {name_among(role, [role])}"
 
 
-def _loss(project: Project, role: Role) -> Loss:
-    """The loss curves of a finished run."""
-    points: dict[str, list[tuple[int, float]]] = {"loss": [], "held_out_loss": []}
-    path = project.folder(role) / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        metrics = json.loads(line)
-        for kind, curve in points.items():
-            if metrics.get(kind) is not None:  # null: not finite
-                curve.append((metrics["step"], metrics[kind]))
-    return Loss(
-        name=_run_name(role), training=points["loss"], held_out=points["held_out_loss"]
-    )
+def _losses(project: Project, role: Role) -> list[Loss]:
+    """The curves of a finished run: of its loss, and of the loss's other metrics."""
+    curves = curves_of_loss(project.folder(role))
+    return [
+        Loss(name=_run_name(role), metric=metric, **curve._asdict())
+        for metric, curve in curves.items()
+    ]
 
 
 def _cost(project: Project, role: Role) -> dict[str, Any] | None:
@@ -127,45 +123,60 @@ def _cost(project: Project, role: Role) -> dict[str, Any] | None:
 
 
 def _summary(models: Models, rows: Sequence[Measurement]) -> list[tuple[str, Any]]:
-    """The first metric, of the base and the students of most and of fewest steps."""
+    """The first metric: the base's, and each method's at most and at fewest steps."""
     metric = rows[0].metric
     shown = [row for row in of_metric(rows, metric) if row.w == rows[0].w]
-    students = sorted(
-        (row for row in shown if row.role.is_student), key=lambda row: -row.steps
-    )
-    # The base, and of the students those of the most and of the fewest steps.
-    named = [shown[0], *students[:1], *students[1:][-1:]]
+    named, roles = [shown[0]], {row.role for row in rows}
+    for students in _by_method(shown):
+        students.sort(key=lambda row: -row.steps)
+        named += [students[0], *students[1:][-1:]]
     label = metric_named(metric).label
     facts: list[tuple[str, Any]] = [
-        (f"{label}: {row.model}, {count(row.steps)}", row.value) for row in named
+        (f"{label}: {name_among(row.role, roles)}, {count(row.steps)}", row.value)
+        for row in named
     ]
     return [*facts, ("parameters", models.trained(BASE).model.num_parameters())]
 
 
-def _name(row: Measurement) -> str:
-    if row.role.is_student and row.sampler == "ddim":
-        return row.model
-    return f"{row.model}, {SAMPLERS[row.sampler]}"
+def _by_method(rows: Sequence[Measurement]) -> list[list[Measurement]]:
+    """The rows of the students of each method."""
+    methods: dict[str, list[Measurement]] = {}
+    for row in rows:
+        if row.method is not None:
+            methods.setdefault(row.method, []).append(row)
+    return list(methods.values())
+
+
+def _name(row: Measurement, roles: Collection[Role]) -> str:
+    if row.role.is_student:
+        return name_among(row.role, roles)
+    return name_of(row, roles)
 
 
 def _series(bench: Bench, rows: Sequence[Measurement]) -> list[Series]:
-    """The kept images of every candidate, those of the students first."""
+    """The kept images of every candidate, those of the students first.
+
+    The ladder is the method of the most students, and begins with the base.
+    """
     shown = of_metric(rows, rows[0].metric)
-    reference = rows[0]
+    reference, roles = rows[0], {row.role for row in rows}
     groups: dict[str, list[Measurement]] = {}
-    students = [row for row in shown if row.role.is_student]
-    if students and reference.steps not in [row.steps for row in students]:
-        groups[students[0].model] = [
-            row for row in shown if _key(row) == _key(reference)
-        ]
+    # Of as many, the first.
+    for students in sorted(_by_method(shown), key=len, reverse=True):
+        groups[_name(students[0], roles)] = students
+    if groups:
+        ladder = next(iter(groups.values()))
+        if reference.steps not in [row.steps for row in ladder]:
+            ladder += [row for row in shown if _key(row) == _key(reference)]
     for row in shown:
-        groups.setdefault(_name(row), []).append(row)
+        if not row.role.is_student:
+            groups.setdefault(_name(row, roles), []).append(row)
     return [
         Series(
             name=name,
             frames=[
                 Frame(
-                    label=_label(row),
+                    label=_label(row, roles),
                     steps=row.steps,
                     images=_images(bench, row)[:NOISES],
                     w=row.w,
@@ -181,8 +192,8 @@ def _key(row: Measurement) -> tuple[str, str, int]:
     return row.model, row.sampler, row.steps
 
 
-def _label(row: Measurement) -> str:
-    label = f"{_name(row)}, {count(row.steps)}"
+def _label(row: Measurement, roles: Collection[Role]) -> str:
+    label = f"{_name(row, roles)}, {count(row.steps)}"
     return label if row.w is None else f"{label}, {describe(row.w)}"
 
 
@@ -192,9 +203,10 @@ def _images(bench: Bench, row: Measurement) -> np.ndarray:
 
 def _timing(rows: Sequence[Measurement]) -> list[dict[str, Any]]:
     """One row for each candidate."""
+    roles = {row.role for row in rows}
     return [
         {
-            "model": row.model,
+            "model": name_among(row.role, roles),
             "sampler": SAMPLERS[row.sampler],
             "steps": row.steps,
             **({} if row.w is None else {"w": row.w}),
@@ -274,18 +286,20 @@ class _Drawing:
     """Draws the images that measuring does not need."""
 
     def __init__(self, config: Config, models: Models, rows: Sequence[Measurement]):
-        """Chooses the students of the method that was measured first."""
+        """Finds the students of each method, by their number of steps."""
         self._models, self._seed = models, config.evaluate.seed
         self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
-        roles = dict.fromkeys(row.role for row in rows if row.role.is_student)
-        students = [role for role in roles if role.method == next(iter(roles)).method]
-        self._students = sorted(students, key=lambda role: role.num_steps)
+        self._roles = {row.role for row in rows}
+        self._methods = [
+            sorted({row.role for row in of_method}, key=lambda role: role.num_steps)
+            for of_method in _by_method(rows)
+        ]
 
     def trajectories(self) -> list[Trajectory]:
-        """Trajectories of the base, and of a student of a few steps."""
+        """Trajectories of the base, and of a student of a few steps of each method."""
         drawn = [self._trajectory(BASE, self._base_steps)]
-        if self._students:
-            few = min(self._students, key=lambda s: abs(s.num_steps - STUDENT_STEPS))
+        for students in self._methods:
+            few = min(students, key=lambda s: abs(s.num_steps - STUDENT_STEPS))
             drawn.append(self._trajectory(few, few.num_steps))
         return drawn
 
@@ -297,18 +311,28 @@ class _Drawing:
         z_t, x_hat = (parallel.fetch(part)[shown].swapaxes(0, 1) for part in path)
         times = (steps - shown) / steps
         return Trajectory(
-            label=f"{role.name}, {count(steps)}",
+            label=self._label(role, steps),
             columns=[f"t = {time:.3g}" for time in times],
             x_hat=x_hat,
             z=z_t,
         )
 
     def interpolations(self) -> list[Strip]:
-        """Images between noises, by the student of the fewest steps, or by the base."""
-        role, steps = BASE, self._base_steps
-        if self._students:
-            role = self._students[0]
-            steps = role.num_steps
+        """Images between noises, by each method's student of the fewest steps.
+
+        Without students they are the base's.
+        """
+        if not self._methods:
+            return self._interpolations(BASE, self._base_steps)
+        fewest = [students[0] for students in self._methods]
+        return [
+            strip
+            for role in fewest
+            for strip in self._interpolations(role, role.num_steps)
+        ]
+
+    def _interpolations(self, role: Role, steps: int) -> list[Strip]:
+        model = f"{self._label(role, steps)}: " if len(self._methods) > 1 else ""
         sampler = self._models.sampler(role, role.sampler)
         rows = interpolation(
             sampler,
@@ -318,9 +342,12 @@ class _Drawing:
             frames=FRAMES,
         )
         return [
-            Strip(label=f"noise {2 * i} to {2 * i + 1}", images=row)
+            Strip(label=f"{model}noise {2 * i} to {2 * i + 1}", images=row)
             for i, row in enumerate(rows)
         ]
+
+    def _label(self, role: Role, steps: int) -> str:
+        return f"{name_among(role, self._roles)}, {count(steps)}"
 
     def _start(self, sampler: Sampler, num: int) -> Start:
         place = parallel.replicated(parallel.make_mesh())

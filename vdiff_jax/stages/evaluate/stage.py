@@ -1,11 +1,11 @@
 """Base and students, measured, beside what one would take instead of students."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from vdiff_jax import parallel
-from vdiff_jax.distillation.role import BASE
+from vdiff_jax.distillation.role import BASE, GUIDED, Role, name_among
 from vdiff_jax.evaluation import figures, statistics_file
 from vdiff_jax.evaluation.inception import weights
 from vdiff_jax.evaluation.measurement import Measurement, of_metric
@@ -15,6 +15,7 @@ from vdiff_jax.stages.evaluate import page
 from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.candidates import (
     candidates,
+    methods_in,
     of_finished,
 )
 from vdiff_jax.stages.evaluate.counts import check_num
@@ -32,11 +33,12 @@ OF_GUIDANCE = ("trade_off.png", "guidance.png")
 def plan(project: Project) -> list[dict[str, Any]]:
     """The one entry of the stage, for --dry_run."""
     section = project.config.evaluate
+    models = candidates(project.config, methods_in(project))
     return [
         {
             "stage": "evaluate",
             "folder": str(project.output / "evaluate"),
-            "models": [each.to_json() for each in candidates(project.config)],
+            "models": [each.to_json() for each in models],
             "num": section.num,
             "repeats": section.repeats,
         }
@@ -94,7 +96,7 @@ def _report(bench: Bench, rows: Sequence[Measurement]) -> None:
     first = [row for row in shown if row.w == shown[0].w]
     real_vs_real = reference.real_vs_real.get(rows[0].metric)
     figures.ladder_figure(out / "ladder.png", first, real_vs_real=real_vs_real)
-    plain = [row for row in first if row.sampler in ("ddim", "stochastic")]
+    plain = [row for row in first if row.sampler == row.role.sampler]
     plain.sort(key=lambda row: (row.steps, row.role == BASE))
     _grid(bench, out / "grid.png", plain)
     if len(first) < len(shown):
@@ -107,25 +109,26 @@ def _report_guidance(bench: Bench, rows: Sequence[Measurement]) -> None:
     scores = [row for row in rows if row.metric.startswith(("score", "inception_"))]
     if scores:
         figures.trade_off_figure(bench.out / "trade_off.png", distances, scores)
-    plain = [r for r in distances if r.sampler == "ddim" and r.role.stage != "guide"]
+    plain = [row for row in distances if row.sampler == row.role.sampler]
+    plain = [row for row in plain if row.role != GUIDED]
     reference = plain[0].steps
-    plain = [r for r in plain if r.role != BASE or r.steps == reference]
+    plain = [row for row in plain if row.role != BASE or row.steps == reference]
     plain.sort(key=lambda row: (row.w or 0.0, -row.steps))
     _grid(bench, bench.out / "guidance.png", plain)
 
 
 def _grid(bench: Bench, path: pathlib.Path, rows: Sequence[Measurement]) -> None:
     """Writes a row of images for each candidate, all from the same noise."""
+    roles = {row.role for row in rows}
     figures.comparison_grid(
         path,
         [bench.images_of(row)[:GRID_COLUMNS] for row in rows],
-        [_label(row) for row in rows],
+        [_label(row, roles) for row in rows],
     )
 
 
-def _label(row: Measurement) -> str:
-    name = f"{row.model}, {row.steps}"
-    name += ", stochastic" if row.sampler == "stochastic" else ""
+def _label(row: Measurement, roles: Collection[Role]) -> str:
+    name = f"{name_among(row.role, roles)}, {row.steps}"
     return name if row.w is None else f"{name}, w = {row.w:g}"
 
 
