@@ -14,6 +14,7 @@ from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.fields import FIELDS, TRAINING, is_override, words_of
 from vdiff_jax.from_config.moved import flat, nested
 from vdiff_jax.workdir.claim import Difference, refuse
+from vdiff_jax.workdir.layout import section_of_students
 from vdiff_jax.workdir.record import (
     BOOKKEEPING,
     SHAPE,
@@ -33,7 +34,8 @@ def known(
     """The config with what a workdir knows, where the command asks for nothing else.
 
     What the model is comes from the workdir, as does the section of a stage that has
-    run and is not to run now, and all that earlier commands asked for.
+    run and is not to run now, and all that earlier commands asked for. Of students it
+    is the section of their method: what was asked for others is not asked of them.
 
     Args:
       config: The config of the command.
@@ -64,6 +66,15 @@ def known(
         if path in of_model or _is_of_another_run(workdir, path, stages)
     }
     asked_before = record.get("asked", {})
+    method = config.distill.method
+    if "distill.method" not in asked:
+        method = asked_before.get("distill.method", method)
+    of_students = _of_students(workdir, record["config"], method)
+    if "distill" not in stages:
+        known_by_all |= of_students
+    asked_before |= {
+        path: of_students[path] for path in asked_before.keys() & of_students.keys()
+    }
     taken = {
         path: value
         for path, value in {**known_by_all, **asked_before}.items()
@@ -116,5 +127,19 @@ def _runs(path: str, stages: list[str]) -> bool:
 
 
 def _is_of_another_run(workdir: pathlib.Path, path: str, stages: Set[str]) -> bool:
+    """True for a field of a stage, but that of students, that is not to run now."""
     section = path.partition(".")[0]
-    return section in TRAINING and section not in stages and has_runs(workdir, section)
+    if section not in TRAINING or section == "distill":
+        return False
+    return section not in stages and has_runs(workdir, section)
+
+
+def _of_students(
+    workdir: pathlib.Path, before: dict[str, Any], method: str
+) -> dict[str, Any]:
+    """The fields that the students of a method were made with, if there are any."""
+    name = section_of_students(method)
+    if not has_runs(workdir, name):
+        return {}
+    section = before.get(name, before["distill"])
+    return {**dict(flat({"distill": section})), "distill.method": method}
