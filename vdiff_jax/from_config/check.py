@@ -23,6 +23,7 @@ from vdiff_jax.from_config.model import (
     has_guide,
     make_model,
     make_schedule,
+    make_student,
 )
 from vdiff_jax.from_config.moved import flat
 from vdiff_jax.from_config.ranges import LARGEST
@@ -96,7 +97,10 @@ def traced(config: Config) -> list[Params]:
       ValueError: If sizes do not fit together.
     """
     kinds = (False, True) if has_guide(config) else (False,)
-    return [make_model(config, guided=guided).abstract_params() for guided in kinds]
+    models = [make_model(config, guided=guided) for guided in kinds]
+    if config.distill.noise_input and _runs(config, "distill"):
+        models.append(make_student(config))
+    return [model.abstract_params() for model in models]
 
 
 def _has_network(config: Config) -> bool:
@@ -251,12 +255,15 @@ def _check_distill(config: Config) -> None:
     # An imported student of one step has no students, but can be sampled from.
     if distill.start_steps > 1 or _runs(config, "distill"):
         phases_of(config)
-    if distill.noise_input and not METHODS[distill.method].takes_noise:
+    if not _runs(config, "distill"):
+        return
+    method = METHODS[distill.method]
+    if distill.noise_input and not method.takes_noise:
         raise ValueError(
             f"distill.noise_input=True is not for distill.method={distill.method!r}:"
-            " leave it at False."
+            " set distill.noise_input=False."
         )
-    if _runs(config, "distill") and METHODS[distill.method].halves:
+    if method.halves:
         _check_num_steps(config, "distill.start_steps", distill.start_steps)
 
 
