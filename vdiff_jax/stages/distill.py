@@ -27,6 +27,7 @@ from vdiff_jax.generation.sampler import request
 from vdiff_jax.model import with_weights_of
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
+from vdiff_jax.training.records import OF_THE_LOOP
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.types import Params
@@ -48,8 +49,7 @@ def check(project: Project) -> None:
     _check_teachers(project)
     if project.config.distill.teacher and _needs_first_teacher(project):
         _first_teacher(project)
-    if project.config.stage == "distill":
-        _check_starts(project)
+    _check_starts(project)
 
 
 def plan(project: Project) -> list[dict[str, Any]]:
@@ -248,17 +248,29 @@ def _write_ledger(project: Project) -> None:
                     "num_steps": role.num_steps,
                     "teacher": result["teacher"],
                     "teacher_sha256": result["teacher_sha256"],
+                    "start": result.get("start", result["teacher"]),
                     "params_sha256": result["params_sha256"],
                     "updates": result["step"],
                     "images": result["step"] * project.config.distill.batch_size,
                     "seconds": result["seconds"],
                     "loss": result.get("loss"),
                     "held_out_loss": result.get("held_out_loss"),
+                    **_metrics(result),
                     **({"changes": result["changes"]} if "changes" in result else {}),
                 }
             )
     if rows and parallel.is_main():
         write_json(_folder(project) / "ladder.json", rows)
+
+
+def _metrics(result: dict[str, Any]) -> dict[str, float]:
+    """What a method's loss has measured, of all that is in result.json."""
+    others = {*OF_THE_LOOP, "seconds"}
+    return {
+        name: value
+        for name, value in result.items()
+        if isinstance(value, float) and name not in others
+    }
 
 
 def _needs_first_teacher(project: Project) -> bool:
