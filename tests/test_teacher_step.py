@@ -167,18 +167,12 @@ def test_a_share_of_the_error_is_that_share_of_the_missing_square(float64):
     logsnr_t, logsnr_s = jnp.array([-1.0, 0.5]), jnp.array([1.0, 3.0])
     z_t, denoise = _orthogonal(logsnr_t)
     step = samplers.Step(logsnr_t, logsnr_s)
-    none, some, all_ = (
-        _square(
-            _landed(
-                teacher_step.adjusted(jnp.asarray(X_HAT + AROUND), share)(
-                    denoise, z_t, step
-                ),
-                logsnr_t,
-                logsnr_s,
-            )
-        )
-        for share in (0.0, 0.75, 1.0)
-    )
+
+    def square(share):
+        step_of = teacher_step.adjusted(jnp.asarray(X_HAT + AROUND), share)
+        return _square(_landed(step_of(denoise, z_t, step), logsnr_t, logsnr_s))
+
+    none, some, all_ = (square(share) for share in (0.0, 0.75, 1.0))
     np.testing.assert_allclose(some - none, 0.75 * (all_ - none), rtol=1e-9)
 
 
