@@ -73,7 +73,7 @@ def teacher_steps(
 def segments(
     u: PerExample, num_steps: int | Int[Array, ""], num_teacher_steps: Int[Array, ""]
 ) -> Times:
-    """T = j / K, one step of the teacher below it, and the start of t's segment.
+    """Times t = j / K, one step of the teacher below it, and the start of t's segment.
 
     A t on the boundary of two segments belongs to the one below. The teacher's step
     just above a boundary ends there, and the student has nowhere to go: `mid` is `s`.
