@@ -9,7 +9,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: .venv/ready
-	$(BIN)/python launch.py --config configs/digits.py
+	$(BIN)/python launch.py --config configs/digits.py:train,distill
+	$(BIN)/python launch.py --config configs/digits_moment_matching.py --workdir runs/digits
 
 test: .venv/ready
 	$(PYTEST) -m "not long"

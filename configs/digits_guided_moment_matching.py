@@ -24,7 +24,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "batch_size": 64,
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,
-                "ema_decay": 0.99,
+                "ema_decay": 0.998,
                 "weight": "snr_trunc",
             },
         }

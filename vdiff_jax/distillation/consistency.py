@@ -31,8 +31,16 @@ from vdiff_jax.distillation.method import (
 from vdiff_jax.distillation.progressive import Times, two_step_target
 from vdiff_jax.distillation.teacher_step import TeacherStep
 from vdiff_jax.losses import Draws, Weight, step_index
+from vdiff_jax.samplers import Step
 from vdiff_jax.schedules import ending_in_data
-from vdiff_jax.types import Denoiser, Examples, PerExample, Scalar, Schedule
+from vdiff_jax.types import (
+    Denoiser,
+    Examples,
+    PerExample,
+    Prediction,
+    Scalar,
+    Schedule,
+)
 
 # Share of a run in which K grows to its last value.
 ANNEALED = 0.5
@@ -65,10 +73,10 @@ def teacher_steps(
 def segments(
     u: PerExample, num_steps: int | Int[Array, ""], num_teacher_steps: Int[Array, ""]
 ) -> Times:
-    """T = j / K, one step of the teacher below it, and the start of t's segment.
+    """Times t = j / K, one step of the teacher below it, and the start of t's segment.
 
     A t on the boundary of two segments belongs to the one below. The teacher's step
-    just above a boundary ends there, and the student has nowhere to go.
+    just above a boundary ends there, and the student has nowhere to go: `mid` is `s`.
 
     Args:
       u: Uniform in [0, 1), of each example.
@@ -76,9 +84,11 @@ def segments(
       num_teacher_steps: K, a multiple of N.
     """
     j = step_index(u, num_teacher_steps)
-    segment = (j.astype(jnp.int32) - 1) * num_steps // num_teacher_steps
     k = num_teacher_steps
-    return Times(j / k, (j - 1.0) / k, segment / num_steps)
+    mid = (j - 1.0) / k
+    # In whole numbers, for a compiled 7 / 28 need not be the float of 1 / 4.
+    segment, beyond = jnp.divmod((j.astype(jnp.int32) - 1) * num_steps, k)
+    return Times(j / k, mid, jnp.where(beyond == 0, mid, segment / num_steps))
 
 
 def consistency_loss(
@@ -119,6 +129,13 @@ def consistency_loss(
         times.s == times.mid, logsnr_mid, ending_in_data(schedule)(times.s)
     )
     z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
+
+    def first_step(denoise: Denoiser, z_t: Examples, step: Step) -> Prediction:
+        # The last one goes to the data, though the student is asked at a finite
+        # log-SNR there.
+        end = ending_in_data(schedule)(times.mid)
+        return step_of_teacher(denoise, z_t, step._replace(logsnr_s=end))
+
     target = lax.stop_gradient(
         two_step_target(
             teacher,
@@ -127,7 +144,7 @@ def consistency_loss(
             logsnr_t=logsnr_t,
             logsnr_mid=logsnr_mid,
             logsnr_s=logsnr_s,
-            step_of_first=step_of_teacher,
+            step_of_first=first_step,
         )
     )
     error = student(z_t, logsnr_t).v - target.v

@@ -67,7 +67,8 @@ def adjusted(x: Examples, share: float | Array) -> TeacherStep:
         prediction = denoise(z_t, step.logsnr_t)
         axes = tuple(range(1, x.ndim))
         error = jnp.square(x - prediction.x).mean(axis=axes)
-        size = jnp.square(prediction.eps).mean(axis=axes)
+        # Noise that is exactly 0 has no direction to be longer in.
+        size = jnp.maximum(jnp.square(prediction.eps).mean(axis=axes), 1e-12)
         variance = expand_like(share * error / size, x)
         logsnr_t, logsnr_s = (
             expand_like(logsnr, x) for logsnr in (step.logsnr_t, step.logsnr_s)

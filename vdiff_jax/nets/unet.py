@@ -190,7 +190,9 @@ class UNet(nn.Module):
         h = conv3x3(out_channels, zero_init=True, dtype=h.dtype, name="conv_out")(h)
         return depth_to_space(h, self.patch)
 
-    def _of_noise(self, noise: Images) -> Images:
+    def _of_noise(
+        self, noise: Images
+    ) -> Float[Array, " batch out_height out_width features"]:
         """The noise at the first features: as if it were further channels of z_t.
 
         At first it matters little, so that a student begins near the network whose

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -120,18 +121,38 @@ def find(project: Project, *roles: Role) -> Trained:
     Raises:
       ValueError: If none of them is.
     """
-    for role in roles:
+    students = [role for role in roles if role.is_student]
+    others = [role for role in roles if not role.is_student]
+    for role in students:
         if is_finished(project, role):
-            folder = project.folder(role)
-            return Trained(role, folder, network_of(project.config, role, folder))
+            return _trained(project, role)
+    if students:
+        _check_no_other(project, students)
+    for role in others:
+        if is_finished(project, role):
+            return _trained(project, role)
     last = roles[-1]
-    for other in finished(project):
-        if other.is_student and other.num_steps == last.num_steps and last.is_student:
-            check_sampler(other, last.sampler)
     raise ValueError(
         f"No finished {last.name} model in {project.folder(last)}: run the"
         f" {STAGES[last.name]} stage first."
     )
+
+
+def _trained(project: Project, role: Role) -> Trained:
+    folder = project.folder(role)
+    return Trained(role, folder, network_of(project.config, role, folder))
+
+
+def _check_no_other(project: Project, students: Sequence[Role]) -> None:
+    """Refuses the sampler where only other students of as many steps are finished.
+
+    Raises:
+      ValueError: If the first of them was taught another sampler.
+    """
+    wanted, sampler = students[0], project.config.sample.sampler
+    for role in finished(project):
+        if role.num_steps == wanted.num_steps and role.is_student and role.draws:
+            check_sampler(role, sampler)
 
 
 def network_of(config: Config, role: Role, folder: pathlib.Path) -> Model:
