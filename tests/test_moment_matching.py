@@ -498,6 +498,7 @@ def near():
     return teacher, params, student, with_weights_of(student, params, seed=0)
 
 
+@pytest.mark.slow
 def test_a_student_begins_near_its_teacher_and_depends_on_its_noise(near):
     teacher, params, student, own = near
     z_t, *noises = jax.random.normal(jax.random.key(2), (3, 4, 4, 4, 1))
@@ -511,6 +512,7 @@ def test_a_student_begins_near_its_teacher_and_depends_on_its_noise(near):
     assert 1e-3 * size < float(jnp.std(first - expected)) < 0.5 * size
 
 
+@pytest.mark.slow
 def test_the_noise_kernel_has_a_gradient_at_the_start(near):
     """It would have none at 0, where noise and its opposite cancel."""
     _, _, student, own = near
@@ -531,6 +533,7 @@ def test_the_noise_kernel_has_a_gradient_at_the_start(near):
     assert of_zero < 1e-6
 
 
+@pytest.mark.slow
 def test_a_student_that_takes_noise_is_not_asked_without(near):
     _, _, student, own = near
     with pytest.raises(ValueError, match="takes noise beside z_t"):
