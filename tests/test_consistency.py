@@ -406,14 +406,8 @@ def test_every_student_is_taught_by_the_first_teacher():
 
 
 @pytest.mark.parametrize(
-    ("students", "grid"),
-    [
-        ((3,), (64, 1280)),
-        ((8, 3), (9, 24)),
-        ((8,), (8, 12)),
-        ((8,), (8, 4)),
-        ((4,), (6, 8)),
-    ],
+    ("students", "first", "last"),
+    [((3,), 64, 1280), ((8, 3), 9, 24), ((8,), 8, 12), ((8,), 8, 4), ((4,), 6, 8)],
 )
 def test_a_grid_that_a_student_does_not_divide_is_refused(students, first, last):
     course = Course(1, 1, students=students, teacher_steps=(first, last))
