@@ -33,8 +33,9 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.nets.unet import Level, UNet
 
 # Passes of the network over each image of an update, a gradient counting as two: of
-# the network alone, and of the student and, twice, its teacher.
-PASSES = {"train": 3, "distill": 5}
+# the network alone, of the student and, twice, its teacher, and of the student, the
+# auxiliary network and the teacher.
+PASSES = {"train": 3, "distill": 5, "match": 7}
 
 
 class Quoted(NamedTuple):

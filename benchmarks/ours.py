@@ -16,6 +16,7 @@ from benchmarks import sizes
 from vdiff_jax import parallel
 from vdiff_jax.datasets import device_feed
 from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import distill_loss, train_loss
 from vdiff_jax.from_config.model import make_model
@@ -125,6 +126,7 @@ def distill(
     batch_size: int | None = None,
     steps_per_call: int | None = None,
     num_steps: int = 4,
+    method: str = FIRST,
 ) -> Updates:
     """Updates of a student of `num_steps` steps.
 
@@ -134,14 +136,17 @@ def distill(
       batch_size: Images of an update; None for the config's.
       steps_per_call: Updates of a call; None for the config's.
       num_steps: N.
+      method: A name of `METHODS`; with its usual options.
     """
     config = sizes.config(size, dtype)
+    config.distill.method = method
     model = make_model(config)
     loss = distill_loss(config, model, model)
     section = _section(section_of(config, "distill"), batch_size, steps_per_call)
     mesh = parallel.make_mesh()
     teacher = parallel.put(model.init(jax.random.key(1)), parallel.replicated(mesh))
-    return _updates(config, section, model, loss, teacher, num_steps)
+    auxiliary = model.init(jax.random.key(1)) if METHODS[method].auxiliary else None
+    return _updates(config, section, model, loss, teacher, num_steps, auxiliary)
 
 
 def sample(
@@ -179,6 +184,7 @@ def _updates(
     loss: Loss,
     teacher: Params = None,
     num_steps: int | None = None,
+    auxiliary: Params = None,
 ) -> Updates:
     mesh, optimizer = parallel.make_mesh(), optimizer_of(section)
     feeder = device_feed.Streamed(
@@ -188,7 +194,7 @@ def _updates(
         0,
     )
     (feed,) = feeder.feeds([(0, section.steps_per_call)], seed=(0,))
-    state = init_state(model.init(jax.random.key(0)), optimizer)
+    state = init_state(model.init(jax.random.key(0)), optimizer, auxiliary)
     shardings = parallel.state_shardings(state, mesh)
     return Updates(
         step=compiled_train_step(config, section, loss, feeder, mesh, shardings),

@@ -5,14 +5,16 @@ r"""The speed of updates and samples, beside that of PyTorch for its users.
     python -m benchmarks.steps --sizes digits --jobs train --rounds 9 --json out.json
 
 Everybody has all cores, the same shapes and dtypes, and turns in alternation, by
-`benchmarks.contest`. Four questions:
+`benchmarks.contest`. Five questions:
 
 1. The time of a training update. A ratio is the peer's time over ours of the same
    round: above 1, we are faster.
 2. The time of an update of distillation, at N = 4, though it does not depend on N.
 3. Ours alone: an update of distillation over one of training. It goes through the
    network 5 times, training 3 times: 1.67, and less for what both do once.
-4. The time until a batch of images is on the host, in N steps of DDIM.
+4. Ours alone: an update of moment matching over one of progressive distillation. It
+   goes through a network 7 times: 1.4, at any N but 1, where it goes through one more.
+5. The time until a batch of images is on the host, in N steps of DDIM.
 
 `gflops` are two for each multiply-add of the network, by the count of
 `benchmarks.flops`; `of_ceiling` compares them with products of large matrices, measured
@@ -41,7 +43,9 @@ OURS = "ours"
 EAGER, COMPILED = "PyTorch eager", "PyTorch compile"
 DDIM_PIPELINE = "diffusers DDIMPipeline"
 PEERS = (EAGER, COMPILED, DDIM_PIPELINE)
-JOBS = ("train", "distill", "sample")
+JOBS = ("train", "distill", "match", "sample")
+# Ours alone: a job, and the one that its time is compared with.
+COMPARED = (("distill", "train"), ("match", "distill"))
 DISTILL_STEPS = 4
 CPU = {"JAX_PLATFORMS": "cpu"}
 SHORT = {"rounds": 3, "seconds": 1.0}
@@ -126,18 +130,18 @@ def _updates(
         rows = contest.rows(results[job], OURS, size=size, job=job, batch=batch_size)
         add_work(rows, flops.PASSES[job] * forward, ceiling)
         all_rows += rows
-    if len(jobs) == 2:
-        train, distill = (results[job][OURS] for job in ("train", "distill"))
-        all_rows.append({"size": size, **distill_over_train(train, distill)})
+    for more, less in COMPARED:
+        if more in jobs and less in jobs:
+            row = {"size": size, "job": f"{more} / {less}", "what": OURS}
+            all_rows.append({**row, **_over(results[more][OURS], results[less][OURS])})
     return all_rows
 
 
-def distill_over_train(train: Result, distill: Result) -> dict[str, Any]:
-    """A row for how much more an update of distillation takes."""
-    row = {"job": "distill / train", "what": OURS}
-    if train.failed or distill.failed:
-        return {**row, "failed": "one of them did"}
-    return {**row, **contest.ratio(distill, train)}
+def _over(more: Result, less: Result) -> dict[str, Any]:
+    """How much more an update of the one takes than one of the other."""
+    if more.failed or less.failed:
+        return {"failed": "one of them did"}
+    return dict(contest.ratio(more, less))
 
 
 def _samples(
@@ -215,9 +219,14 @@ def lineup(
     """
     # Peers are built from our config and model; that must not take a GPU's memory.
     peer_env = {**CPU, "TORCHINDUCTOR_CACHE_DIR": cache}
-    make = {"train": ours.train, "distill": ours.distill, "sample": ours.sample}[job]
+    make: Callable[..., Callable[[int], None]] = {
+        "train": ours.train,
+        "distill": ours.distill,
+        "match": partial(ours.distill, method="moment_matching"),
+        "sample": ours.sample,
+    }[job]
     contenders = [Contender(OURS, make, given, ours_env(**env))]
-    for peer in peers:
+    for peer in () if job == "match" else peers:
         if peer != DDIM_PIPELINE:
             compiles = {"compile": peer == COMPILED, "device": device}
             options = {"job": job, **given, **compiles}

@@ -251,7 +251,8 @@ def test_xla_counts_what_is_inside_the_picture_and_a_little_more():
 
 
 @pytest.mark.slow
-def test_our_jobs_are_the_projects_own(monkeypatch):
+@pytest.mark.parametrize("method", ["progressive", "moment_matching"])
+def test_our_jobs_are_the_projects_own(monkeypatch, method):
     import jax
 
     from benchmarks import ours, sizes
@@ -259,11 +260,12 @@ def test_our_jobs_are_the_projects_own(monkeypatch):
     module, changes = sizes.SIZES["tiny"]
     told = {**changes, "model": {**changes["model"], "num_classes": 10}}
     monkeypatch.setitem(sizes.SIZES, "tiny", (module, told))
-    updates = ours.distill("tiny", batch_size=4, steps_per_call=3)
+    updates = ours.distill("tiny", batch_size=4, steps_per_call=3, method=method)
     state, metrics = jax.eval_shape(
         updates.step, updates.state, updates.feed, updates.job
     )
     assert metrics["loss"].shape == (3,)
+    assert ("gap" in metrics) == (method == "moment_matching")
     assert updates.per_call == 3
     assert updates.feed.items.image.shape == (3, 4, 8, 8, 1)
     assert len(updates.feed.items.image.sharding.device_set) == jax.device_count()
@@ -290,6 +292,7 @@ def test_the_pipeline_of_diffusers_draws_what_it_has_a_network_for():
         ("sample", "digits", "bfloat16", everybody[:3]),
         ("sample", "tiny", "float32", everybody[:3]),
         ("train", "digits", "float32", everybody[:3]),
+        ("match", "digits", "float32", everybody[:1]),
     ):
         given = {"size": size, "dtype": dtype, "num_steps": 2}
         found = steps.lineup(job, steps.PEERS, "", **given)
