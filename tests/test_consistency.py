@@ -363,7 +363,7 @@ def test_all_is_finite_in_float32_and_no_example_outweighs_the_others(num_steps,
     found, slope = jax.jvp(loss, (1.1,), (1.0,))
     for values in (found, slope):
         assert bool(jnp.isfinite(values).all())
-        assert float(jnp.abs(values).max()) < 1e3
+    assert float(found.max()) < 150.0
 
 
 def test_the_method_asks_the_ema_to_go_on_and_the_teacher_for_steps_of_its_kind():
