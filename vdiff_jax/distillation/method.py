@@ -46,6 +46,7 @@ class Setting(NamedTuple):
       progress: Share of the run's updates that are done, in [0, 1].
       teacher_steps: Steps of the teacher from noise to data, at first and at last.
       teacher_step: Makes the kind of the teacher's steps.
+      takes_noise: True if the student takes noise beside z_t.
     """
 
     schedule: Schedule
@@ -54,6 +55,7 @@ class Setting(NamedTuple):
     progress: Scalar | float = 1.0
     teacher_steps: tuple[int, int] = (1, 1)
     teacher_step: MakeTeacherStep = lambda x, num_steps: teacher_step.ddim
+    takes_noise: bool = False
 
 
 # (networks, clean examples, chance, setting) -> the loss of each example by the name

@@ -26,7 +26,7 @@ from jaxtyping import Array, Int
 
 from vdiff_jax.diffusion import alpha_sigma, diffuse, expand_like, velocity
 from vdiff_jax.distillation.method import Denoisers, Method, Setting, one_by_one
-from vdiff_jax.losses import Draws, Weight
+from vdiff_jax.losses import Draws, Weight, step_index
 from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
 
 # The signal-to-noise ratio from which on the weight of the student's error stays.
@@ -34,19 +34,26 @@ MOST_SNR = 50.0
 
 
 def times(
-    draws: Draws, num_steps: int | Int[Array, ""]
+    draws: Draws, num_steps: int | Int[Array, ""], takes_noise: bool = False
 ) -> tuple[PerExample, PerExample]:
     """The times of an update: s uniform in [0, 1), and t up to 1 / N above it.
 
     The paper's. A student of one step is only ever asked at t = 1, and trained there.
+    One that takes noise is trained where it is asked, at the i / N, and s is below it:
+    it can have the right distribution at each t by itself, where the auxiliary network,
+    which does not know t, would be content with the right mixture over many.
 
     Args:
       draws: The chance of this update.
       num_steps: N.
+      takes_noise: True if the student takes noise beside z_t.
 
     Returns:
       t and s.
     """
+    if takes_noise:
+        t = step_index(draws.u, num_steps) / num_steps
+        return t, t - draws.uniform("t") / num_steps
     s = draws.u
     t = jnp.minimum(s + draws.uniform("t") / num_steps, 1.0)
     return jnp.where(num_steps == 1, 1.0, t), s
@@ -85,6 +92,7 @@ def moment_matching_loss(
     schedule: Schedule,
     weight: Weight,
     num_steps: int | Int[Array, ""],
+    takes_noise: bool = False,
 ) -> dict[str, PerExample]:
     """The loss of a student of `num_steps` steps and of its auxiliary network.
 
@@ -97,12 +105,13 @@ def moment_matching_loss(
       schedule: log-SNR of time, shared by all networks.
       weight: One of the weights in `losses`, taken at s; all are bounded.
       num_steps: The student's N. May be traced.
+      takes_noise: True if the student takes noise beside z_t.
 
     Returns:
       The `loss`, whose value is the weighted gap; the `gap` itself; and the
       `auxiliary_loss`, the error of v in predicting the student's samples.
     """
-    t, s = times(draws, num_steps)
+    t, s = times(draws, num_steps, takes_noise)
     logsnr_t, logsnr_s = schedule(t), schedule(s)
     z_t = diffuse(x, draws.eps(x.shape[1:]), logsnr_t)
     prediction = student(z_t, logsnr_t)
@@ -217,6 +226,7 @@ def loss(
         schedule=setting.schedule,
         weight=setting.weight,
         num_steps=setting.num_steps,
+        takes_noise=setting.takes_noise,
     )
 
 

@@ -141,6 +141,7 @@ def distill_loss(config: Config, teacher: Model, student: Model) -> Loss:
                 given.progress,
                 teacher_steps,
                 step_of,
+                student.takes_noise,
             ),
         )
 
