@@ -46,5 +46,6 @@ def test_a_student_that_takes_noise_is_trained_at_the_times_of_its_sampler(num_s
     np.testing.assert_allclose(grid, np.arange(1, num_steps + 1) / num_steps)
     np.testing.assert_allclose(counts, 4000 / num_steps, atol=2)
     share = (t - s) * num_steps
-    assert share.min() >= 0 and share.max() <= 1
+    assert share.min() >= 0
+    assert share.max() <= 1
     assert abs(jnp.mean(share) - 0.5) < 0.03
