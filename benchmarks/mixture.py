@@ -42,7 +42,7 @@ SCHEDULE = schedules.cosine()
 DATA = MixtureData()
 START_STEPS = 64
 BUDGETS = (1, 2, 4, 8)
-# Between the modes; 40.2 % of the data lie below it.
+# Between the modes, where the density is least; 40.0 % of the data lie below it.
 BOUNDARY = -0.35
 NUM_SAMPLES = 2**18
 # Draws of students that take noise: with the variance of q(z_s | z_t, x~).
