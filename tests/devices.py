@@ -9,6 +9,7 @@ import json
 import re
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ import optax
 from configs import digits
 from vdiff_jax import parallel
 from vdiff_jax.datasets.shuffle import batch_indices
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.data import make_feeder, make_source
 from vdiff_jax.from_config.losses import distill_loss, train_loss
@@ -45,7 +47,7 @@ def config(**changes):
                 },
             },
             "train": {"batch_size": BATCH_SIZE, "warmup_steps": 0, "steps": STEPS},
-            "distill": {"batch_size": BATCH_SIZE},
+            "distill": {"batch_size": BATCH_SIZE, "warmup_steps": 0},
         }
     )  # fmt: skip
     for field, value in changes.items():
@@ -55,6 +57,25 @@ def config(**changes):
             change = {section: change}
         made.update(change)
     return made
+
+
+class Net(nn.Module):
+    """Quick to compile, with an array that is large enough to be split."""
+
+    out_channels: int
+
+    @nn.compact
+    def __call__(self, z_t, logsnr_t, label=None, *, train=False):
+        del label, train
+        shift = nn.Dense(16)(logsnr_t[:, None] / 20.0)
+        h = nn.swish(nn.Conv(16, (3, 3))(z_t) + shift[:, None, None])
+        h = nn.swish(nn.Conv(16, (3, 3))(h))
+        return nn.Conv(self.out_channels, (3, 3))(h)
+
+
+def make_net(out_channels, num_classes):
+    del num_classes
+    return Net(out_channels)
 
 
 class Bench:
@@ -68,7 +89,10 @@ class Bench:
             config, make_source(config, "train"), self.section, self.mesh
         )
         self.optimizer = optimizer_of(self.section)
-        self.start = init_state(self.params(0), self.optimizer)
+        auxiliary = None
+        if stage == "distill" and METHODS[config.distill.method].auxiliary:
+            auxiliary = self.params(2)
+        self.start = init_state(self.params(0), self.optimizer, auxiliary)
         self.shardings = parallel.state_shardings(
             jax.eval_shape(lambda: self.start), self.mesh
         )
@@ -125,15 +149,16 @@ def said(losses, digest, state):
         "losses": losses,
         "batches": digest.hexdigest(),
         "norm": float(optax.tree.norm(state.params)),
+        "auxiliary_norm": float(optax.tree.norm(state.networks.auxiliary)),
         "whole": largest.sharding.is_fully_replicated,
         "bytes_here": largest.addressable_shards[0].data.nbytes / largest.nbytes,
     }  # fmt: skip
 
 
-def under_pmap(bench):
-    """The same pure step, with the rows of each device given to it."""
-    devices = jax.device_count()
-    step = jax.pmap(
+@functools.cache
+def pmapped(bench):
+    """The same pure step."""
+    return jax.pmap(
         make_train_step(
             bench.loss,
             bench.optimizer,
@@ -145,6 +170,11 @@ def under_pmap(bench):
         axis_name="batch",
         in_axes=(0, 0, None),
     )
+
+
+def under_pmap(bench):
+    """What `Bench.run` says, with the rows of each device given to it."""
+    devices, step = jax.device_count(), pmapped(bench)
     source = make_source(bench.config, "train")
     state = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (devices, *leaf.shape)), bench.start
@@ -163,6 +193,17 @@ def under_pmap(bench):
         losses.append(float(metrics["loss"][0]))
     first = jax.tree.map(lambda leaf: leaf[0], state)
     return said(losses, digest, first)
+
+
+def matching(run=Bench.run, **changes):
+    """Moment matching of 4 steps and of 1, by one compiled step."""
+    changes = {"distill__method": "moment_matching", **changes}
+    bench = Bench(config(model__net="devices:make_net", **changes), "distill")
+    told = {}
+    for num_steps in (4, 1):
+        bench.job = bench.job._replace(num_steps=jnp.int32(num_steps))
+        told[num_steps] = run(bench)
+    return told
 
 
 def pictures(bench, batch_size):
@@ -220,6 +261,13 @@ def main(devices):
     jax.config.update("jax_disable_most_optimizations", True)
     plain = Bench(config())
     told = {"plain": plain.run(), "pictures": pictures(plain, 48)}
+    told["matching"] = {"plain": matching()}
+    if devices > 1:
+        told["matching"] |= {
+            "pmap": matching(under_pmap),
+            "fsdp": matching(parallel__fsdp=2),
+            "accumulated": matching(distill__grad_accum_steps=4),
+        }
     if devices > 1:
         told |= {
             "pictures_by_16": pictures(plain, 16),

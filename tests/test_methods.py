@@ -271,8 +271,10 @@ def test_an_update_that_went_wrong_can_be_replayed(
     status, error = command("distill", tmp_path, *fields, flags=("--replay=2",))
     assert status == 0, error
     assert f"student of {num_steps} step" in command.out.splitlines()[0]
-    assert "numbers are not finite; from float32" in command.out
+    first = command.out.splitlines()[1]
+    assert "numbers are not finite; from float32" in first
     assert "vdiff_jax/" in command.out
+    assert "cond in" not in command.out
 
 
 # What is made of the students.
@@ -384,6 +386,20 @@ def test_an_exported_student_draws_the_same_images(
     np.testing.assert_array_equal(_pictures(out), expected)
 
 
+def test_a_student_with_noise_is_no_base_model(command, noisy, tmp_path):
+    copy = shutil.copytree(noisy, tmp_path / "copy")
+    status, error = _exported(
+        command, copy, "config", formats="('safetensors',)",
+        **{"distill.method": "moment_matching"},
+    )  # fmt: skip
+    assert status == 0, error
+    (file,) = (copy / "export").rglob("model.safetensors")
+    workdir = tmp_path / "imported"
+    status, error = command("import", workdir, f"source.path={file}", kind="config")
+    assert (status, "takes noise beside z_t: it can be sampled" in error) == (2, True)
+    assert not (workdir / "config.json").exists()
+
+
 @pytest.mark.parametrize("name", ["stablehlo", "diffusers"])
 def test_a_format_without_a_place_for_noise_is_refused(command, noisy, tmp_path, name):
     copy = shutil.copytree(noisy, tmp_path / "copy")
@@ -399,6 +415,7 @@ def test_a_format_without_a_place_for_noise_is_refused(command, noisy, tmp_path,
     assert _hashes(copy) == before
 
 
+@pytest.mark.long
 def test_students_with_noise_are_evaluated(noisy, tmp_path):
     copy = shutil.copytree(noisy, tmp_path / "copy")
     launch.launch(_noisy("evaluate"), copy)

@@ -39,10 +39,26 @@ def told():
         out, errors = child.communicate(timeout=500)
         assert child.returncode == 0, errors[-3000:]
         said[devices] = json.loads(out.splitlines()[-1])
-    return {"alone": said[1]["plain"], "alone_pictures": said[1]["pictures"], **said[8]}
+    alone = {f"alone_{name}": said[1][name] for name in ("pictures", "matching")}
+    return {"alone": said[1]["plain"], **alone, **said[8]}
 
 
 WAYS = ("plain", "fsdp", "pmap", "accumulated", "remat", "streamed")
+
+
+@pytest.mark.parametrize("way", ["plain", "fsdp", "pmap", "accumulated"])
+@pytest.mark.parametrize("num_steps", ["4", "1"])
+def test_a_student_and_the_network_beside_it_are_the_same_in_every_way(
+    told, num_steps, way
+):
+    """Of moment matching, whose losses of many steps and of one differ."""
+    found = told["matching"][way][num_steps]
+    expected = told["alone_matching"]["plain"][num_steps]
+    assert expected["auxiliary_norm"] > 0
+    np.testing.assert_allclose(found["losses"][0], expected["losses"][0], rtol=2e-6)
+    np.testing.assert_allclose(found["losses"], expected["losses"], rtol=2e-4)
+    for network in ("norm", "auxiliary_norm"):
+        np.testing.assert_allclose(found[network], expected[network], rtol=1e-5)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -149,7 +149,6 @@ class LoadedModel:
             raise ValueError(
                 f"The {role} in {self.path} makes noise of images: it draws none."
             )
-        check_sampler(role, sampler or "auto")
         if steps is None:
             steps = role.num_steps or self.config.loop.sample_steps
         config = self.config.copy_and_resolve_references()
@@ -165,6 +164,7 @@ class LoadedModel:
             }
         )
         check(config)
+        check_sampler(role, config.sample.sampler)
         if config.sample.w and not self.trained.takes_w:
             check_can_be_guided(self.trained.folder)
         return config

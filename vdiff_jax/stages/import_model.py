@@ -158,7 +158,13 @@ def _model(config: Config) -> Imported:
             f"The model in {path} takes a guidance weight: it can be sampled from"
             " (sample.from), but is no base model."
         )
-    return Imported(current(about.fields), model_file.read(path), about.num_steps)
+    fields = current(about.fields)
+    if fields.get("distill", {}).get("noise_input"):
+        raise ValueError(
+            f"The model in {path} takes noise beside z_t: it can be sampled from"
+            " (sample.from), but is no base model."
+        )
+    return Imported(fields, model_file.read(path), about.num_steps)
 
 
 def _never_without_class(source: Imported) -> Imported:
