@@ -19,7 +19,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "method": "moment_matching",
                 "students": (8, 4, 2, 1),
                 "start": "progressive",
-                "updates": "1400, 8: 600, 1: 2000",
+                "updates": "1200, 8: 600, 1: 2000",
                 "batch_size": 64,
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,

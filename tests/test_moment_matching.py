@@ -62,6 +62,7 @@ def _values(student, auxiliary, draws, num_steps, **options):
         "teacher": DATA.denoise,
         "weight": losses.snr_plus_one,
         "schedule": COSINE,
+        "takes_noise": True,  # for the times i / num_steps, and no others
         **options,
     }
     x = DATA.mean + DATA.std * draws.normal("x", SHAPE)
@@ -296,7 +297,15 @@ def test_the_networks_look_at_the_ancestral_step_of_the_student(float64):
         return DATA.denoise(z, logsnr)
 
     moment_matching_loss(
-        spy, spy, spy, x, draws, schedule=COSINE, weight=losses.snr, num_steps=2
+        spy,
+        spy,
+        spy,
+        x,
+        draws,
+        schedule=COSINE,
+        weight=losses.snr,
+        num_steps=2,
+        takes_noise=True,
     )
     (z_t, logsnr_t), *others = asked
     step = samplers.Step(logsnr_t, others[0][1], draws.normal("noise", (2,)))
@@ -310,7 +319,7 @@ def test_the_networks_look_at_the_ancestral_step_of_the_student(float64):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 64])
 def test_an_update_begins_on_the_samplers_grid_and_ends_within_its_step(num_steps):
-    t, s = times(losses.draw(jax.random.key(0), 4000), num_steps)
+    t, s = times(losses.draw(jax.random.key(0), 4000), num_steps, takes_noise=True)
     i = np.asarray(t) * num_steps
     np.testing.assert_allclose(i, np.round(i), atol=1e-4)
     assert set(np.round(i)) == set(range(1, num_steps + 1))
@@ -615,3 +624,20 @@ def test_image_number_i_is_the_same_in_every_batch():
     start = sampler.start(jnp.arange(4), jnp.int32(5))
     one_step = -np.asarray(sampler.draw(params, start, request(1)))
     assert abs(np.corrcoef(one_step.ravel(), start.z_1.ravel())[0, 1]) < 0.4
+
+
+@pytest.mark.parametrize("num_steps", [2, 5])
+def test_without_noise_a_student_is_trained_at_all_times(num_steps):
+    t, s = times(losses.draw(jax.random.key(0), 8000), num_steps)
+    assert float(s.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(t.max()) == 1.0
+    gap = np.asarray(t - s) * num_steps
+    assert gap.min() >= 0.0
+    assert gap.max() <= 1.0 + 1e-5
+    assert len(np.unique(np.asarray(t))) > 1000
+
+
+def test_a_student_of_one_step_is_trained_where_it_is_asked():
+    t, s = times(losses.draw(jax.random.key(0), 4000), 1)
+    assert set(np.asarray(t)) == {1.0}
+    assert float(s.mean()) == pytest.approx(0.5, abs=0.03)

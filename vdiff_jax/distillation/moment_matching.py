@@ -31,6 +31,8 @@ from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
 
 # The signal-to-noise ratio from which on the weight of the student's error stays.
 MOST_SNR = 50.0
+# Students of so few steps have the whole gradient, for one pass more.
+MOST_STEPS_FULLY = 2
 
 
 def times(
@@ -52,8 +54,8 @@ def times(
       t and s.
     """
     if takes_noise:
-        t = step_index(draws.u, num_steps) / num_steps
-        return t, t - draws.uniform("t") / num_steps
+        i = step_index(draws.u, num_steps)
+        return i / num_steps, (i - 1.0 + draws.uniform("s")) / num_steps
     s = draws.u
     t = jnp.minimum(s + draws.uniform("t") / num_steps, 1.0)
     return jnp.where(num_steps == 1, 1.0, t), s
@@ -122,9 +124,12 @@ def moment_matching_loss(
             auxiliary, teacher, prediction, noise, logsnr_t, logsnr_s
         )
 
-    terms = lax.cond(
-        num_steps == 1, matched(_fully), matched(_along_difference), prediction
-    )
+    is_few = num_steps <= MOST_STEPS_FULLY
+    fully, along = matched(_fully), matched(_along_difference)
+    if isinstance(is_few, bool):  # else only one of both is run, too
+        terms = (fully if is_few else along)(prediction)
+    else:
+        terms = lax.cond(is_few, fully, along, prediction)
     trains = weight(logsnr_s) * terms.trains
     return {
         "loss": weight(logsnr_s) * terms.gap + trains - lax.stop_gradient(trains),
