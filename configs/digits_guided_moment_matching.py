@@ -1,9 +1,20 @@
 r"""Handwritten digits, 8x8, by class: moment matching for every guidance weight w.
 
-python launch.py --config configs/digits_guided.py:train,guide,distill
-python launch.py --config configs/digits_guided_moment_matching.py:distill,evaluate \
+Commands, the second of them in the workdir of the first:
+
+    python launch.py --config configs/digits_guided.py:train,guide,distill
+    python launch.py --config configs/digits_guided_moment_matching.py:distill,evaluate
         --workdir runs/digits_guided
 
+The teacher is the guided model at a w that is uniform in [0, 4]; student and
+auxiliary network are conditioned on the class and w. The paper of the method
+(Salimans et al., 2024, arXiv:2406.04103) and settings are those of
+digits_moment_matching.py.
+
+Result: accuracy of a judge that had no part in it, and `frechet_classifier` (not FID)
+to the training images; mean over the seeds 0, 1 and 2 of 1,536 samples each:
+
+@TABLE@
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +31,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "method": "moment_matching",
                 "students": (8, 4, 2, 1),
                 "start": "progressive",
-                "updates": "1200, 8: 600, 1: 2000",
+                "updates": "1400, 8: 600, 1: 2000",
                 "batch_size": 64,
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,
