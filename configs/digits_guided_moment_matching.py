@@ -26,9 +26,9 @@ to the training images; mean over the seeds 0, 1 and 2 of 1,536 samples each:
     progressive, 1 step            99.5 %   4.6    100.0 %   7.2    100.0 %  26.7
 
 So it is for few steps without guidance, and for 8 and 4 steps with it. A student of
-one step loses much at w = 1 (recall 0.30 instead of 0.43) and nearly all at w = 4 (0.02
-instead of 0.13): there take the progressive one. 5 minutes on 2 cores, and as much again
-to evaluate.
+one step loses much at w = 1 (recall 0.30 instead of 0.43) and nearly all at w = 4
+(0.02 instead of 0.13): there take the progressive one. 5 minutes on 2 cores, and as
+much again to evaluate.
 """
 
 from ml_collections import ConfigDict
