@@ -256,7 +256,7 @@ def test_a_dry_run_lists_the_students_of_the_method(command, copy, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("num_steps", "form"), [(2, "difference"), (1, "fully")])
+@pytest.mark.parametrize(("num_steps", "form"), [(4, "difference"), (1, "fully")])
 def test_an_update_that_went_wrong_can_be_replayed(
     command, workdir, tmp_path, num_steps, form
 ):
