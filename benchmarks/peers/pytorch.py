@@ -374,7 +374,7 @@ COVERED = {
     "loop.grad_accum_steps": 1,
     "distill.weight": "snr_trunc",
     "distill.ema_decay": 0.0,
-    "sample.sampler": "ddim",
+    "sample.sampler": "auto",  # which is ddim
     "sample.eta": 0.0,
     "sample.clip": "x",
 }
@@ -383,10 +383,11 @@ COVERED = {
 def _network(config: Config, model: Model, device: str) -> UNet:
     for field, value in COVERED.items():
         section, name = field.split(".")
-        if config[section][name] != value:
+        trains = section in ("train", "distill")
+        fields = section_of(config, section) if trains else config[section]
+        if fields[name] != value:
             raise ValueError(
-                f"The peers cover {field}={value!r} alone, and it is"
-                f" {config[section][name]!r}."
+                f"The peers cover {field}={value!r} alone, and it is {fields[name]!r}."
             )
     net = UNet(model.net, in_channels=model.image_shape[-1])
     if num_parameters(net) != model.num_parameters():
