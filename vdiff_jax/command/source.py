@@ -42,6 +42,10 @@ class Source(NamedTuple):
         return pathlib.Path("runs") / self.place.stem
 
 
+# Config files that a message names, at most.
+MOST_NAMED = 10
+
+
 def find(text: str | None) -> Source:
     """The config that a command names.
 
@@ -104,7 +108,13 @@ def _missing(name: str) -> str:
         }
     )
     near = difflib.get_close_matches(path.stem, stems, 3, 0.5)
-    hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(stems)}"
+    rest = len(stems) - MOST_NAMED
+    more = f" and {rest} more" if rest > 0 else ""
+    hint = (
+        f"near it: {', '.join(near)}"
+        if near
+        else f"there are {', '.join(stems[:MOST_NAMED])}{more}"
+    )
     return f"There is no config file or workdir {name}; {hint}."
 
 
