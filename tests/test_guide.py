@@ -257,7 +257,7 @@ def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys)
         ({"sample": {"labels": (3, 10)}}, "must be from 0 to 9"),
         ({"sample": {"guidance_interval": (0.5, 0.2)}}, "guidance_interval"),
         ({"sample": {"clip": "dynamic:2"}}, "sample.clip='dynamic:2' must be"),
-        ({"sample": {"sampler": "stochastic", "steps": 64}}, "steps of 1/64 only"),
+        ({"sample": {"sampler": "stochastic", "steps": 64}}, "student of 64 steps was"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(workdir, tmp_path, changes, message):
@@ -331,8 +331,9 @@ def test_student_and_teacher_are_told_the_same_strength_of_the_range():
         (guide_loss(config, make_model(config), model), 0.7),
         (distill_loss(config, model, model), 0.0),
     ):
-        student, teacher = _asked(loss, model)
-        np.testing.assert_array_equal(student["w"], teacher["w"])
+        student, teacher, *ema = _asked(loss, model)
+        for other in (teacher, *ema):
+            np.testing.assert_array_equal(student["w"], other["w"])
         np.testing.assert_array_equal(student["label"], np.full(400, 7))
         np.testing.assert_array_equal(teacher["label"], np.full(400, 7))
         found = np.quantile(student["w"], [0.0, 0.5, 1.0])
