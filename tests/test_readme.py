@@ -3,10 +3,15 @@ import re
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import folder
+from oracles import GaussianData
+from vdiff_jax import losses, schedules
+from vdiff_jax.distillation.method import Course, Denoisers, Setting
 from vdiff_jax.from_config.data import make_source
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -66,3 +71,20 @@ def test_the_source_of_the_docs_is_one(monkeypatch):
     assert len(source) > 900
     assert source[3]["image"].shape == (32, 32, 3)
     assert source[3]["label"] < 32
+
+
+def test_the_method_that_contributing_shows_is_one():
+    """A copy of the exact denoiser has nothing to learn, and another has."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(from vdiff_jax.*?METHOD = .*?)```", text, re.S)
+    shown = {}
+    exec(code, shown)
+    method = shown["METHOD"]
+    assert [phase.num_steps for phase in method.phases(Course(8, 1, (4, 2)))] == [4, 2]
+    exact, other = GaussianData().denoise, GaussianData(std=0.9).denoise
+    draws = losses.draw(jax.random.key(0), 16)
+    setting = Setting(schedules.cosine(), losses.snr_trunc, num_steps=4)
+    for student, has_loss in ((exact, False), (other, True)):
+        nets = Denoisers(student, exact, student)
+        values = method.loss(nets, jnp.zeros((16, 2)), draws, setting)["loss"]
+        assert (float(values.max()) > 1e-3) == has_loss
