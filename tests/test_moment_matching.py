@@ -350,10 +350,9 @@ def test_the_auxiliary_is_trained_on_samples_alone():
 
     def loss(theta):
         # Without noise and at log-SNR 0, z_s = alpha x~ and v~ = -sigma x~ = -z_s.
-        auxiliary = lambda z, logsnr: predict(theta - z, z, logsnr, "v")  # noqa: E731
         return moment_matching_loss(
             student,
-            auxiliary,
+            lambda z, logsnr: predict(theta - z, z, logsnr, "v"),
             DATA.denoise,
             one,
             silent,
@@ -373,9 +372,8 @@ def test_a_student_whose_auxiliary_is_its_teacher_is_at_rest():
     draws = losses.draw(jax.random.key(0), 64)
 
     def loss(theta, auxiliary):
-        student = lambda z, logsnr: DATA.denoise(theta * z, logsnr)  # noqa: E731
         return moment_matching_loss(
-            student,
+            lambda z, logsnr: DATA.denoise(theta * z, logsnr),
             auxiliary,
             DATA.denoise,
             jnp.zeros((64, 3)),
