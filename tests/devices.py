@@ -31,7 +31,7 @@ from vdiff_jax.from_config.step import (
 )
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.training.step import Job, init_state, make_train_step
-from vdiff_jax.types import Batch
+from vdiff_jax.types import Batch, Condition
 
 STEPS, BATCH_SIZE, SEED = 20, 32, (0, 0)
 
@@ -185,7 +185,7 @@ def under_pmap(bench):
         image = np.stack([source[row]["image"] for row in rows])
         label = np.array([source[row]["label"] for row in rows], np.int32)
         digest.update(image)
-        batch = Batch(image, label)
+        batch = Batch(image, Condition(label))
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), batch
         )

@@ -22,13 +22,15 @@ def main(address: str, host: int, length: int, batch_size: int, steps: int) -> N
     here, sums = [], []
     total = jax.jit(lambda values: values.sum())
     for feed in Streamed(source, batch_size, mesh, 0).feeds(calls, seed):
-        label = feed.items.label
+        label = feed.items.condition.label
         assert label.shape == (1, batch_size)
         here.append([int(v) for s in label.addressable_shards for v in s.data.ravel()])
         sums.append(int(total(label)))
 
     on_device = resident(source, batch_size=batch_size, mesh=mesh, num_workers=0)
-    read = jax.jit(lambda feed: on_device.read(feed.data, first(feed.items)).label)
+    read = jax.jit(
+        lambda feed: on_device.read(feed.data, first(feed.items)).condition.label
+    )
     resident_here = []
     for feed in on_device.feeds(calls, seed):
         label = read(feed)

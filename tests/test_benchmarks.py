@@ -191,6 +191,7 @@ def test_multiply_adds_are_those_of_the_traced_network(levels, options):
 
     from benchmarks import flops
     from vdiff_jax.nets.unet import Level, UNet
+    from vdiff_jax.types import Condition
 
     names = ("features", "num_blocks", "num_heads", "resample_in_block")
     net = UNet(
@@ -200,8 +201,8 @@ def test_multiply_adds_are_those_of_the_traced_network(levels, options):
         groups=4,
         **options,
     )
-    label = jnp.zeros(1, jnp.int32) if net.num_classes else None
-    inputs = (jnp.zeros((1, 16, 16, 3)), jnp.zeros(1), label)
+    condition = Condition(jnp.zeros(1, jnp.int32) if net.num_classes else None)
+    inputs = (jnp.zeros((1, 16, 16, 3)), jnp.zeros(1), condition)
     params = jax.eval_shape(net.init, jax.random.key(0), *inputs)
     traced = jax.make_jaxpr(net.apply)(params, *inputs)
 

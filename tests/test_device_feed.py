@@ -150,7 +150,7 @@ def test_two_hosts_read_disjoint_shards_that_are_the_epoch():
 
     labels = np.arange(length, dtype=np.int32)
     source = Arrays(np.zeros((length, 1, 1, 1), np.uint8), labels)
-    expected = _batches(_streamed(source), [(0, steps)], seed=(0,)).label
+    expected = _batches(_streamed(source), [(0, steps)], seed=(0,)).condition.label
     for step in range(steps):
         assert len(one["here"][step]) == len(other["here"][step]) == batch_size // 2
     together = np.concatenate([one["here"], other["here"]], axis=1)
@@ -168,5 +168,5 @@ def test_two_hosts_read_disjoint_shards_that_are_the_epoch():
 def test_parts_of_a_source_are_fed_too(photos):
     part = held_out_part(_source(photos, "lmdb"), 0.3, "test")
     batches = _batches(_resident(part, batch_size=len(part) // 2 * 2), [(0, 1)])
-    assert np.isin(batches.label, part.labels).all()
+    assert np.isin(batches.condition.label, part.labels).all()
     assert size_in_bytes(part) == len(part) * SIZE * SIZE * 3

@@ -17,6 +17,7 @@ from vdiff_jax.interop.diffusers import names, read
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import UNet
+from vdiff_jax.types import Condition
 
 pytestmark = [
     pytest.mark.diffusers,
@@ -46,7 +47,11 @@ def _says(found, dtype, images, step, label):
     """What our network says of images at a step of the chain."""
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), found.params)
     logsnr = jnp.full(len(images), LINEAR[step], dtype)
-    inputs = (jnp.asarray(images), logsnr, None if label is None else jnp.array(label))
+    inputs = (
+        jnp.asarray(images),
+        logsnr,
+        Condition(None if label is None else jnp.array(label)),
+    )
     return np.asarray(jax.jit(_net(found, dtype).apply)({"params": params}, *inputs))
 
 

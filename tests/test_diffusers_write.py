@@ -17,6 +17,7 @@ from vdiff_jax.interop.diffusers import names, write
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.diffusers.write import check_writable, write_folder
 from vdiff_jax.nets.unet import UNet
+from vdiff_jax.types import Condition
 
 pytestmark = [
     pytest.mark.diffusers,
@@ -64,7 +65,7 @@ def _noise(num_steps):
 def _ours(model, params, num_steps, clip, w):
     label = jnp.arange(BATCH) % 10 if model.num_classes else None
     strength = None if w is None else jnp.full(BATCH, w)
-    denoise = model.denoiser(params, label, strength)
+    denoise = model.denoiser(params, Condition(label, w=strength))
     limits = [lambda p, z, l: diffusion.clip(p, z, l, 1.0)] if clip else []
     noise = jnp.asarray(_noise(num_steps), jnp.float32)
 

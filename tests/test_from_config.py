@@ -11,7 +11,7 @@ from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model, make_schedule
 from vdiff_jax.from_config.sampler import make_guidance
 from vdiff_jax.training.step import Given, Networks
-from vdiff_jax.types import Batch
+from vdiff_jax.types import Batch, Condition
 
 
 def _model(latent_scale):
@@ -32,7 +32,7 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
         config, model = _model(latent_scale)
         draws = losses.draw(jax.random.key(1), len(latents))
         params = model.init(jax.random.key(2))
-        batch = Batch(latents, np.zeros(8, np.int32))
+        batch = Batch(latents, Condition(np.zeros(8, np.int32)))
         values = train_loss(config, model, train=True)(
             Networks(params), batch, draws, Given(None, None, None, jnp.zeros(()))
         )

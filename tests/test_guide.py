@@ -27,7 +27,7 @@ from vdiff_jax.model import with_weights_of
 from vdiff_jax.stages import guide
 from vdiff_jax.stages.sample import starts
 from vdiff_jax.training.step import Given, Networks
-from vdiff_jax.types import Batch
+from vdiff_jax.types import Batch, Condition
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import find, in_file, load_params
@@ -92,11 +92,13 @@ def test_the_student_begins_as_the_conditional_teacher_at_every_w(workdir):
     own = with_weights_of(student, params, seed=3)
     z_t = jax.random.normal(jax.random.key(0), (6, 8, 8, 1))
     logsnr_t, label = jnp.linspace(-9.0, 9.0, 6), jnp.arange(6)
-    expected = jax.jit(lambda: teacher.denoiser(params, label)(z_t, logsnr_t))()
+    expected = jax.jit(
+        lambda: teacher.denoiser(params, Condition(label))(z_t, logsnr_t)
+    )()
     for w in (0.0, 1.0, 3.7):
         strength = jnp.full(6, w)
         found = jax.jit(
-            lambda w: student.denoiser(own, label, w)(z_t, logsnr_t)
+            lambda w: student.denoiser(own, Condition(label, w=w))(z_t, logsnr_t)
         )(strength)  # fmt: skip
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
@@ -147,7 +149,7 @@ def test_students_take_the_strength_and_learn_from_it(workdir, ladder):
         model, params = trained.model, trained.params()
         said += [
             np.asarray(
-                model.denoiser(params, jnp.arange(4), jnp.full(4, w))(
+                model.denoiser(params, Condition(jnp.arange(4), w=jnp.full(4, w)))(
                     z_t, jnp.zeros(4)
                 ).v
             )
@@ -188,7 +190,9 @@ def test_pictures_are_encoded_as_the_class_that_they_show(
     config = _config("sample", sample={**tiny.TINY["sample"], **spec})
     sampler, seen = make_sampler(config, make_model(config)), []
     monkeypatch.setattr(
-        Sampler, "encode", lambda self, params, images, label, n: seen.append(label)
+        Sampler,
+        "encode",
+        lambda self, params, images, given, n: seen.append(given.label),
     )
     start_of = starts.from_images(
         Project(config, workdir),
@@ -310,12 +314,12 @@ def _asked(loss, model):
     """What a loss asks its denoisers for: a dictionary for each of them, in turn."""
     asked = []
 
-    def denoiser(self, params, label, w=None, **options):
-        asked.append({"label": label, "w": w, **options})
+    def denoiser(self, params, condition, **options):
+        asked.append({**condition._asdict(), **options})
         return _nothing
 
     draws = losses.draw(jax.random.key(0), 400)
-    batch = Batch(np.zeros((400, 8, 8, 1), np.uint8), np.full(400, 7))
+    batch = Batch(np.zeros((400, 8, 8, 1), np.uint8), Condition(np.full(400, 7)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model), "denoiser", denoiser)
         given = Given({}, {}, jnp.int32(2), jnp.zeros(()))

@@ -12,6 +12,7 @@ from vdiff_jax.distillation.guided import decoding_stochastically, imitation_los
 from vdiff_jax.distillation.method import ladder
 from vdiff_jax.distillation.progressive import decoding, distillation_loss
 from vdiff_jax.guidance import NO_CLASS, Guidance, classifier_free
+from vdiff_jax.types import Condition
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("optimized")]
 
@@ -22,14 +23,14 @@ W_MAX = 4.0
 UPDATES, BATCH_SIZE = 3000, 512
 
 
-def _denoiser_of(label):
+def _denoiser_of(condition):
     """The exact denoiser of two classes, or of their mixture."""
 
     def denoise(z_t, logsnr_t):
         low, high, both = (
             data.denoise(z_t, logsnr_t).x for data in (*CLASSES, EVERYTHING)
         )
-        which = diffusion.expand_like(label, z_t)
+        which = diffusion.expand_like(condition.label, z_t)
         x = jnp.where(which == NO_CLASS, both, jnp.where(which > 0, high, low))
         return diffusion.predict(x, z_t, logsnr_t, "x")
 
@@ -37,7 +38,7 @@ def _denoiser_of(label):
 
 
 def _guided(label, w):
-    return classifier_free(_denoiser_of, label, w, Guidance())
+    return classifier_free(_denoiser_of, Condition(label), w, Guidance())
 
 
 def _student(params, label, w):

@@ -197,7 +197,7 @@ def test_a_function_of_the_users_is_a_teacher(make, tmp_path):
     z_t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     logsnr_t = jnp.array([-2.0, 1.0])
     alpha_t = jnp.sqrt(jax.nn.sigmoid(logsnr_t))[:, None, None, None]
-    found = model.denoiser(params, None)(z_t, logsnr_t).x
+    found = model.denoiser(params)(z_t, logsnr_t).x
     np.testing.assert_allclose(found, alpha_t * z_t, rtol=1e-5, atol=1e-6)
 
 

@@ -510,9 +510,9 @@ def test_a_student_begins_near_its_teacher_and_depends_on_its_noise(near):
     teacher, params, student, own = near
     z_t, *noises = jax.random.normal(jax.random.key(2), (3, 4, 4, 4, 1))
     logsnr = jnp.full(4, 0.3)
-    expected = teacher.denoiser(params, None)(z_t, logsnr).v
+    expected = teacher.denoiser(params)(z_t, logsnr).v
     first, second = (
-        student.denoiser(own, None, noise=noise)(z_t, logsnr).v for noise in noises
+        student.denoiser(own, noise=noise)(z_t, logsnr).v for noise in noises
     )
     size = float(jnp.std(expected))
     assert 1e-3 * size < float(jnp.std(first - second)) < 0.5 * size
@@ -529,7 +529,7 @@ def test_the_noise_kernel_has_a_gradient_at_the_start(near):
 
     def loss(kernel):
         params = {**own, "noise_in": {"kernel": kernel}}
-        denoise = student.denoiser(params, None, noise=opposite)
+        denoise = student.denoiser(params, noise=opposite)
         return jnp.square(denoise(both, jnp.full(16, 0.3)).x).mean()
 
     kernel = own["noise_in"]["kernel"]
@@ -544,7 +544,7 @@ def test_the_noise_kernel_has_a_gradient_at_the_start(near):
 def test_a_student_that_takes_noise_is_not_asked_without(near):
     _, _, student, own = near
     with pytest.raises(ValueError, match="takes noise beside z_t"):
-        student.denoiser(own, None)
+        student.denoiser(own)
     image, one = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1)
     with pytest.raises(ValueError, match="noise_input=True got none"):
         _unet(noise_input=True).apply({"params": own}, image, one)

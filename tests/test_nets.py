@@ -16,6 +16,7 @@ from vdiff_jax.nets.normalization import (
     swish_of,
 )
 from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.types import Condition
 
 LEVELS = (
     Level(features=8, num_blocks=1),
@@ -31,7 +32,7 @@ def _unet(**options):
 def _inputs(size=8, num_classes=0):
     z_t = jax.random.normal(jax.random.key(1), (2, size, size, 3))
     label = jnp.array([0, num_classes - 1]) if num_classes else None
-    return z_t, jnp.array([-3.0, 5.0]), label
+    return z_t, jnp.array([-3.0, 5.0]), Condition(label)
 
 
 def _perturbed(net, *inputs):
@@ -155,12 +156,16 @@ def test_a_gradient_reaches_every_parameter(options):
 
 def test_log_snr_and_class_matter():
     net = _unet(num_classes=3)
-    z_t, logsnr, label = _inputs(num_classes=3)
-    params = {"params": _perturbed(net, z_t, logsnr, label)}
+    z_t, logsnr, (label, *_) = _inputs(num_classes=3)
+    params = {"params": _perturbed(net, z_t, logsnr, Condition(label))}
     apply = jax.jit(net.apply)
-    plain = apply(params, z_t, logsnr, label)
-    assert jnp.abs(apply(params, z_t, logsnr + 1.0, label) - plain).max() > 1e-3
-    assert jnp.abs(apply(params, z_t, logsnr, 2 - label) - plain).max() > 1e-3
+    plain = apply(params, z_t, logsnr, Condition(label))
+    assert (
+        jnp.abs(apply(params, z_t, logsnr + 1.0, Condition(label)) - plain).max() > 1e-3
+    )
+    assert (
+        jnp.abs(apply(params, z_t, logsnr, Condition(2 - label)) - plain).max() > 1e-3
+    )
 
 
 @pytest.mark.slow

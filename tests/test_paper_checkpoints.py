@@ -21,6 +21,7 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop import paper_checkpoints
 from vdiff_jax.nets.serialization import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
+from vdiff_jax.types import Condition
 from vdiff_jax.workdir import imported, layout
 from vdiff_jax.workdir.trained import load_params
 
@@ -36,7 +37,11 @@ def _net(**options):
 def _random(net):
     label = jnp.zeros(1, jnp.int32) if net.num_classes else None
     shapes = jax.eval_shape(
-        net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), label
+        net.init,
+        jax.random.key(0),
+        jnp.zeros((1, 8, 8, 3)),
+        jnp.zeros(1),
+        Condition(label),
     )["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(
@@ -96,7 +101,7 @@ def test_the_network_is_found_from_its_parameters(
     z_t, logsnr_t = jnp.ones((2, 8, 8, 3)), jnp.array([-3.0, 2.0])
     label = jnp.array([0, 4]) if num_classes else None
     ours, theirs = (
-        jax.jit(each.apply)({"params": values}, z_t, logsnr_t, label)
+        jax.jit(each.apply)({"params": values}, z_t, logsnr_t, Condition(label))
         for each, values in ((again, found.params), (net, params))
     )
     np.testing.assert_array_equal(ours, theirs)

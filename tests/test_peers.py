@@ -18,7 +18,7 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.training.step import Given, Networks
-from vdiff_jax.types import Batch
+from vdiff_jax.types import Batch, Condition
 
 SIZE = 8
 NETS = {
@@ -71,9 +71,11 @@ def test_the_unet_of_pytorch_is_ours(options):
     z_t = jax.random.normal(jax.random.key(1), (3, SIZE, SIZE, 3))
     logsnr_t = jnp.array([-3.0, 5.0, 19.0])
     label = jnp.array([0, 2, 1]) if net.num_classes else None
-    shapes = jax.eval_shape(net.init, jax.random.key(0), z_t, logsnr_t, label)
+    shapes = jax.eval_shape(
+        net.init, jax.random.key(0), z_t, logsnr_t, Condition(label)
+    )
     params = _random(shapes["params"])
-    expected = jax.jit(net.apply)({"params": params}, z_t, logsnr_t, label)
+    expected = jax.jit(net.apply)({"params": params}, z_t, logsnr_t, Condition(label))
 
     peer = unet.UNet(net, in_channels=3).to(memory_format=torch.channels_last)
     unet.load_flax(peer, params)
@@ -108,7 +110,8 @@ def _peer_of(model, params):
 def _batch(model, batch_size=16):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
-    return Batch(image, rng.integers(0, 10, batch_size).astype(np.int32))
+    label = rng.integers(0, 10, batch_size).astype(np.int32)
+    return Batch(image, Condition(label))
 
 
 def _for_both(model):
@@ -121,7 +124,7 @@ def _for_both(model):
     )
     x = pytorch.from_pixels(_tensor(batch.image))
     ours = batch._replace(image=losses.mirror(jnp.asarray(batch.image), flip))
-    return (ours, draws), (x, theirs, _tensor(batch.label))
+    return (ours, draws), (x, theirs, _tensor(batch.condition.label))
 
 
 def test_the_training_loss_of_pytorch_is_ours(pair):
@@ -162,7 +165,7 @@ def test_the_samples_of_pytorch_are_ours(pair):
     start = make_sampler(config, model).start(jnp.arange(16), jnp.int32(0))
     expected = samplers.sample(
         diffusion.limited(
-            model.denoiser(params, start.label),
+            model.denoiser(params, start.condition),
             [functools.partial(diffusion.clip, limit=1.0)],
         ),
         start.z_1,
@@ -170,7 +173,7 @@ def test_the_samples_of_pytorch_are_ours(pair):
         num_steps=4,
     )
 
-    label = _tensor(start.label)
+    label = _tensor(start.condition.label)
     step = functools.partial(pytorch.ddim_step, peer, label=label)
     times = pytorch.grid(pytorch.Cosine(-20.0, 20.0), 4, "cpu")
     with torch.inference_mode():
@@ -208,7 +211,7 @@ def test_an_update_of_a_student_leaves_its_teacher(pair):
     unet.load_flax(step.companion, params)
     batch = _batch(model)
 
-    step(_tensor(batch.image), _tensor(batch.label))
+    step(_tensor(batch.image), _tensor(batch.condition.label))
 
     pairs = zip(step.net.parameters(), step.companion.parameters(), strict=True)
     assert all(not torch.equal(student, teacher) for student, teacher in pairs)

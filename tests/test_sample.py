@@ -17,6 +17,7 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.generation.trajectories import interpolation, slerp
+from vdiff_jax.types import Condition
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +140,8 @@ def test_classes_can_be_chosen_and_a_row_keeps_the_class_of_its_first():
     params = _random(model)
     ends = sampler.start(jnp.arange(4), jnp.int32(0))
     frames = interpolation(sampler, params, ends, request=request(2), frames=3)
-    alone = ends._replace(label=ends.label[np.array([0, 0, 2, 2])])
+    label = ends.condition.label[np.array([0, 0, 2, 2])]
+    alone = ends._replace(condition=Condition(label))
     expected = np.asarray(sampler.draw(params, alone, request(2)))
     found = frames[:, [0, 2]].reshape(4, 8, 8, 1)
     assert np.abs(found.astype(int) - expected).max() <= 1

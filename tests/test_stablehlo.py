@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
@@ -16,6 +15,7 @@ from vdiff_jax.files import weights
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import stablehlo
+from vdiff_jax.types import Condition
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def _direct(sampler, params, z, label, w):
 
     @jax.jit
     def draw(params, z):
-        denoise = model.denoiser(params, label, None if w is None else jnp.asarray(w))
+        denoise = model.denoiser(params, Condition(label, w=w))
         return samplers.sample(
             diffusion.limited(denoise, sampler.limits),
             z,

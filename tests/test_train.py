@@ -13,6 +13,7 @@ import tiny
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.stages import replay
+from vdiff_jax.types import Condition
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import load_params
@@ -58,8 +59,8 @@ def test_converted_it_is_the_same_denoiser(source, target):
     logsnr_t = jnp.linspace(-4.0, 4.0, 5)
     label = jnp.arange(5)
     for found, expected in zip(
-        ours.denoiser(params, label)(z_t, logsnr_t),
-        theirs.denoiser(params, label)(z_t, logsnr_t),
+        ours.denoiser(params, Condition(label))(z_t, logsnr_t),
+        theirs.denoiser(params, Condition(label))(z_t, logsnr_t),
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

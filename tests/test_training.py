@@ -17,7 +17,7 @@ from vdiff_jax.training.step import (
     many_updates,
     update_ema,
 )
-from vdiff_jax.types import Batch, Feed
+from vdiff_jax.types import Batch, Condition, Feed
 
 
 def _job(num_updates=100, seed=0, **options):
@@ -26,7 +26,7 @@ def _job(num_updates=100, seed=0, **options):
 
 def _batch(size=8, seed=0):
     image = jax.random.normal(jax.random.key(seed), (size, 2, 2, 1))
-    return Batch(image, jnp.zeros(size, jnp.int32))
+    return Batch(image, Condition(jnp.zeros(size, jnp.int32)))
 
 
 def _linear_loss(networks, batch, draws: Draws, given):

@@ -5,23 +5,57 @@ Meng et al., 2023, arXiv:2210.03142):
 
     x_w = (1 + w) x_c - w x_u
 
-where x_c is conditioned on the class and x_u is not. Others write u + s (c - u) with a
-guidance scale s = 1 + w, which is 1 for none. As the factors add up to 1, and x, eps
-and v are affine in one another at a fixed z_t, guiding one of them guides all three.
+where x_c is conditioned, and the condition of x_u is left out. Others write
+u + s (c - u) with a guidance scale s = 1 + w, which is 1 for none. As the factors add
+up to 1, and x, eps and v are affine in one another at a fixed z_t, guiding one of them
+guides all three.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from vdiff_jax.diffusion import expand_like, predict
-from vdiff_jax.types import Denoiser, Examples, Labels, PerExample, Prediction
+from vdiff_jax.types import Condition, Denoiser, Examples, PerExample, Prediction
 
 # The label of an example whose class is left out; its class embedding is zero.
 NO_CLASS = -1
+
+
+def null(condition: Condition) -> Condition:
+    """The condition with all that it says left out: no class, and no context.
+
+    What stands in its place is the network's to know, which was trained with it. The
+    guidance weight stays.
+    """
+    label, context, mask, w = condition
+    if label is not None:
+        label = jnp.full_like(jnp.asarray(label), NO_CLASS)
+    if context is not None:
+        mask = jnp.zeros(context.shape[:2], bool)
+    return Condition(label, context, mask, w)
+
+
+def with_mask(condition: Condition) -> Condition:
+    """The condition with a mask, if it has a context and no mask: all vectors count."""
+    if condition.context is None or condition.mask is not None:
+        return condition
+    return condition._replace(mask=jnp.ones(condition.context.shape[:2], bool))
+
+
+def left_out(condition: Condition, which: Bool[Array, " batch"]) -> Condition:
+    """The condition with that of the chosen examples left out."""
+    return jax.tree.map(
+        lambda nothing, kept: jnp.where(
+            which.reshape(-1, *(1,) * (kept.ndim - 1)), nothing, kept
+        ),
+        null(condition),
+        jax.tree.map(jnp.asarray, with_mask(condition)),
+    )
 
 
 def describe(w: float) -> str:
@@ -61,8 +95,8 @@ def guided(
     """The guided prediction, not clipped: for w > 0 x_hat may leave [-1, 1].
 
     Args:
-      conditional: The prediction conditioned on the class.
-      unconditional: The prediction without the class.
+      conditional: The prediction with the condition.
+      unconditional: The prediction with the condition left out.
       w: The guidance weight of each example, from 0 up.
     """
     w_ = expand_like(w, conditional.v)
@@ -99,22 +133,29 @@ def rescaled(
 
 
 def classifier_free(
-    denoiser_of: Callable[[Labels], Denoiser],
-    label: Labels,
+    denoiser_of: Callable[[Condition], Denoiser],
+    condition: Condition,
     w: PerExample,
     guidance: Guidance,
 ) -> Denoiser:
     """The guided denoiser: both predictions in one call of twice the batch, combined.
 
     Args:
-      denoiser_of: The denoiser for given labels, which may be `NO_CLASS`.
-      label: The class of each example.
+      denoiser_of: The denoiser for a condition.
+      condition: The condition of each example.
       w: The guidance weight of each example.
       guidance: The options beside w.
     """
     # The two of an example are neighbours, so that both are on its device.
-    labels = jnp.stack([label, jnp.full_like(label, NO_CLASS)], axis=1).reshape(-1)
-    both = denoiser_of(labels)
+    both = denoiser_of(
+        jax.tree.map(
+            lambda kept, nothing: jnp.stack([kept, nothing], axis=1).reshape(
+                -1, *kept.shape[1:]
+            ),
+            jax.tree.map(jnp.asarray, with_mask(condition)),
+            null(condition),
+        )
+    )
 
     def half(values: Array, which: int) -> Array:
         return values.reshape(-1, 2, *values.shape[1:])[:, which]

@@ -25,7 +25,7 @@ from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.interop.diffusers.read import read_folder
-from vdiff_jax.types import Denoiser, Params, Schedule
+from vdiff_jax.types import Condition, Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import CONFIG, Project, role_of_folder
@@ -109,7 +109,7 @@ class LoadedModel:
         """
         label = None if labels is None else jnp.asarray(labels, jnp.int32)
         weight = None if w is None or label is None else jnp.full(label.shape, w)
-        return self.trained.model.denoiser(self.params, label, weight)
+        return self.trained.model.denoiser(self.params, Condition(label, w=weight))
 
     @property
     def schedule(self) -> Schedule:

@@ -8,12 +8,13 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from vdiff_jax import diffusion
-from vdiff_jax.guidance import PLAIN, Guidance, classifier_free
+from vdiff_jax.guidance import PLAIN, Guidance, classifier_free, with_mask
 from vdiff_jax.types import (
+    NOTHING,
+    Condition,
     Denoiser,
     Params,
     PerExample,
@@ -26,8 +27,8 @@ class Model:
     """A network with all that is needed to use it as a denoiser.
 
     Attributes:
-      net: flax module, (z_t, logsnr_t, label, train=) -> output; with (z_t, logsnr_t,
-        label, w, train=) where there is a `w_range`, and `noise=` where it takes noise.
+      net: flax module, (z_t, logsnr_t, condition, train=) -> output; with `noise=`
+        where it takes noise. The condition has the parts that it is made for.
       output: The quantity that it predicts.
       schedule: log-SNR of time.
       image_shape: [height, width, channels] of the data.
@@ -37,6 +38,7 @@ class Model:
       w_range: The least and the largest guidance weight that the network itself
         imitates. Without it, guidance evaluates the network twice.
       takes_noise: True for a student that takes fresh noise beside z_t in each step.
+      context_shape: [tokens, width] of the context; None for a model without one.
     """
 
     net: nn.Module
@@ -47,6 +49,7 @@ class Model:
     latent_scale: float
     w_range: tuple[float, float] | None = None
     takes_noise: bool = False
+    context_shape: tuple[int, int] | None = None
 
     def to_x(self, image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
         """The data as x: pixels to [-1, 1], latents scaled."""
@@ -73,14 +76,11 @@ class Model:
 
     def forward_flops(self) -> float:
         """Floating-point operations of one pass of the network over one example."""
-        z_t = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        one = jax.ShapeDtypeStruct((1,), jnp.float32)
-        label = jax.ShapeDtypeStruct((1,), jnp.int32)
 
         def forward(params: Params, *inputs: Any) -> Any:
             return self.net.apply({"params": params}, *inputs, **self._extra())
 
-        inputs = (z_t, one, *self._conditions(label, one))
+        inputs = jax.eval_shape(self._example)
         lowered = jax.jit(forward).lower(self.abstract_params(), *inputs)
         return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
@@ -91,20 +91,18 @@ class Model:
     def denoiser(
         self,
         params: Params,
-        label: Array | np.ndarray | None,
-        w: Array | None = None,
+        condition: Condition = NOTHING,
         *,
         noise: Array | None = None,
         dropout: Array | None = None,
         guidance: Guidance = PLAIN,
     ) -> Denoiser:
-        """The network with these parameters, guided where there is a w.
+        """The network with these parameters, guided where the condition has a w.
 
         Args:
           params: Parameters of the network.
-          label: The class of each example; ignored if the model is unconditional.
-          w: The guidance weight of each example. None is no guidance; a network that
-            takes w is then given 0.
+          condition: The condition of each example; parts that the model is not made
+            for are ignored. A network that takes w is given 0 where there is none.
           noise: Standard normal, of the shape of z_t, for a network that takes it.
           dropout: A key; without it, there is no dropout.
           guidance: Rescaling, and the interval of guidance.
@@ -116,31 +114,57 @@ class Model:
         if self.takes_noise and noise is None:
             raise ValueError("This student takes noise beside z_t in each step.")
         extra = {"noise": noise} if self.takes_noise else {}
-        label = None if label is None else jnp.asarray(label)
+        w, condition = condition.w, self._read(condition)
         if self.w_range is not None:
-            assert label is not None
-            w = jnp.zeros(label.shape) if w is None else w
 
             def guided_net(z_t: Array, logsnr_t: PerExample) -> Array:
-                w_t = guidance.weight_at(w, logsnr_t)
-                return self._apply(params, dropout, extra, z_t, logsnr_t, label, w_t)
+                given = jnp.zeros_like(logsnr_t) if w is None else jnp.asarray(w)
+                w_t = guidance.weight_at(given, logsnr_t)
+                return self._apply(
+                    params, dropout, extra, z_t, logsnr_t, condition._replace(w=w_t)
+                )
 
             return diffusion.denoiser(guided_net, self.output)
 
-        def denoiser_of(label: Array | None) -> Denoiser:
+        def denoiser_of(condition: Condition) -> Denoiser:
             def net(z_t: Array, logsnr_t: PerExample) -> Array:
-                return self._apply(params, dropout, extra, z_t, logsnr_t, label)
+                return self._apply(params, dropout, extra, z_t, logsnr_t, condition)
 
             return diffusion.denoiser(net, self.output)
 
         if w is None:
-            return denoiser_of(label)
-        if label is None or not self.num_classes:
+            return denoiser_of(condition)
+        if condition == NOTHING:
             raise ValueError(
-                "Guidance needs a model that is conditioned on a class, and this one is"
-                " not (model.num_classes=0)."
+                "Guidance needs a model that is conditioned on a class or a context,"
+                " and this one is not (model.num_classes=0)."
             )
-        return classifier_free(denoiser_of, label, w, guidance)
+        return classifier_free(denoiser_of, condition, jnp.asarray(w), guidance)
+
+    def _read(self, condition: Condition) -> Condition:
+        """The parts that the network is made for, without w.
+
+        Raises:
+          ValueError: If one of them is missing, or a context has another shape.
+        """
+        label, context, mask, _ = condition
+        if self.num_classes and label is None:
+            raise ValueError("This model is conditioned on a class: give it labels.")
+        label = jnp.asarray(label) if self.num_classes else None
+        if self.context_shape is None:
+            return Condition(label)
+        if context is None or context.shape[1:] != self.context_shape:
+            raise ValueError(
+                "This model is conditioned on a context of shape"
+                f" {self.context_shape}, and got"
+                f" {None if context is None else context.shape[1:]}."
+            )
+        if mask is not None and mask.shape != context.shape[:2]:
+            raise ValueError(
+                f"The mask has shape {mask.shape}, and its context {context.shape}: it"
+                " must have a value for each vector of the context."
+            )
+        return with_mask(Condition(label, jnp.asarray(context), mask))
 
     def _apply(
         self,
@@ -149,13 +173,9 @@ class Model:
         extra: dict[str, Any],
         *inputs: Any,
     ) -> Array:
-        z_t, logsnr_t, label, *w = inputs
         output = self.net.apply(
             {"params": params},
-            z_t,
-            logsnr_t,
-            label if self.num_classes else None,
-            *w,
+            *inputs,
             **extra,
             train=dropout is not None,
             rngs=None if dropout is None else {"dropout": dropout},
@@ -166,16 +186,17 @@ class Model:
     def _example(self) -> tuple[Any, ...]:
         """Inputs of the network, of one example."""
         z_t, one = jnp.zeros((1, *self.image_shape)), jnp.zeros(1)
-        return z_t, one, *self._conditions(jnp.zeros(1, jnp.int32), one)
+        condition = Condition(jnp.zeros(1, jnp.int32) if self.num_classes else None)
+        if self.context_shape is not None:
+            context = jnp.zeros((1, *self.context_shape))
+            condition = with_mask(condition._replace(context=context))
+        if self.w_range is not None:
+            condition = condition._replace(w=one)
+        return z_t, one, condition
 
     def _extra(self) -> dict[str, Any]:
         """Inputs by name, of one example."""
         return {"noise": jnp.zeros((1, *self.image_shape))} if self.takes_noise else {}
-
-    def _conditions(self, label: Any, w: Any) -> tuple[Any, ...]:
-        """The inputs beside z_t and its log-SNR: the class, w, both, or neither."""
-        label = label if self.num_classes else None
-        return (label,) if self.w_range is None else (label, w)
 
 
 def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params:

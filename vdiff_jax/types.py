@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 
 Examples: TypeAlias = Float[Array, " batch *event"]
 PerExample: TypeAlias = Float[Array, " batch"]
@@ -32,6 +32,27 @@ class Prediction(NamedTuple):
     v: Examples
 
 
+class Condition(NamedTuple):
+    """Everything that a network is given beside z_t and its log-SNR; batch first.
+
+    Absent parts are None. Whoever does not read it only passes it on.
+
+    Attributes:
+      label: Classes, 0 .. num_classes - 1; -1 for an example whose class is left out.
+      context: A sequence of vectors, such as the embedding of a text.
+      mask: True where a vector of the context counts; an example without any has its
+        context left out. None if all count.
+      w: The guidance weight of each example; None is no guidance.
+    """
+
+    label: Labels | None = None
+    context: Float[Array, " batch tokens width"] | None = None
+    mask: Bool[Array, " batch tokens"] | None = None
+    w: PerExample | None = None
+
+
+NOTHING = Condition()
+
 Schedule: TypeAlias = Callable[[Float[Array, " ..."]], Float[Array, " ..."]]
 RawOutput: TypeAlias = Float[Array, " batch *output"]  # may have twice the channels
 Network: TypeAlias = Callable[[Examples, PerExample], RawOutput]
@@ -39,10 +60,10 @@ Denoiser: TypeAlias = Callable[[Examples, PerExample], Prediction]
 
 
 class Batch(NamedTuple):
-    """Images as uint8 pixels or as floats in model units, and their classes."""
+    """Images as uint8 pixels or as floats in model units, and their conditions."""
 
     image: Num[Array | np.ndarray, " *batch height width channels"]
-    label: Int[Array | np.ndarray, " *batch"] | None = None
+    condition: Condition = NOTHING
 
 
 class Feed(NamedTuple):

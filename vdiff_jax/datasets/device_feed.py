@@ -17,7 +17,7 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.loader import TIMEOUT_SECONDS, load, prefetch, read_all
 from vdiff_jax.datasets.shuffle import Cursor, cursor, example_index
 from vdiff_jax.datasets.source import Source
-from vdiff_jax.types import Batch, Feed
+from vdiff_jax.types import Batch, Condition, Feed
 
 # "auto" keeps up to 1 GiB on every device. CIFAR-10 has 0.15, 16,185 images of
 # 64x64 have 0.19.
@@ -89,7 +89,7 @@ class Streamed:
         return item
 
     def _place(self, stack: dict[str, np.ndarray]) -> Feed:
-        batches = Batch(stack["image"], stack["label"])
+        batches = batch_of(stack)
         split = parallel.split(self.mesh, axis=1)
         return Feed(parallel.put_rows(batches, split, self.batch_size))
 
@@ -157,8 +157,16 @@ def resident(
       LoaderError: If workers die or hang at one batch again and again.
     """
     everything = read_all(source, num_workers, timeout)
-    data = Batch(everything["image"], everything["label"])
+    data = batch_of(everything)
     return Resident(parallel.put(data, parallel.replicated(mesh)), batch_size, mesh)
+
+
+def batch_of(examples: dict[str, np.ndarray]) -> Batch:
+    """The batch of stacked examples, as the loader gives them."""
+    parts: dict[str, Any] = {
+        name: examples.get(name) for name in ("label", "context", "mask")
+    }
+    return Batch(examples["image"], Condition(**parts))
 
 
 def size_in_bytes(source: Source) -> int:

@@ -10,7 +10,7 @@ from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.teacher_step import MakeTeacherStep
 from vdiff_jax.from_config.choices import Config, number, section_of
 from vdiff_jax.from_config.model import w_range
-from vdiff_jax.guidance import NO_CLASS, Guidance
+from vdiff_jax.guidance import Guidance, left_out
 from vdiff_jax.model import Model
 from vdiff_jax.training.step import Given, Loss, Networks, Values
 from vdiff_jax.types import Batch, Denoiser, Params, PerExample
@@ -43,7 +43,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
     Args:
       config: The whole config.
       model: The network.
-      train: True to leave out features and classes, as in training.
+      train: True to leave out features and conditions, as in training.
     """
     weigh = loss_weight(section_of(config, "train").weight)
     num_steps = config.train.num_steps or None
@@ -54,12 +54,13 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
         del given
         x = model.to_x(jnp.asarray(batch.image))
         dropout = draws.dropout if train and config.train.dropout > 0 else None
-        label = batch.label
-        if train and label is not None:
-            left_out = draws.uniform("label") < config.train.label_dropout
-            label = jnp.where(left_out, NO_CLASS, label)
+        condition = batch.condition
+        if train:
+            # The name is that of its first kind of condition: it makes the numbers.
+            dropped = draws.uniform("label") < config.train.label_dropout
+            condition = left_out(condition, dropped)
         error = losses.denoising_loss(
-            model.denoiser(networks.main, label, dropout=dropout),
+            model.denoiser(networks.main, condition, dropout=dropout),
             x,
             draws,
             schedule=model.schedule,
@@ -85,10 +86,10 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
     def loss(
         networks: Networks, batch: Batch, draws: losses.Draws, given: Given
     ) -> Values:
-        w = _guidance_weight(config, draws)
+        condition = batch.condition._replace(w=_guidance_weight(config, draws))
         error = imitation_loss(
-            student.denoiser(networks.main, batch.label, w),
-            teacher.denoiser(given.teacher, batch.label, w, guidance=guidance),
+            student.denoiser(networks.main, condition),
+            teacher.denoiser(given.teacher, condition, guidance=guidance),
             student.to_x(jnp.asarray(batch.image)),
             draws,
             schedule=student.schedule,
@@ -117,12 +118,13 @@ def distill_loss(config: Config, teacher: Model, student: Model) -> Loss:
     ) -> Values:
         assert given.num_steps is not None
         w = None if student.w_range is None else _guidance_weight(config, draws)
+        condition = batch.condition._replace(w=w)
         x = student.to_x(jnp.asarray(batch.image))
         noise = draws.normal("input", x.shape[1:]) if student.takes_noise else None
 
         def denoiser(model: Model, params: Params) -> Denoiser:
             own = noise if model.takes_noise else None
-            return model.denoiser(params, batch.label, w, noise=own)
+            return model.denoiser(params, condition, noise=own)
 
         auxiliary = networks.auxiliary
         return method.loss(

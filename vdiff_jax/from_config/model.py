@@ -15,7 +15,7 @@ from vdiff_jax.model import Model
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, Style
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import Level, UNet
-from vdiff_jax.nets.wrappers import Converted, Function
+from vdiff_jax.nets.wrappers import Converted, Function, Positional
 from vdiff_jax.types import Schedule
 
 DType = Literal["float32", "bfloat16"]
@@ -122,7 +122,9 @@ def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
             f"{field} makes a {type(net).__name__}: it must be a flax module, or a pair"
             " of a function and its parameters."
         )
-    return _of_convention(config, net) if config.model.convention else net
+    if config.model.convention:
+        return _of_convention(config, Positional(net, label_always=False))
+    return Positional(net, label_always=True)
 
 
 def _of_convention(config: Config, net: nn.Module) -> nn.Module:

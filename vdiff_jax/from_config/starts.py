@@ -52,7 +52,8 @@ class Starts:
         # Numbers beyond the last only fill up a batch.
         if len(self._labels):
             label = jnp.asarray(self._labels[index % len(self._labels)])
-            start = start._replace(label=parallel.put(label, place))
+            condition = start.condition._replace(label=parallel.put(label, place))
+            start = start._replace(condition=condition)
         if self._noise is not None:
             z_1 = jnp.asarray(self._noise[index % len(self._noise)])
             start = start._replace(z_1=parallel.put(z_1, place))

@@ -6,6 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from vdiff_jax import parallel
+from vdiff_jax.datasets.device_feed import batch_of
 from vdiff_jax.datasets.identity import sha256_of_sample
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.from_config.choices import Config, as_json, section_of
@@ -106,7 +107,7 @@ def _held_out(config: Config, batch_size: int, mesh: Mesh) -> list[Batch]:
     )
     return [
         parallel.put_rows(
-            Batch(stack["image"][0], stack["label"][0]),
+            batch_of({name: rows[0] for name, rows in stack.items()}),
             parallel.split(mesh),
             batch_size,
         )

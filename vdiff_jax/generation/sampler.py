@@ -14,10 +14,11 @@ from vdiff_jax import diffusion, samplers
 from vdiff_jax.guidance import Guidance
 from vdiff_jax.model import Model
 from vdiff_jax.types import (
+    NOTHING,
+    Condition,
     Denoiser,
     Examples,
     Keys,
-    Labels,
     Params,
 )
 
@@ -25,17 +26,17 @@ Images = Num[Array, " batch height width channels"]
 
 
 class Start(NamedTuple):
-    """The noise that a sampler starts at, and its classes.
+    """The noise that a sampler starts at, and its condition.
 
     Attributes:
       z_1: Standard normal noise.
       keys: A key for each image, for samplers that draw more noise.
-      label: Classes; None if the model is unconditional.
+      condition: What the images are conditioned on, without w.
     """
 
     z_1: Examples
     keys: Keys
-    label: Labels | None
+    condition: Condition = NOTHING
 
 
 class Request(NamedTuple):
@@ -123,7 +124,8 @@ class Sampler:
         z_1 = jax.vmap(
             lambda key: jax.random.normal(jax.random.fold_in(key, 0), shape)
         )(keys)
-        return Start(z_1, keys, index % num_classes if num_classes else None)
+        label = index % num_classes if num_classes else None
+        return Start(z_1, keys, Condition(label))
 
     @partial(jax.jit, static_argnums=0)
     def draw(self, params: Params, start: Start, request: Request) -> Images:
@@ -147,7 +149,7 @@ class Sampler:
         self,
         params: Params,
         image: Images,
-        label: Labels | None,
+        condition: Condition,
         num_steps: Int[Array, ""],
     ) -> Examples:
         """The noise that images come from, without guidance and without limits.
@@ -155,11 +157,11 @@ class Sampler:
         Args:
           params: Parameters of the model.
           image: The images, as the data are.
-          label: Their classes; None if the model is unconditional.
+          condition: What they are conditioned on, without w.
           num_steps: N.
         """
         return samplers.encode(
-            self.model.denoiser(params, label),
+            self.model.denoiser(params, condition),
             self.model.to_x(image),
             schedule=self.model.schedule,
             num_steps=num_steps,
@@ -207,10 +209,11 @@ class Sampler:
         """The denoiser, and the arguments of `samplers.sample` that go with it."""
         if w is not None:
             w = jnp.broadcast_to(w, start.z_1.shape[:1])
+        condition = start.condition._replace(w=w)
 
         def denoiser_of(noise: Examples | None) -> Denoiser:
             denoise = self.model.denoiser(
-                params, start.label, w, noise=noise, guidance=self.guidance
+                params, condition, noise=noise, guidance=self.guidance
             )
             return diffusion.limited(denoise, self.limits)
 

@@ -1,5 +1,6 @@
 """Trajectories from noise to image, and images between two noises."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num, UInt8
@@ -35,7 +36,7 @@ def interpolation(
 ) -> Num[np.ndarray, " rows frames h w c"]:
     """Rows of images from number 2 j to number 2 j + 1, along a great circle.
 
-    A row has the class of its first image.
+    A row has the condition of its first image.
 
     Args:
       sampler: The sampler, and its model.
@@ -52,7 +53,7 @@ def interpolation(
     start = Start(
         z_1=parallel.put(jnp.stack(z_1), place),
         keys=ends.keys[first],
-        label=None if ends.label is None else ends.label[first],
+        condition=jax.tree.map(lambda rows: rows[first], ends.condition),
     )
     images = parallel.fetch(sampler.draw(params, start, request))
     return images.reshape(len(pairs), frames, *images.shape[1:])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vdiff_jax.nets.unet import UNet
-from vdiff_jax.types import Params
+from vdiff_jax.types import Condition, Params
 
 
 class Imported(NamedTuple):
@@ -28,5 +28,6 @@ def abstract_params(net: UNet, channels: int) -> Params:
     """The shapes of a U-Net's parameters."""
     size = net.patch * 2 ** (len(net.levels) - 1)
     z_t, logsnr_t = jnp.zeros((1, size, size, channels)), jnp.zeros(1)
-    label = jnp.zeros(1, jnp.int32) if net.num_classes else None
-    return jax.eval_shape(net.init, jax.random.key(0), z_t, logsnr_t, label)["params"]
+    condition = Condition(jnp.zeros(1, jnp.int32) if net.num_classes else None)
+    inputs = (z_t, logsnr_t, condition)
+    return jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from vdiff_jax.files import weights
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.interop.model_file import params_of, tensors_of
 from vdiff_jax.model import Model
-from vdiff_jax.types import Params
+from vdiff_jax.types import Condition, Params
 
 PLATFORMS = ("cpu", "cuda")
 CODE, WEIGHTS = "sampler.bin", "weights.safetensors"
@@ -122,9 +121,9 @@ def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> by
     (batch,) = export.symbolic_shape("batch")
 
     def draw(weights: dict[str, Array], z: Array, *conditions: Array) -> Array:
-        label, w = _conditions(model, conditions)
+        condition = _condition(model, conditions)
         params = params_of(weights)
-        denoise = model.denoiser(params, label, w, guidance=sampler.guidance)
+        denoise = model.denoiser(params, condition, guidance=sampler.guidance)
         x = samplers.sample(
             diffusion.limited(denoise, sampler.limits),
             z,
@@ -158,10 +157,10 @@ def script(model: Model) -> str:
     return EXAMPLE.format(shape=shape, conditions=conditions, save=save)
 
 
-def _conditions(model: Model, conditions: tuple[Array, ...]) -> tuple[Any, Any]:
+def _condition(model: Model, parts: tuple[Array, ...]) -> Condition:
     """Label and w, of which a model may take either, both or none."""
-    label = conditions[0] if model.num_classes else None
-    return label, conditions[-1] if model.w_range else None
+    label = parts[0] if model.num_classes else None
+    return Condition(label, w=parts[-1] if model.w_range else None)
 
 
 @contextlib.contextmanager

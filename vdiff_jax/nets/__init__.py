@@ -1,1 +1,1 @@
-"""Networks: maps from (z_t, logsnr_t, label) to a prediction of x, eps, v or both."""
+"""Networks: maps from z_t, its log-SNR and a condition to x, eps, v or both."""

@@ -26,7 +26,7 @@ from vdiff_jax.nets.layers import (
     timestep,
 )
 from vdiff_jax.nets.normalization import GroupNorm, at_least_float32, swish_of
-from vdiff_jax.types import Labels, PerExample
+from vdiff_jax.types import NOTHING, Condition, Labels, PerExample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,7 @@ class UNet(nn.Module):
         self,
         z_t: Images,
         logsnr_t: PerExample,
-        label: Labels | None = None,
-        w: PerExample | None = None,
+        condition: Condition = NOTHING,
         *,
         noise: Images | None = None,
         train: bool = False,
@@ -135,9 +134,8 @@ class UNet(nn.Module):
         Args:
           z_t: Noisy images. Height and width divide by patch * 2^(levels - 1).
           logsnr_t: Their log-SNR, in nats.
-          label: Their classes, 0 .. num_classes - 1, or -1 for an example whose class
-            is left out; None for an unconditional network.
-          w: The guidance weight of the guided model to imitate, one for each example.
+          condition: Their classes, and the guidance weight w of the guided model to
+            imitate; each None for a network that is not made for it.
           noise: Standard normal, of the shape of z_t; None for a network without.
           train: Turns dropout on; needs a "dropout" key.
 
@@ -148,6 +146,7 @@ class UNet(nn.Module):
           ValueError: If the image does not divide, or a label, w or noise is missing
             or not wanted.
         """
+        label, _, _, w = condition
         self._check(z_t, label, w)
         if (noise is not None) != self.noise_input:
             raise ValueError(

@@ -17,7 +17,7 @@ from vdiff_jax.model import Model
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.references import Real
-from vdiff_jax.types import Params, PerExample
+from vdiff_jax.types import Condition, Params, PerExample
 from vdiff_jax.workdir.layout import Project
 
 # Above this log-SNR the noise is finer than the grey values: `vdiff_jax.likelihood`.
@@ -99,7 +99,7 @@ def _bits(
 
     @jax.jit
     def compiled(params: Params, image: Array, label: Array, key: Array) -> PerExample:
-        return estimate(model.denoiser(params, label), image, key)
+        return estimate(model.denoiser(params, Condition(label)), image, key)
 
     images = real.everything["image"]
     labels = real.everything.get("label", np.zeros(len(images), np.int32))

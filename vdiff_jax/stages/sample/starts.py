@@ -16,6 +16,7 @@ from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.starts import StartOf, class_numbers
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
+from vdiff_jax.types import NOTHING, Condition
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import find
 
@@ -102,10 +103,10 @@ def _encoder(
     print(f"sample: encoding in {num_steps} steps with {trained.folder}")
 
     def encode(images: Any, index: np.ndarray) -> Any:
-        label = None
+        condition = NOTHING
         if len(labels):
             classes = labels[index % len(labels)]
-            label = parallel.put(jnp.asarray(classes), split)
-        return sampler.encode(params, images, label, np.int32(num_steps))
+            condition = Condition(parallel.put(jnp.asarray(classes), split))
+        return sampler.encode(params, images, condition, np.int32(num_steps))
 
     return encode
