@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from vdiff_jax.nets import layers
+from vdiff_jax.nets import conditioning, layers
 from vdiff_jax.nets.attention import attend_on_cpu
 from vdiff_jax.nets.convolution import convolve_on_cpu
 from vdiff_jax.nets.normalization import (
@@ -60,12 +60,12 @@ def _perturbed(net, *inputs):
 def test_logsnr_inputs_have_their_golden_values(mode, golden):
     logsnr = jnp.array([-20.0, -1.762619, 0.0, 1.762619, 20.0])
     np.testing.assert_allclose(
-        layers.logsnr_input(logsnr, mode), golden, rtol=1e-5, atol=1e-7
+        conditioning.logsnr_input(logsnr, mode), golden, rtol=1e-5, atol=1e-7
     )
 
 
 def test_the_sinusoid_has_its_golden_values():
-    found = layers.sinusoid(jnp.array([500.0]), 256)[0]
+    found = conditioning.sinusoid(jnp.array([500.0]), 256)[0]
     np.testing.assert_allclose(found[:3], [-0.467772, 0.066711, -0.866419], atol=1e-4)
     np.testing.assert_allclose(
         found[128:131], [-0.883849, 0.997772, 0.499317], atol=1e-4
@@ -296,4 +296,4 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="num_classes=3 got label=None"):
         _unet(num_classes=3).init(jax.random.key(0), *_inputs())
     with pytest.raises(ValueError, match="even"):
-        layers.sinusoid(jnp.zeros(1), 7)
+        conditioning.sinusoid(jnp.zeros(1), 7)

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vdiff_jax.nets import unet
-from vdiff_jax.nets.layers import LogsnrInput, Resample
+from vdiff_jax.nets.conditioning import LogsnrInput
+from vdiff_jax.nets.layers import Resample
 
 Tree: TypeAlias = Any  # flax's parameters: arrays in dicts in a dict
 

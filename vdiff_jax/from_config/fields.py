@@ -37,7 +37,7 @@ from vdiff_jax.from_config.ranges import (
 )
 from vdiff_jax.from_config.sampler import SamplerName, limits_of, variance_interpolation
 from vdiff_jax.interop.conventions import Convention
-from vdiff_jax.nets.layers import LogsnrInput
+from vdiff_jax.nets.conditioning import LogsnrInput
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.schedules import Chain
 from vdiff_jax.training.step import Decay

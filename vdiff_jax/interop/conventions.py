@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdiff_jax.diffusion import alpha_sigma, expand_like, predict
-from vdiff_jax.nets.layers import Table, timestep
+from vdiff_jax.nets.conditioning import Table, timestep
 from vdiff_jax.schedules import ending_in_data
 from vdiff_jax.types import Denoiser, Examples, PerExample, Prediction, Schedule
 

@@ -1,28 +1,22 @@
 """The parts of the U-Net. Images are NHWC; names are those of released checkpoints."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vdiff_jax.nets.attention import attend
+from vdiff_jax.nets.conditioning import Embedding
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.nets.normalization import GroupNorm, swish_of
-from vdiff_jax.types import PerExample
 
 Images: TypeAlias = Float[Array, " batch height width channels"]
 # Images of another size, or with other channels, than those that came in.
 Resized: TypeAlias = Float[Array, " batch new_height new_width new_channels"]
-Embedding: TypeAlias = Float[Array, " batch features"]
-LogsnrInput: TypeAlias = Literal["inv_cos", "linear", "sigmoid"]
 Resample: TypeAlias = Literal["up", "down"]
-Table: TypeAlias = Sequence[float] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,76 +60,6 @@ ADM = Style(
     epsilon=1e-5, pad_both_sides=True, cosine_first=True, frequency_shift=0,
     class_bias=False,
 )  # fmt: skip
-
-
-def logsnr_input(
-    logsnr: PerExample,
-    mode: LogsnrInput,
-    linear_range: tuple[float, float] = (-20.0, 20.0),
-) -> PerExample:
-    """Maps a log-SNR to the number in about [0, 1] that the network is conditioned on.
-
-    `inv_cos` is arctan(exp(-logsnr / 2)) / (pi / 2), which for the cosine schedule is
-    t; `linear` rises with the log-SNR over `linear_range`; `sigmoid` is alpha^2.
-
-    Args:
-      logsnr: The log-SNR of each example, in nats.
-      mode: One of the three maps.
-      linear_range: log-SNRs at which `linear` is 0 and 1.
-
-    Raises:
-      ValueError: If `mode` is unknown.
-    """
-    if mode == "inv_cos":
-        return jnp.arctan(jnp.exp(-0.5 * jnp.clip(logsnr, -20.0, 20.0))) / (0.5 * np.pi)
-    if mode == "linear":
-        low, high = linear_range
-        return (logsnr - low) / (high - low)
-    if mode == "sigmoid":
-        return jax.nn.sigmoid(logsnr)
-    raise ValueError(
-        f"Unknown logsnr_input {mode!r}; choose from {get_args(LogsnrInput)}."
-    )
-
-
-def timestep(logsnr: PerExample, table: Table) -> PerExample:
-    """The number, from 0 up, of the step of a discrete chain that has a log-SNR.
-
-    Between two steps it is linear in the log-SNR, and beyond the ends it is that of the
-    end.
-
-    Args:
-      logsnr: The log-SNR of each example, in nats.
-      table: The log-SNR of each step, falling.
-    """
-    rising = np.asarray(table[::-1], logsnr.dtype)
-    numbers = np.arange(len(table), dtype=logsnr.dtype)[::-1]
-    return jnp.interp(logsnr, rising, numbers)
-
-
-def sinusoid(
-    time: PerExample, features: int, *, cosine_first: bool = False, shift: int = 1
-) -> Embedding:
-    """Sines, then cosines, of `time` at `features // 2` frequencies from 1 to 1e-4.
-
-    Ho et al. (2020), arXiv:2006.11239, with `time` about 0 to 1000.
-
-    Args:
-      time: Angles at the highest frequency.
-      features: Number of sines and cosines together.
-      cosine_first: Put the cosines before the sines.
-      shift: 1; or 0, so that the frequencies stop one short of 1e-4, as in diffusers.
-
-    Raises:
-      ValueError: If `features` is odd or below 4.
-    """
-    if features % 2 or features < 4:
-        raise ValueError(f"features must be even and at least 4, got {features}.")
-    half = features // 2
-    frequencies = np.exp(-np.log(1e4) * np.arange(half) / (half - shift))
-    angles = time[:, None] * frequencies.astype(time.dtype)[None, :]
-    waves = [jnp.sin(angles), jnp.cos(angles)]
-    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=1)
 
 
 def resample(x: Images, how: Resample) -> Resized:

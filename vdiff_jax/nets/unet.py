@@ -7,23 +7,19 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vdiff_jax.nets.conditioning import Conditioning, Embedding, LogsnrInput, embed
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.nets.layers import (
     SALIMANS_HO,
     AttnBlock,
-    Embedding,
     Images,
-    LogsnrInput,
     Resample,
     Resized,
     ResnetBlock,
     Style,
     depth_to_space,
-    logsnr_input,
     resample,
-    sinusoid,
     space_to_depth,
-    timestep,
 )
 from vdiff_jax.nets.normalization import GroupNorm, at_least_float32, swish_of
 from vdiff_jax.types import NOTHING, Condition, Labels, PerExample
@@ -91,7 +87,7 @@ class UNet(nn.Module):
         at the output.
       style: Differences between families of networks.
       logsnr_input: The map from log-SNR to the sinusoid's time: a mode of
-        `layers.logsnr_input`.
+        `conditioning.logsnr_input`.
       timesteps: The log-SNR of each step of a discrete chain, for a network that is
         conditioned on the number of the step; empty for one of ours.
       time_table: If true, a learned vector for each of those steps replaces the
@@ -118,6 +114,23 @@ class UNet(nn.Module):
     time_table: bool = False
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """The parts of the embedding that modulates every block."""
+        return Conditioning(
+            features=self.levels[0].features,
+            emb_features=self.emb_features,
+            num_classes=self.num_classes,
+            class_bias=self.style.class_bias,
+            w_features=self.w_features,
+            w_scale=self.w_scale,
+            logsnr_input=self.logsnr_input,
+            timesteps=self.timesteps,
+            time_table=self.time_table,
+            cosine_first=self.style.cosine_first,
+            frequency_shift=self.style.frequency_shift,
+        )
 
     @nn.compact
     def __call__(
@@ -153,7 +166,7 @@ class UNet(nn.Module):
                 f"A network with noise_input={self.noise_input} got"
                 f" {'none' if noise is None else 'noise'}."
             )
-        emb = self._embed(logsnr_t, label, w)
+        emb = embed(self.conditioning, logsnr_t, condition)
         h = space_to_depth(z_t, self.patch).astype(self.dtype)
         h = 2.0 * h - 1.0 if self.style.center_input else h
         h = conv3x3(self.levels[0].features, dtype=self.dtype, name="conv_in")(h)
@@ -223,35 +236,6 @@ class UNet(nn.Module):
             )
         if (w is not None) != (self.w_features > 0):
             raise ValueError(f"A network with w_features={self.w_features} got w={w}.")
-
-    def _embed(
-        self, logsnr_t: PerExample, label: Labels | None, w: PerExample | None
-    ) -> Embedding:
-        emb = self._embed_time(logsnr_t)
-        if w is not None:
-            # Nothing at first: a student begins as the network whose weights it takes.
-            emb += nn.Dense(
-                self.levels[0].features,
-                use_bias=False,
-                kernel_init=nn.initializers.zeros,
-                name="w_proj",
-            )(sinusoid(self.w_scale * w, self.w_features))
-        emb = nn.Dense(self.emb_features, name="dense0")(emb)
-        emb = nn.Dense(self.emb_features, name="dense1")(nn.swish(emb))
-        if label is None:
-            return emb
-        one_hot = nn.one_hot(label, self.num_classes, dtype=emb.dtype)  # zero for -1
-        of_class = nn.Dense(
-            self.emb_features, use_bias=self.style.class_bias, name="class_emb"
-        )
-        return emb + of_class(one_hot)
-
-    def _embed_time(self, logsnr_t: PerExample) -> Embedding:
-        features = self.levels[0].features
-        if self.time_table:
-            table = nn.Embed(len(self.timesteps), features, name="time_table")
-            return table(row_of_table(self, logsnr_t))
-        return time_features(self, logsnr_t)
 
     def _middle(self, h: Images, emb: Embedding, train: bool) -> Images:
         features, scale = self.levels[-1].features, self.style.mid_scale
@@ -323,22 +307,3 @@ class UNet(nn.Module):
             dtype=self.dtype,
             name=name,
         )(h)
-
-
-def row_of_table(net: UNet, logsnr_t: PerExample) -> Labels:
-    """Index of the vector that a network with `time_table` takes at a log-SNR."""
-    return jnp.round(timestep(logsnr_t, net.timesteps)).astype(jnp.int32)
-
-
-def time_features(net: UNet, logsnr_t: PerExample) -> Embedding:
-    """The embedding of the log-SNR, for a network without a table of times."""
-    if net.timesteps:
-        time = timestep(logsnr_t, net.timesteps)
-    else:
-        time = 1000.0 * logsnr_input(logsnr_t, net.logsnr_input)
-    return sinusoid(
-        time,
-        net.levels[0].features,
-        cosine_first=net.style.cosine_first,
-        shift=net.style.frequency_shift,
-    )

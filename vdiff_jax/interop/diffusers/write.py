@@ -19,8 +19,9 @@ from vdiff_jax.files import weights
 from vdiff_jax.interop.diffusers import names
 from vdiff_jax.interop.diffusers.read import WEIGHTS
 from vdiff_jax.model import Model
-from vdiff_jax.nets.layers import Resample, sinusoid
-from vdiff_jax.nets.unet import Level, UNet, row_of_table, time_features
+from vdiff_jax.nets.conditioning import row_of_table, sinusoid, time_features
+from vdiff_jax.nets.layers import Resample
+from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Params
 
 # The version that folders were loaded with.
@@ -154,9 +155,11 @@ def _time_table(
     """The input of the embedding's first layer at each step, three times over."""
     logsnr = jnp.asarray(_grid(model, num_steps))
     if net.time_table:
-        rows = jnp.asarray(params["time_table"]["embedding"])[row_of_table(net, logsnr)]
+        rows = jnp.asarray(params["time_table"]["embedding"])[
+            row_of_table(net.conditioning, logsnr)
+        ]
     else:
-        rows = time_features(net, logsnr)
+        rows = time_features(net.conditioning, logsnr)
     if w is not None:
         waves = sinusoid(jnp.full(1, net.w_scale * w), net.w_features)
         rows += waves @ jnp.asarray(params["w_proj"]["kernel"])
