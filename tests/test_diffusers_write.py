@@ -12,6 +12,7 @@ import torch
 
 import tiny
 from vdiff_jax import diffusion, samplers, schedules
+from vdiff_jax.codec import Latents
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop.diffusers import names, write
 from vdiff_jax.interop.diffusers.read import read_folder
@@ -192,7 +193,7 @@ def _with_levels(net, **changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda net: {"latent_scale": 0.18}, "its data are latents"),
+        (lambda net: {"codec": Latents(3, 0.18)}, "its data are latents"),
         (lambda net: {"net": _with_levels(net, num_blocks=2)}, "numbers of bl"),
         (lambda net: {"net": _with_levels(net, num_heads=2)}, "one size for all"),
         (

@@ -42,7 +42,9 @@ def test_latents_are_seen_at_their_scale_and_given_back_as_they_were():
     np.testing.assert_array_equal(loss(0.25, 4.0 * latents), loss(1.0, latents))
     assert (loss(0.5, latents) != loss(1.0, latents)).any()
     _, model = _model(0.25)
-    np.testing.assert_array_equal(model.from_x(model.to_x(latents)), latents)
+    np.testing.assert_array_equal(
+        model.codec.from_x(model.codec.to_x(latents)), latents
+    )
 
 
 def test_guidance_is_on_between_the_times_that_a_config_says():
@@ -64,6 +66,6 @@ def test_guidance_is_on_between_the_times_that_a_config_says():
 def test_pictures_are_seen_from_minus_one_to_one():
     _, model = _model(0.0)
     pixels = jax.numpy.arange(256, dtype=np.uint8)
-    x = model.to_x(pixels)
+    x = model.codec.to_x(pixels)
     assert (x.min(), x.max()) == (-1.0, 1.0)
-    np.testing.assert_array_equal(model.from_x(x), pixels)
+    np.testing.assert_array_equal(model.codec.from_x(x), pixels)

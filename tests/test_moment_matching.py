@@ -14,6 +14,7 @@ import pytest
 
 from oracles import GaussianData, MixtureData, Signs, signs
 from vdiff_jax import losses, samplers, schedules
+from vdiff_jax.codec import Latents, Pixels
 from vdiff_jax.diffusion import predict
 from vdiff_jax.distillation.method import Course, Phase, one_by_one
 from vdiff_jax.distillation.moment_matching import (
@@ -487,7 +488,7 @@ def _unet(**options):
 
 
 def _model(net, **options):
-    return Model(net, "v", COSINE, (4, 4, 1), 0, 0.0, **options)
+    return Model(net, "v", COSINE, (4, 4, 1), 0, Pixels(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -604,7 +605,7 @@ class _Noisy(nn.Module):
 
 def test_image_number_i_is_the_same_in_every_batch():
     model = _model(_Noisy(), takes_noise=True)
-    model = dataclasses.replace(model, latent_scale=1.0)
+    model = dataclasses.replace(model, codec=Latents(1, 1.0))
     sampler = Sampler(
         model, samplers.at_start, lambda f: samplers.ddim_step, 0.0, (), PLAIN
     )

@@ -181,7 +181,7 @@ def test_the_samples_of_pytorch_are_ours(pair):
 
     assert np.mean(np.abs(expected) < 0.99) > 0.1  # else clipping hides mistakes
     np.testing.assert_allclose(x.permute(0, 2, 3, 1), expected, atol=1e-3)
-    off = pytorch.to_pixels(x).numpy() != model.from_x(expected)
+    off = pytorch.to_pixels(x).numpy() != model.codec.from_x(expected)
     assert np.mean(off) < 0.01
 
 

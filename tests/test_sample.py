@@ -103,7 +103,7 @@ def test_a_trajectory_ends_in_the_sample_and_begins_in_the_noise(workdir):
     config, model = _built()
     z_1 = make_sampler(config, model).start(jnp.arange(5), jnp.int32(0)).z_1
     np.testing.assert_array_equal(
-        sheet[9:17, :8], np.asarray(model.from_x(z_1))[0, ..., 0]
+        sheet[9:17, :8], np.asarray(model.codec.from_x(z_1))[0, ..., 0]
     )
 
 

@@ -123,7 +123,7 @@ class LoadedModel:
         facts = [
             f"{self.trained.role}",
             f"predicts {model.output}",
-            f"{'latents' if model.latent_scale else 'images'} of {size}",
+            f"{'images' if model.codec.bounded else 'latents'} of {size}",
             f"{model.num_parameters():,} parameters",
         ]
         if model.num_classes:

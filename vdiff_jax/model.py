@@ -8,9 +8,10 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Key
 
 from vdiff_jax import diffusion
+from vdiff_jax.codec import Codec
 from vdiff_jax.guidance import PLAIN, Guidance, classifier_free, with_mask
 from vdiff_jax.types import (
     NOTHING,
@@ -33,8 +34,7 @@ class Model:
       schedule: log-SNR of time.
       image_shape: [height, width, channels] of the data.
       num_classes: 0 for an unconditional model.
-      latent_scale: 0 if the data are images; else they are latents, and x is this times
-        them.
+      codec: How its data become x, and x becomes data.
       w_range: The least and the largest guidance weight that the network itself
         imitates. Without it, guidance evaluates the network twice.
       takes_noise: True for a student that takes fresh noise beside z_t in each step.
@@ -46,20 +46,10 @@ class Model:
     schedule: Schedule
     image_shape: tuple[int, int, int]
     num_classes: int
-    latent_scale: float
+    codec: Codec
     w_range: tuple[float, float] | None = None
     takes_noise: bool = False
     context_shape: tuple[int, int] | None = None
-
-    def to_x(self, image: Num[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """The data as x: pixels to [-1, 1], latents scaled."""
-        if self.latent_scale:
-            return self.latent_scale * image
-        return diffusion.from_pixels(image)
-
-    def from_x(self, x: Float[Array, " *shape"]) -> Num[Array, " *shape"]:
-        """The data that the model means: uint8 pixels, or latents before scaling."""
-        return x / self.latent_scale if self.latent_scale else diffusion.to_pixels(x)
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""

@@ -1,5 +1,7 @@
 """The losses that the stages train on."""
 
+import functools
+
 import jax.numpy as jnp
 
 from vdiff_jax import losses
@@ -13,7 +15,7 @@ from vdiff_jax.from_config.model import w_range
 from vdiff_jax.guidance import Guidance, left_out
 from vdiff_jax.model import Model
 from vdiff_jax.training.step import Given, Loss, Networks, Values
-from vdiff_jax.types import Batch, Denoiser, Params, PerExample
+from vdiff_jax.types import Batch, Denoiser, Examples, Params, PerExample
 
 # Adjusted DDIM hurts students of fewer steps; see `distillation.teacher_step`.
 LEAST_STEPS_ADJUSTED = 4
@@ -52,7 +54,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
         networks: Networks, batch: Batch, draws: losses.Draws, given: Given
     ) -> Values:
         del given
-        x = model.to_x(jnp.asarray(batch.image))
+        x = _x_of(model, batch, draws)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         condition = batch.condition
         if train:
@@ -90,7 +92,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
         error = imitation_loss(
             student.denoiser(networks.main, condition),
             teacher.denoiser(given.teacher, condition, guidance=guidance),
-            student.to_x(jnp.asarray(batch.image)),
+            _x_of(student, batch, draws),
             draws,
             schedule=student.schedule,
             weight=weigh,
@@ -119,7 +121,7 @@ def distill_loss(config: Config, teacher: Model, student: Model) -> Loss:
         assert given.num_steps is not None
         w = None if student.w_range is None else _guidance_weight(config, draws)
         condition = batch.condition._replace(w=w)
-        x = student.to_x(jnp.asarray(batch.image))
+        x = _x_of(student, batch, draws)
         noise = draws.normal("input", x.shape[1:]) if student.takes_noise else None
 
         def denoiser(model: Model, params: Params) -> Denoiser:
@@ -181,6 +183,12 @@ def phases_of(config: Config) -> list[Phase]:
     section = config.distill
     course = Course(*(section[name] for name in Course._fields))
     return METHODS[section.method].phases(course)
+
+
+def _x_of(model: Model, batch: Batch, draws: losses.Draws) -> Examples:
+    """The data of a batch as x; of moments, a fresh draw."""
+    normal = functools.partial(draws.normal, "latent")
+    return model.codec.to_x(jnp.asarray(batch.image), normal=normal)
 
 
 def _guidance_weight(config: Config, draws: losses.Draws) -> PerExample:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax import diffusion, schedules
+from vdiff_jax.codec import Codec, Latents, Pixels
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.interop import conventions
 from vdiff_jax.model import Model
@@ -72,10 +73,18 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
         schedule=make_schedule(config),
         image_shape=(size, size, channels),
         num_classes=config.model.num_classes,
-        latent_scale=config.data.latent_scale,
+        codec=make_codec(config),
         w_range=w_range(config) if guided else None,
         takes_noise=takes_noise,
     )
+
+
+def make_codec(config: Config) -> Codec:
+    """How the data become x, and x becomes data."""
+    data = config.data
+    if data.latent_scale:
+        return Latents(data.channels, data.latent_scale)
+    return Pixels()
 
 
 def has_guide(config: Config) -> bool:

@@ -61,7 +61,8 @@ def draw(
 
     def fetch() -> None:
         nonlocal began
-        images.append(parallel.fetch(waiting.pop()))
+        data = parallel.fetch(waiting.pop())
+        images.append(sampler.model.codec.to_images(data))
         seconds.append(time.monotonic() - began)
         began = time.monotonic()
         advance(min(batch_size, len(numbers) - batch_size * (len(seconds) - 1)))

@@ -79,15 +79,15 @@ def request(
 
 
 class Path(NamedTuple):
-    """The trajectory of a sampler, as images; the leading axis counts the steps.
+    """The trajectory of a sampler, as data, on the devices or on the host.
 
     Attributes:
-      z_t: The noisy example at the start of each step.
-      x_hat: The image that the network predicts from it; in the last step, the sample.
+      z_t: The noisy example at the start of each step, [steps, batch, h, w, channels].
+      x_hat: The example that the network predicts from it; at last, the sample.
     """
 
-    z_t: Num[Array, " steps batch height width channels"]
-    x_hat: Num[Array, " steps batch height width channels"]
+    z_t: Any
+    x_hat: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # a network need not have a hash
@@ -142,7 +142,7 @@ class Sampler:
             first=request.first,
             **self._options(params, start, request.w, request.variance),
         )
-        return self.model.from_x(x)
+        return self.model.codec.from_x(x)
 
     @partial(jax.jit, static_argnums=0)
     def encode(
@@ -162,7 +162,7 @@ class Sampler:
         """
         return samplers.encode(
             self.model.denoiser(params, condition),
-            self.model.to_x(image),
+            self.model.codec.to_x(image),
             schedule=self.model.schedule,
             num_steps=num_steps,
         )
@@ -177,7 +177,7 @@ class Sampler:
           t: The time, in [0, 1].
         """
         logsnr_t = jnp.broadcast_to(self.model.schedule(t), noise.shape[:1])
-        return diffusion.diffuse(self.model.to_x(image), noise, logsnr_t)
+        return diffusion.diffuse(self.model.codec.to_x(image), noise, logsnr_t)
 
     @partial(jax.jit, static_argnums=(0, 3))
     def path(
@@ -201,7 +201,7 @@ class Sampler:
             **self._options(params, start, w, None),
         )
         z_t = jnp.concatenate([start.z_1[None], path.z_s[:-1]])
-        return Path(self.model.from_x(z_t), self.model.from_x(path.x_hat))
+        return Path(self.model.codec.from_x(z_t), self.model.codec.from_x(path.x_hat))
 
     def _options(
         self, params: Params, start: Start, w: Array | None, variance: Array | None

@@ -1,5 +1,7 @@
 """Trajectories from noise to image, and images between two noises."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,27 @@ def trajectory_sheet(path: Path) -> UInt8[np.ndarray, " height width c"]:
     rows = np.stack([path.x_hat[shown], path.z_t[shown]])  # [2, steps, batch, h, w, c]
     rows = np.moveaxis(rows, 2, 0)
     return tile(to_show(rows.reshape(-1, *rows.shape[3:])), columns=len(shown))
+
+
+def trajectory(
+    sampler: Sampler,
+    params: Params,
+    start: Start,
+    num_steps: int,
+    w: Any = None,
+) -> Path:
+    """The trajectory of a sampler on the host, as images.
+
+    Args:
+      sampler: The sampler, and its model.
+      params: Parameters of the model.
+      start: The noise, and what goes with it.
+      num_steps: N.
+      w: The guidance weight; None is no guidance.
+    """
+    path = sampler.path(params, start, num_steps, w)
+    to_images = sampler.model.codec.to_images
+    return Path(*(to_images(parallel.fetch(part)) for part in path))
 
 
 def columns_of(num_steps: int, most: int = COLUMNS) -> np.ndarray:
@@ -55,7 +78,8 @@ def interpolation(
         keys=ends.keys[first],
         condition=jax.tree.map(lambda rows: rows[first], ends.condition),
     )
-    images = parallel.fetch(sampler.draw(params, start, request))
+    data = parallel.fetch(sampler.draw(params, start, request))
+    images = sampler.model.codec.to_images(data)
     return images.reshape(len(pairs), frames, *images.shape[1:])
 
 

@@ -85,7 +85,7 @@ def write(
         "z": ["batch", *model.image_shape],
         "label": "int32 [batch]" if model.num_classes else None,
         "w": "float32 [batch]" if model.w_range else None,
-        "returns": "latents, as z" if model.latent_scale else "x in [-1, 1], as z",
+        "returns": "x in [-1, 1], as z" if model.codec.bounded else "latents, as z",
         "platforms": PLATFORMS,
         "weights_sha256": weights.sha256(folder / WEIGHTS),
         "code_sha256": weights.sha256(folder / CODE),
@@ -130,7 +130,7 @@ def code(sampler: Sampler, tensors: dict[str, np.ndarray], num_steps: int) -> by
             schedule=model.schedule,
             num_steps=num_steps,
         )
-        return x / model.latent_scale if model.latent_scale else x
+        return x if model.codec.bounded else model.codec.from_x(x)
 
     arguments = [
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()},
@@ -153,7 +153,7 @@ def script(model: Model) -> str:
     if model.w_range:
         conditions += ", np.ones(16, np.float32)"
     shape = ", ".join(map(str, model.image_shape))
-    save = SAVE_LATENTS if model.latent_scale else SAVE
+    save = SAVE if model.codec.bounded else SAVE_LATENTS
     return EXAMPLE.format(shape=shape, conditions=conditions, save=save)
 
 

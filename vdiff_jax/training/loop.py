@@ -440,7 +440,8 @@ class _Loop:
         sampler = self._tools.sampler
         start = sampler.start(index, np.int32(0))
         assert self._run.samples is not None
-        return parallel.fetch(sampler.draw(ema_params, start, self._run.samples))
+        data = parallel.fetch(sampler.draw(ema_params, start, self._run.samples))
+        return sampler.model.codec.to_images(data)
 
     def _held_out(self, networks: Networks) -> dict[str, float]:
         """Means of the loss and its metrics over the held-out examples."""

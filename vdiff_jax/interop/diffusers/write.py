@@ -100,7 +100,7 @@ def check_writable(model: Model, w: float | None) -> UNet:
         )
     if net.patch != 1:
         refuse(f"model.unet.patch={net.patch}, and UNet2DModel has no patches")
-    if model.latent_scale:
+    if not model.codec.bounded:
         refuse("its data are latents, and the pipeline gives images")
     if (model.w_range is None) != (w is None):
         refuse("a student for all guidance weights needs one to fold in: set export.w")

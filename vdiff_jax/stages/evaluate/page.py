@@ -26,7 +26,7 @@ from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named, name_of
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.generation.sampler import Sampler, Start, request
-from vdiff_jax.generation.trajectories import columns_of, interpolation
+from vdiff_jax.generation.trajectories import columns_of, interpolation, trajectory
 from vdiff_jax.guidance import describe
 from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.models import Models
@@ -306,9 +306,9 @@ class _Drawing:
     def _trajectory(self, role: Role, steps: int) -> Trajectory:
         sampler = self._models.sampler(role, role.sampler)
         start = self._start(sampler, PATHS)
-        path = sampler.path(self._models.params(role), start, steps)
+        path = trajectory(sampler, self._models.params(role), start, steps)
         shown = columns_of(steps, most=COLUMNS)
-        z_t, x_hat = (parallel.fetch(part)[shown].swapaxes(0, 1) for part in path)
+        z_t, x_hat = (part[shown].swapaxes(0, 1) for part in path)
         times = (steps - shown) / steps
         return Trajectory(
             label=self._label(role, steps),

@@ -5,7 +5,6 @@ import pathlib
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Num, UInt8
 
@@ -17,7 +16,11 @@ from vdiff_jax.from_config.starts import StartOf, Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
 from vdiff_jax.generation.sampler import Request, request
-from vdiff_jax.generation.trajectories import interpolation, trajectory_sheet
+from vdiff_jax.generation.trajectories import (
+    interpolation,
+    trajectory,
+    trajectory_sheet,
+)
 from vdiff_jax.guidance import describe
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages import Stage
@@ -157,8 +160,8 @@ def _paths(
     sheets = {}
     if section.trajectory:
         start = starts.on_all(np.arange(min(ROWS, section.num)))
-        path = starts.sampler.path(params, start, section.steps, asked.w)
-        sheet = trajectory_sheet(jax.tree.map(parallel.fetch, path))
+        path = trajectory(starts.sampler, params, start, section.steps, asked.w)
+        sheet = trajectory_sheet(path)
         sheets["sample_trajectory.png"] = sheet
     if section.interpolate:
         ends = starts.on_all(np.arange(2 * ROWS))
