@@ -166,8 +166,8 @@ def test_true_is_no_number_and_no_number_is_true():
         ({"data.channels": 0}, "data.channels=0 must"),
         ({"data.source": "no.such:one"}, "data.source='no.such:one' is neither"),
         ({"data.source": "tfds"}, "data.name='' must be"),
-        ({"data.latent_scale": 0.2}, "sample.clip='x' keeps x in"),
-        ({"data.latent_scale": 0.2, "sample.clip": "none"}, "compares images"),
+        ({"data.latent_scale": 0.2, "sample.clip": "x"}, "sample.clip='x' keeps x in"),
+        ({"data.latent_scale": 0.2}, "compares images"),
         (
             {"diffusion.schedule": "linear_beta", "train.num_steps": 2001},
             "train.num_steps=2001: num_steps=2001 is more than this schedule allows",

@@ -171,7 +171,10 @@ def _random(model):
             {"interpolate": -1},
             "sample.interpolate=-1 must be a whole number of at least 0",
         ),
-        ({"clip": "both:-1"}, "sample.clip='both:-1' must be x, none, both:F with F"),
+        (
+            {"clip": "both:-1"},
+            "sample.clip='both:-1' must be auto, x, none, both:F with F",
+        ),
         ({"eta": 1.5}, r"sample\.eta=1\.5 must be a number from 0 to 1"),
     ],
 )

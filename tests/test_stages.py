@@ -314,7 +314,7 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
         "source": "npz", "path": str(tmp_path / "all.npz"), "train_split": "",
         "held_out_fraction": 0.1, "latent_scale": 0.2, "channels": 5, "held_out": 8,
     }  # fmt: skip
-    sample = {"clip": "none", "num": 30, "batch_size": 30, "steps": 2}
+    sample = {"num": 30, "batch_size": 30, "steps": 2}
     workdir = tmp_path / "workdir"
     for stage in ("train", "sample"):
         launch.launch(tiny.small(stage, data=data, sample=sample), workdir)
@@ -327,8 +327,9 @@ def test_latents_are_trained_on_and_sampled_at_their_own_scale(tmp_path):
         assert grid.mode == "RGB"
     with pytest.raises(ValueError, match="compares images, and these data are latents"):
         launch.launch(tiny.small("evaluate", data=data, sample=sample), workdir)
-    with pytest.raises(ValueError, match=r"set sample\.clip='none'"):
-        launch.launch(tiny.small("train", data=data), tmp_path / "other")
+    clipped = tiny.small("train", data=data, sample={**sample, "clip": "x"})
+    with pytest.raises(ValueError, match=r"set sample\.clip='auto'"):
+        launch.launch(clipped, tmp_path / "other")
 
 
 class _OwnNet(nn.Module):

@@ -376,7 +376,7 @@ COVERED = {
     "distill.ema_decay": 0.0,
     "sample.sampler": "auto",  # which is ddim
     "sample.eta": 0.0,
-    "sample.clip": "x",
+    "sample.clip": "auto",
 }
 
 

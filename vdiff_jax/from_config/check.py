@@ -21,6 +21,7 @@ from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
     attending,
     has_guide,
+    make_codec,
     make_model,
     make_schedule,
     make_student,
@@ -208,10 +209,16 @@ def _check_data(config: Config) -> None:
                 " data.source='tfds'."
             )
     clip = config.sample.clip
-    if data.latent_scale and (clip == "x" or clip.startswith("dynamic")):
+    if clip != "auto" and (clip == "x" or clip.startswith("dynamic")):
+        _check_bounded(config)
+
+
+def _check_bounded(config: Config) -> None:
+    if not make_codec(config).bounded:
         raise ValueError(
-            f"sample.clip={clip!r} keeps x in [-1, 1], but latents (data.latent_scale="
-            f"{data.latent_scale}) have no bounds: set sample.clip='none'."
+            f"sample.clip={config.sample.clip!r} keeps x in [-1, 1], but latents"
+            " (data.latent_scale, data.autoencoder) have no bounds: set"
+            " sample.clip='auto'."
         )
 
 
@@ -286,7 +293,7 @@ def _check_export(config: Config) -> None:
             f" be exported as {min(drawing)}, which samples by DDIM: leave it out, or"
             " set sample.sampler='ddim' for those of another method."
         )
-    if "diffusers" in export.formats and sample.clip not in ("x", "none"):
+    if "diffusers" in export.formats and sample.clip not in ("auto", "x", "none"):
         raise ValueError(
             f"sample.clip={sample.clip!r} cannot be exported to diffusers: set x or"
             " none."

@@ -522,12 +522,14 @@ _SAMPLE = {
         "Of ancestral: the variance of the noise of a step.",
     ),
     "clip": Field(
-        "x",
+        "auto",
         parsed_by(
-            limits_of,
-            "x, none, both:F with F above 0, or dynamic:Q with Q above 0 and up to 1",
+            lambda text: text == "auto" or limits_of(text),
+            "auto, x, none, both:F with F above 0, or dynamic:Q with Q above 0 and up"
+            " to 1",
         ),
-        "x: x_hat to [-1, 1]; both: x_hat and eps_hat to F; dynamic: by a quantile.",
+        "x: x_hat to [-1, 1]; both: x_hat and eps_hat to F; dynamic: by a quantile;"
+        " auto: x for images, none for latents.",
     ),
     "trajectory": Field(
         False, yes_or_no(), "Also shows what samples pass through on the way."

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from vdiff_jax import diffusion, samplers
 from vdiff_jax.from_config.choices import Config, number
+from vdiff_jax.from_config.model import make_codec
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import Guidance
 from vdiff_jax.model import Model
@@ -42,9 +43,17 @@ def make_sampler(config: Config, model: Model, name: str = "") -> Sampler:
         predictor=PREDICTORS[kind],
         stepper=_stepper(kind, eta),
         variance=variance_interpolation(section.variance),
-        limits=limits_of(section.clip),
+        limits=limits_of(clip_of(config)),
         guidance=make_guidance(config, model.schedule),
     )
+
+
+def clip_of(config: Config) -> str:
+    """`sample.clip`, where auto is x if x is bounded, and none if it is not."""
+    clip = config.sample.clip
+    if clip != "auto":
+        return clip
+    return "x" if make_codec(config).bounded else "none"
 
 
 def limits_of(text: str) -> list[diffusion.Limit]:
@@ -70,8 +79,8 @@ def limits_of(text: str) -> list[diffusion.Limit]:
     if kind == "dynamic" and 0.0 < (share := number("sample.clip", size)) <= 1.0:
         return [partial(diffusion.threshold, share=share)]
     raise ValueError(
-        f"sample.clip={text!r} must be x, none, both:F with F above 0, or dynamic:Q"
-        " with Q above 0 and up to 1."
+        f"sample.clip={text!r} must be auto, x, none, both:F with F above 0, or"
+        " dynamic:Q with Q above 0 and up to 1."
     )
 
 

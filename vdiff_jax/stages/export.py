@@ -16,7 +16,7 @@ from vdiff_jax.evaluation.measurement import from_json
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.plain_path import plain
 from vdiff_jax.from_config.choices import Config, as_json
-from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.sampler import clip_of, make_sampler
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import model_file, stablehlo
@@ -169,7 +169,7 @@ def _write_diffusers(
 ) -> None:
     steps, model = config.export.steps, sampler.model
     write_folder(
-        folder, model, params, num_steps=steps, clip=config.sample.clip == "x", w=w
+        folder, model, params, num_steps=steps, clip=clip_of(config) == "x", w=w
     )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)

@@ -24,6 +24,7 @@ from vdiff_jax.evaluation.measurement import Measurement, former_method, from_js
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.from_config.sampler import clip_of
 from vdiff_jax.generation.batches import (
     Drawn,
     draw,
@@ -194,7 +195,10 @@ class Bench:
         causes = {
             "params": self.models.trained(candidate.role).sha256,
             "candidate": fields,
-            "sample": {name: sample[name] for name in SAMPLING},
+            "sample": {
+                **{name: sample[name] for name in SAMPLING},
+                "clip": clip_of(self._config),
+            },
             "evaluate": [section.seed, section.repeats, section.num],
             "references": [reference.facts for reference in self.references],
             "published": None if self._published is None else self._published.facts,

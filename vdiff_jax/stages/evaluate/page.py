@@ -25,6 +25,7 @@ from vdiff_jax.evaluation.page import (
 from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named, name_of
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
+from vdiff_jax.from_config.sampler import clip_of
 from vdiff_jax.generation.sampler import Sampler, Start, request
 from vdiff_jax.generation.trajectories import columns_of, interpolation, trajectory
 from vdiff_jax.guidance import describe
@@ -225,11 +226,12 @@ def _provenance(
 ) -> list[tuple[str, Any]]:
     """The images of both sides, how they were drawn, and the sets of features."""
     facts = references[0].facts
-    sample, section = config.sample, config.evaluate
+    section = config.evaluate
     last_seed = section.seed + section.repeats - 1
-    clip = {"none": "no clipping", "x": "x_hat clipped to [-1, 1]"}.get(sample.clip)
+    limit = clip_of(config)
+    clip = {"none": "no clipping", "x": "x_hat clipped to [-1, 1]"}.get(limit)
     if clip is None:
-        kind, _, size = sample.clip.partition(":")
+        kind, _, size = limit.partition(":")
         clip = f"x_hat and eps_hat clipped to {size}"
         if kind == "dynamic":
             clip = f"x_hat thresholded by its quantile {size}"
