@@ -41,10 +41,59 @@ KINDS = {
 }  # fmt: skip
 
 
+AUTOENCODER = {
+    "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}  # fmt: skip
+AUTOENCODERS = {
+    "of Gaussians": (diffusers.AutoencoderKL, {}),
+    "shifted, without outer maps": (
+        diffusers.AutoencoderKL,
+        {
+            "shift_factor": 0.06, "scaling_factor": 1.5, "latent_channels": 16,
+            "use_quant_conv": False, "use_post_quant_conv": False,
+        },
+    ),
+    "of one level, without attention": (
+        diffusers.AutoencoderKL,
+        {
+            "block_out_channels": (16,), "mid_block_add_attention": False,
+            "down_block_types": ("DownEncoderBlock2D",),
+            "up_block_types": ("UpDecoderBlock2D",), "in_channels": 1,
+            "out_channels": 1,
+        },
+    ),
+    "of codes": (diffusers.VQModel, {"num_vq_embeddings": 32}),
+    "of three levels and wider codes": (
+        diffusers.VQModel,
+        {
+            "num_vq_embeddings": 16, "vq_embed_dim": 5, "layers_per_block": 2,
+            "block_out_channels": (8, 16, 24), "norm_num_groups": 4,
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+        },
+    ),
+    "of codes, without attention": (
+        diffusers.VQModel, {"mid_block_add_attention": False}
+    ),
+}  # fmt: skip
+
+
 def random_net(**options) -> diffusers.UNet2DModel:
     """A network in which nothing is zero or one."""
     torch.manual_seed(0)
-    net = diffusers.UNet2DModel(**{**SMALL, **options})
+    return _perturbed(diffusers.UNet2DModel(**{**SMALL, **options}))
+
+
+def random_autoencoder(kind, **options):
+    """An autoencoder in which nothing is zero or one."""
+    torch.manual_seed(0)
+    make, own = AUTOENCODERS[kind]
+    return _perturbed(make(**{**AUTOENCODER, **own, **options}))
+
+
+def _perturbed(net):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -94,7 +94,7 @@ def depth_to_space(x: Images, patch: int) -> Resized:
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions, modulated by the time embedding, and a shortcut.
+    """Two convolutions, modulated by an embedding if there is one, and a shortcut.
 
     The second convolution starts at zero, so a new block is its shortcut.
 
@@ -117,7 +117,9 @@ class ResnetBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images, emb: Embedding, train: bool = False) -> Resized:
+    def __call__(
+        self, x: Images, emb: Embedding | None = None, train: bool = False
+    ) -> Resized:
         """Returns [batch, height', width', features]."""
         h = swish_of(x, self._norm("norm1")(x))
         if self.how is not None:
@@ -125,12 +127,13 @@ class ResnetBlock(nn.Module):
         h = conv3x3(self.features, dtype=self.dtype, name="conv1")(h)
 
         film, norm2 = self.style.film, self._norm("norm2")
-        width = (2 if film else 1) * self.features
-        emb = nn.Dense(width, dtype=self.dtype, name="temb_proj")(nn.swish(emb))
-        if film:
+        if emb is not None:
+            width = (2 if film else 1) * self.features
+            emb = nn.Dense(width, dtype=self.dtype, name="temb_proj")(nn.swish(emb))
+        if emb is not None and film:
             h = swish_of(h, norm2(h).then(*jnp.split(emb, 2, axis=-1)))
         else:
-            h += emb[:, None, None]
+            h = h if emb is None else h + emb[:, None, None]
             h = swish_of(h, norm2(h))
         h = nn.Dropout(self.dropout)(h, deterministic=not train)
         h = conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(h)

@@ -1,8 +1,10 @@
-"""The tensors of our U-Net under diffusers' names, and in torch's layout.
+"""The tensors of our networks under diffusers' names, and in torch's layout.
 
-`UNet2DModel` of diffusers (Apache-2.0) is the same network: only the names of its
-blocks and the order of axes differ. Convolutions are OIHW there and HWIO here; linear
-maps are [out, in] there and [in, out] here; heads are flat there.
+`UNet2DModel` of diffusers (Apache-2.0) is the same network as our U-Net, and so are
+`AutoencoderKL` and `VQModel` and our autoencoder: only the names of blocks and the
+order of axes differ. Convolutions are OIHW there and HWIO here; linear maps are
+[out, in] there, some of them as 1x1 convolutions, and [in, out] here; heads are flat
+there.
 """
 
 import re
@@ -27,7 +29,12 @@ OUTER = {
     "mid.block_1": "mid_block.resnets.0",
     "mid.attn_1": "mid_block.attentions.0",
     "mid.block_2": "mid_block.resnets.1",
+    "quant_conv": "quant_conv",
+    "post_quant_conv": "post_quant_conv",
+    "quantize": "quantize.embedding",
 }
+# Of an autoencoder; each has names like those of a U-Net inside.
+HALVES = ("encoder", "decoder")
 INNER = {
     "norm1": "norm1",
     "conv1": "conv1",
@@ -41,6 +48,10 @@ INNER = {
     "v": "to_v",
     "proj_out": "to_out.0",
 }
+# Linear maps that are 1x1 convolutions there.
+ONE_BY_ONE = ("nin_shortcut", "quant_conv", "post_quant_conv")
+# Rows of vectors, in the same layout there.
+TABLES = ("class_emb", "time_table", "quantize")
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
@@ -59,16 +70,14 @@ class Place(NamedTuple):
 
 
 def places(params: Params) -> Iterator[Place]:
-    """Yields every parameter of a U-Net with its name in diffusers.
+    """Yields every parameter of a U-Net or an autoencoder with its name in diffusers.
 
     Args:
       params: The network's parameters, or their shapes.
     """
-    depth = 1 + max(
-        (int(name.split(".")[0][5:]) for name in params if name.startswith("down_")),
-        default=0,
-    )
     leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params)
+    levels = [re.match(r"up_(\d+)\.", part) for path in leaves for part in path]
+    depth = 1 + max((int(level[1]) for level in levels if level), default=0)
     for path, leaf in leaves.items():
         yield Place(path, tuple(leaf.shape), _name(path, depth))
 
@@ -129,6 +138,8 @@ def with_new_names(tensors: Tensors) -> Tensors:
 
 
 def _name(path: tuple[str, ...], depth: int) -> str:
+    if path[0] in HALVES:
+        return f"{path[0]}.{_name(path[1:], depth)}"
     outer, *inner, leaf = path
     name = OUTER.get(outer) or _name_of_level(outer, depth, conv=not inner)
     return ".".join([name, *(INNER[part] for part in inner), LEAVES[leaf]])
@@ -154,11 +165,11 @@ def _name_of_level(outer: str, depth: int, *, conv: bool) -> str:
 
 def _outwards(place: Place, leaf: np.ndarray) -> np.ndarray:
     module, kind = place.path[-2], place.path[-1]
-    if module in ("class_emb", "time_table"):
+    if module in TABLES:
         return leaf
     if kind != "kernel":
         return leaf.reshape(-1)
-    if module == "nin_shortcut":
+    if module in ONE_BY_ONE:
         return leaf.T[:, :, None, None]
     if module in ("q", "k", "v"):
         return leaf.reshape(leaf.shape[0], -1).T

@@ -4,23 +4,24 @@ Only json, numpy and safetensors are needed. Any setting in a folder that our ne
 our samplers do not support is refused by its name.
 """
 
-import json
 import pathlib
 from typing import Any
 
-import numpy as np
-
 from vdiff_jax import schedules
-from vdiff_jax.files import weights
 from vdiff_jax.interop.diffusers import names
+from vdiff_jax.interop.diffusers.folder import (
+    WEIGHTS,
+    check_class,
+    fields_of,
+    read_json,
+    read_tensors,
+    weight_files,
+)
 from vdiff_jax.interop.imported_model import Imported, abstract_params
 from vdiff_jax.nets.layers import Style
 from vdiff_jax.nets.serialization import describe
 from vdiff_jax.nets.unet import Level, UNet
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-# The same network as people publish it, the most exact first.
-VARIANTS = ("", ".fp16", ".bf16")
 OUTPUTS = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 CHAINS = {
     "linear": "linear_beta",
@@ -56,6 +57,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "class_embed_type": (None,),
 }
+KINDS = {"down_block_types": DOWN, "up_block_types": UP}
 
 
 def read_folder(folder: pathlib.Path) -> Imported:
@@ -75,7 +77,7 @@ def read_folder(folder: pathlib.Path) -> Imported:
     config = _unet_config(unet_folder / "config.json")
     chain, output = _chain(scheduler)
     net = _net(config, unet_folder)
-    tensors = names.with_new_names(_tensors(unet_folder))
+    tensors = read_tensors(weight_files(unet_folder))
     if net.time_table:
         steps = config["num_train_timesteps"] or 0
         net = net.clone(timesteps=tuple(map(float, range(steps, 0, -1))))
@@ -100,28 +102,9 @@ def read_folder(folder: pathlib.Path) -> Imported:
 
 
 def _unet_config(path: pathlib.Path) -> dict[str, Any]:
-    content = _json(path)
-    if content.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise ValueError(
-            f"{path} is of a {content['_class_name']}; only UNet2DModel can be"
-            " imported."
-        )
-    fields = {name: x for name, x in content.items() if not name.startswith("_")}
-    if unknown := sorted(fields.keys() - DEFAULTS.keys()):
-        raise ValueError(f"{path} has fields that are not supported: {unknown}.")
-    config = {**DEFAULTS, **fields}
-    for name, choices in ONLY.items():
-        if config[name] not in choices:
-            raise ValueError(
-                f"{name}={config[name]!r} in {path} is not supported; only"
-                f" {', '.join(map(repr, choices))} can be imported."
-            )
-    for name, choices in (("down_block_types", DOWN), ("up_block_types", UP)):
-        if other := [kind for kind in config[name] if kind not in choices]:
-            raise ValueError(
-                f"{name} in {path} has {other[0]!r}, which is not supported; only"
-                f" {', '.join(choices)} can be imported."
-            )
+    content = read_json(path)
+    check_class(content, path, ("UNet2DModel",), default="UNet2DModel")
+    config = fields_of(content, path, defaults=DEFAULTS, only=ONLY, kinds=KINDS)
     if config["in_channels"] != config["out_channels"]:
         raise ValueError(
             f"The network of {path} takes {config['in_channels']} channels and predicts"
@@ -199,7 +182,7 @@ def _net(config: dict[str, Any], where: pathlib.Path) -> UNet:
 
 def _chain(path: pathlib.Path) -> tuple[dict[str, Any], str]:
     """The `diffusion` section for a scheduler, and the output of its network."""
-    scheduler = _json(path)
+    scheduler = read_json(path)
     if scheduler.get("_class_name") not in SCHEDULERS:
         raise ValueError(
             f"{path} is of a {scheduler.get('_class_name')!r}; only the noise schedules"
@@ -230,61 +213,3 @@ def _chain(path: pathlib.Path) -> tuple[dict[str, Any], str]:
         ended = schedules.ending_in_noise(schedules.betas_of(**chain))
         chain |= {"schedule": "betas", "betas": tuple(map(float, ended))}
     return chain, OUTPUTS[prediction]
-
-
-def _tensors(folder: pathlib.Path) -> names.Tensors:
-    tensors: names.Tensors = {}
-    for name in _files(folder):
-        tensors |= weights.read(folder / name)
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-
-
-def _files(folder: pathlib.Path) -> list[str]:
-    """The names of the files with the weights: one, or the parts that an index names.
-
-    Raises:
-      ValueError: If there are none, or none that are read.
-    """
-    stem, suffix = WEIGHTS.split(".")
-    for variant in VARIANTS:
-        if (folder / f"{stem}{variant}.{suffix}").is_file():
-            return [f"{stem}{variant}.{suffix}"]
-        index = folder / f"{stem}.{suffix}.index{variant}.json"
-        if index.is_file():
-            return _parts(index)
-    others = sorted(path.name for path in folder.glob(f"{stem}*"))
-    if any(name.endswith(".bin") for name in others):
-        raise ValueError(
-            f"There is no {WEIGHTS} in {folder}. Files of pickles (.bin) are not read:"
-            " load the model with diffusers, and save_pretrained() it."
-        )
-    beside = f", but {', '.join(others)}" if others else ""
-    raise ValueError(
-        f"There is no {WEIGHTS} in {folder}{beside}: fetch it, or save the model with"
-        " save_pretrained() of diffusers."
-    )
-
-
-def _parts(index: pathlib.Path) -> list[str]:
-    listed = _json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise ValueError(f"{index} has no weight_map, the file of each tensor.")
-    for name in (files := sorted(set(listed.values()))):
-        if pathlib.PurePath(name).name != name:
-            raise ValueError(f"{index} names {name!r}, which is not beside it.")
-    return files
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"There is no {path}: name the folder of a pipeline of diffusers, or of its"
-            " U-Net and scheduler."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a dictionary.")
-    return content
