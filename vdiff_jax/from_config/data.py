@@ -1,7 +1,7 @@
 """The examples of a data set, and how they come to the step."""
 
 import pathlib
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -25,12 +25,13 @@ def make_source(config: Config, split: catalog.Split) -> Source:
     source = _source(config, split)
     if data.held_out_fraction:
         source = held_out_part(source, data.held_out_fraction, split)
-    return Checked(
-        source,
-        image_shape=(data.image_size, data.image_size, data.channels),
-        num_classes=config.model.num_classes,
-        latents=data.latent_scale > 0,
-    )
+    shape = (data.image_size, data.image_size, data.channels)
+    if data.latent_scale > 0:
+        moments = (*shape[:2], 2 * data.channels)
+        shapes: dict[str, Any] = {"float_shapes": (shape, moments)}
+    else:
+        shapes = {"uint8_shape": shape}
+    return Checked(source, num_classes=config.model.num_classes, **shapes)
 
 
 def _source(config: Config, split: catalog.Split) -> Source:
