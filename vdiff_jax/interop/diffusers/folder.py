@@ -59,7 +59,8 @@ def check_class(
     name = content.get("_class_name", default)
     if name not in classes:
         raise ValueError(
-            f"{path} is of a {name}; only {' and '.join(classes)} can be imported."
+            f"_class_name={name!r} in {path}: only {' and '.join(classes)} can be"
+            " imported here."
         )
     return name
 
