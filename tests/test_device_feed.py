@@ -52,7 +52,6 @@ def _source(photos, kind, num_classes=3):
         source,
         image_shape=(SIZE, SIZE, 3),
         num_classes=num_classes,
-        latents=False,
     )
 
 

@@ -50,7 +50,12 @@ def _pictures(root, size=8, channels=3):
 
 
 def _checked(source, shape=(8, 8, 3), num_classes=0, latents=False):
-    return Checked(source, image_shape=shape, num_classes=num_classes, latents=latents)
+    return Checked(
+        source,
+        image_shape=None if latents else shape,
+        latent_shapes=[shape] if latents else [],
+        num_classes=num_classes,
+    )
 
 
 # Folders

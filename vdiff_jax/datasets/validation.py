@@ -15,17 +15,17 @@ class Checked:
         self,
         source: Source,
         *,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, int, int] | None,
         num_classes: int,
-        latents: bool,
+        latent_shapes: Sequence[tuple[int, int, int]] = (),
     ):
         """Checks what can be known at once: the first example, and the labels.
 
         Args:
           source: Any source.
-          image_shape: [height, width, channels] of every example.
+          image_shape: [height, width, channels] of uint8; None if images do not fit.
           num_classes: Labels must be below it; 0 leaves labels alone.
-          latents: True for examples of floats, false for uint8.
+          latent_shapes: The shapes that floats may have; none if floats do not fit.
 
         Raises:
           ValueError: If there are no examples, or for the reasons of `__getitems__`.
@@ -35,7 +35,7 @@ class Checked:
         self._source = source
         self._image_shape = image_shape
         self._num_classes = num_classes
-        self._latents = latents
+        self._latent_shapes = [*latent_shapes]
         self.labels: np.ndarray | None = getattr(source, "labels", None)
         self.needs_workers: bool = getattr(source, "needs_workers", True)
         classes: Sequence[str] | None = getattr(source, "classes", None)
@@ -73,7 +73,8 @@ class Checked:
         else:
             images, labels = np.asarray(many.get("image")), many.get("label")
             self._check_image(images[0] if images.ndim else None, indices[0])
-        if self._latents:
+        # Half the bytes on the way to the device, if they are that few.
+        if images.dtype.kind == "f" and images.dtype != np.float16:
             images = images.astype(np.float32, copy=False)
         return {"image": images, "label": self._checked_labels(labels, indices)}
 
@@ -83,17 +84,19 @@ class Checked:
 
     def _check_image(self, image: Any, index: int) -> None:
         image = np.asarray(image)
-        fits = image.dtype.kind == "f" if self._latents else image.dtype == np.uint8
-        if not fits:
+        images = [self._image_shape] if self._image_shape is not None else []
+        shapes = self._latent_shapes if image.dtype.kind == "f" else images
+        if not (image.dtype == np.uint8 or image.dtype.kind == "f") or not shapes:
             raise ValueError(
                 f"{self.name(index)} has an image of type {image.dtype}. Images are"
                 " uint8, 0 to 255, with data.latent_scale=0; latents are floats, with"
-                " their data.latent_scale (1 if they are scaled already)."
+                " their data.latent_scale (1 if they are scaled already) or"
+                " data.autoencoder."
             )
-        if image.shape != self._image_shape:
+        if image.shape not in shapes:
             raise ValueError(
                 f"{self.name(index)} has shape {image.shape}, but data.image_size and"
-                f" data.channels ask for {self._image_shape}."
+                f" data.channels ask for {' or '.join(map(str, shapes))}."
             )
 
     def _checked_labels(self, labels: Any, indices: Sequence[int]) -> np.ndarray:

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from vdiff_jax import schedules
+from vdiff_jax.codec import Autoencoder, Latents
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.from_config import packages
@@ -34,7 +35,8 @@ from vdiff_jax.types import Params
 def check(config: Config) -> None:
     """Refuses a config that no stage should begin with.
 
-    Nothing is read, written or allocated; a network is traced once in a process.
+    Nothing is written or allocated, and nothing is read but what an autoencoder is; a
+    network is traced once in a process.
 
     Raises:
       ValueError: In one line: the field, its value, and what would be right.
@@ -208,9 +210,27 @@ def _check_data(config: Config) -> None:
                 "data.name='' must be a data set of TensorFlow Datasets, for"
                 " data.source='tfds'."
             )
+    codec = make_codec(config)
+    if isinstance(codec, Autoencoder):
+        _check_fits(data, codec.latents)
     clip = config.sample.clip
     if clip != "auto" and (clip == "x" or clip.startswith("dynamic")):
         _check_bounded(config)
+
+
+def _check_fits(data: Config, latents: Latents) -> None:
+    """Refuses data of other latents than those of the autoencoder."""
+    if data.channels not in (0, latents.channels):
+        raise ValueError(
+            f"data.channels={data.channels}, but the latents of data.autoencoder="
+            f"{data.autoencoder!r} have {latents.channels}: set data.channels="
+            f"{latents.channels}."
+        )
+    if data.latent_shift not in (0.0, latents.shift):
+        raise ValueError(
+            f"data.latent_shift={data.latent_shift}, but that of data.autoencoder="
+            f"{data.autoencoder!r} is {latents.shift}: set it to 0."
+        )
 
 
 def _check_bounded(config: Config) -> None:
@@ -386,10 +406,11 @@ def _check_evaluate(config: Config) -> None:
         )
     if not _runs(config, "evaluate"):
         return
-    if data.latent_scale:
+    if not make_codec(config).decodes:
         raise ValueError(
             "The evaluate stage compares images, and these data are latents"
-            f" (data.latent_scale={data.latent_scale}): use the other stages."
+            f" (data.latent_scale={data.latent_scale}): set data.autoencoder to the"
+            " folder of the autoencoder that made them."
         )
     _check_num_steps(config, "evaluate.reference_steps", evaluate.reference_steps)
     for num_steps in evaluate.steps:

@@ -1,15 +1,18 @@
 """The examples of a data set, and how they come to the step."""
 
 import pathlib
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
+from vdiff_jax.codec import Autoencoder, Pixels
 from vdiff_jax.datasets import catalog, device_feed
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.datasets.validation import Checked
 from vdiff_jax.from_config.choices import Config, user_function
+from vdiff_jax.from_config.model import make_codec
 
 OnDevice = Literal["auto", "always", "never"]
 # The archive of the images has no names in its batches.
@@ -25,12 +28,43 @@ def make_source(config: Config, split: catalog.Split) -> Source:
     source = _source(config, split)
     if data.held_out_fraction:
         source = held_out_part(source, data.held_out_fraction, split)
+    shapes = shapes_of(config)
     return Checked(
         source,
-        image_shape=(data.image_size, data.image_size, data.channels),
+        image_shape=shapes.image,
+        latent_shapes=shapes.latents,
         num_classes=config.model.num_classes,
-        latents=data.latent_scale > 0,
     )
+
+
+class Shapes(NamedTuple):
+    """The shapes that examples of the data may have.
+
+    Attributes:
+      image: [height, width, channels] of uint8; None if images do not fit.
+      latents: Of floats: latents, and their moments of twice the channels.
+    """
+
+    image: tuple[int, int, int] | None
+    latents: tuple[tuple[int, int, int], ...]
+
+
+def shapes_of(config: Config) -> Shapes:
+    """The shapes of the examples that the codec can make x of."""
+    codec, data = make_codec(config), config.data
+    size, channels = data.image_size, data.channels
+    if isinstance(codec, Pixels):
+        return Shapes((size, size, channels), ())
+    latents = ((size, size, channels), (size, size, 2 * channels))
+    if isinstance(codec, Autoencoder):
+        side = size * codec.net.factor
+        return Shapes((side, side, codec.net.image_channels), latents)
+    return Shapes(None, latents)
+
+
+def has_images(source: Source) -> bool:
+    """True if a source has images of uint8, and not latents."""
+    return np.asarray(source[0]["image"]).dtype == np.uint8
 
 
 def _source(config: Config, split: catalog.Split) -> Source:
@@ -52,9 +86,15 @@ def _source(config: Config, split: catalog.Split) -> Source:
         split_name=names[split],
         split=split,
         other_name=other_name,
-        image_shape=(data.image_size, data.image_size, data.channels),
+        image_shape=decoded_shape(config),
         resize=data.resize,
     )
+
+
+def decoded_shape(config: Config) -> tuple[int, int, int]:
+    """[height, width, channels] that images in files are brought to."""
+    size = config.data.image_size
+    return shapes_of(config).image or (size, size, config.data.channels)
 
 
 def class_names(config: Config) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from vdiff_jax.from_config.ranges import (
     at_least,
     between,
     class_number_or_name,
+    finite,
     from_to_below,
     one_of,
     one_of_literal,
@@ -260,7 +261,19 @@ _DATA = {
         "How a centre crop becomes an image; pad adds a border instead.",
     ),
     "latent_scale": Field(
-        0.0, at_least(0), "Above 0: the data are latents, and x is this times them."
+        0.0,
+        at_least(0),
+        "Above 0: the data are latents, and x is this times them; with an autoencoder"
+        " 0 is the scale that its folder names.",
+    ),
+    "latent_shift": Field(
+        0.0, finite(), "What is taken off latents before; an autoencoder brings it."
+    ),
+    "autoencoder": Field(
+        "",
+        place("a folder of diffusers"),
+        "Of latents: decodes them, and encodes images; image_size and channels are then"
+        " those of the latents.",
     ),
     "flip": Field(True, yes_or_no(), "Half of the training images are mirrored."),
     "held_out": Field(

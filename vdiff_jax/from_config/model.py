@@ -1,5 +1,7 @@
 """The network, its output kind and its schedule."""
 
+import functools
+import pathlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -9,9 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax import diffusion, schedules
-from vdiff_jax.codec import Codec, Latents, Pixels
+from vdiff_jax.codec import Autoencoder, Codec, Latents, Pixels
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.interop import conventions
+from vdiff_jax.interop.diffusers.autoencoder import (
+    describe_autoencoder,
+    read_autoencoder,
+)
 from vdiff_jax.model import Model
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, Style
 from vdiff_jax.nets.serialization import fields_of
@@ -25,6 +31,7 @@ StyleName = Literal["salimans_ho", "ddpm", "adm"]
 # The fields of a config that make a model.
 READ = (
     "model", "diffusion", "data.image_size", "data.channels", "data.latent_scale",
+    "data.latent_shift", "data.autoencoder",
     "parallel.remat", "train.dropout", "guide.w_range",
     "guide.w_features", "guide.w_scale",
 )  # fmt: skip
@@ -82,9 +89,25 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
 def make_codec(config: Config) -> Codec:
     """How the data become x, and x becomes data."""
     data = config.data
+    if data.autoencoder:
+        return _autoencoder(data.autoencoder, data.latent_scale, config.model.dtype)
     if data.latent_scale:
-        return Latents(data.channels, data.latent_scale)
+        return Latents(data.channels, data.latent_scale, data.latent_shift)
     return Pixels()
+
+
+@functools.cache
+def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
+    """The codec of an autoencoder, whose weights are read once in a process."""
+    try:
+        net, scale, shift, folder = describe_autoencoder(pathlib.Path(path), scale)
+    except ValueError as error:
+        raise ValueError(f"data.autoencoder={path!r}: {error}") from error
+    return Autoencoder(
+        Latents(net.latent_channels, scale, shift),
+        net.clone(dtype=jnp.dtype(dtype)),
+        read=lambda: read_autoencoder(folder, scale).params,
+    )
 
 
 def has_guide(config: Config) -> bool:

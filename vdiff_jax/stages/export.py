@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
+from vdiff_jax.codec import Autoencoder, Codec
 from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import Role
 from vdiff_jax.evaluation.measurement import from_json
@@ -103,11 +104,14 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
     if trained.model.w_range is None:
         guide = ("steps",)
         config["guide"]["steps"] = 0  # the base of a workdir whose students take w
-    data = ("channels", "image_size", "latent_scale")
+    data = ("channels", "image_size", "latent_scale", "latent_shift", "autoencoder")
     fields = {
         "model": config["model"],
         "diffusion": config["diffusion"],
-        "data": {name: config["data"][name] for name in data},
+        "data": {
+            **{name: config["data"][name] for name in data},
+            **_latents(trained.model.codec, config["data"]["autoencoder"]),
+        },
         "guide": {name: config["guide"][name] for name in guide},
         "train": {"label_dropout": config["train"]["label_dropout"]},
     }
@@ -124,6 +128,17 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
     if names := class_names(trained):
         facts["classes"] = list(names)
     return model_file.About(fields, role.name, role.num_steps, facts)
+
+
+def _latents(codec: Codec, autoencoder: str) -> dict[str, Any]:
+    """What an autoencoder's folder says of its latents, for whoever has it not."""
+    if not isinstance(codec, Autoencoder):
+        return {}
+    return {
+        "latent_scale": codec.latents.scale,
+        "latent_shift": codec.latents.shift,
+        "autoencoder": str(pathlib.Path(autoencoder).resolve()),
+    }
 
 
 def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, Any]]:

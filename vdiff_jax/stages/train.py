@@ -128,6 +128,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         job=Job(
             key=jax.random.fold_in(key, 0),
             num_updates=jnp.int32(config.train.steps),
+            codec=tools.codec,
         ),
         num_updates=config.train.steps,
         start=lambda: Networks(model.init(key) if params is None else params),

@@ -31,12 +31,14 @@ class Job(NamedTuple):
       num_updates: Length of the run, over which the learning rate is laid out.
       teacher: The teacher's parameters; None where nobody teaches.
       num_steps: The student's N; None for a network that is no student.
+      codec: Parameters that encode the data; None for data that need none.
     """
 
     key: Key[Array, ""]
     num_updates: Int[Array, ""]
     teacher: Params = None
     num_steps: Int[Array, ""] | None = None
+    codec: Params = None
 
 
 class Networks(NamedTuple):
@@ -59,12 +61,14 @@ class Given(NamedTuple):
       ema: The EMA of the main network's parameters, before this update.
       num_steps: The student's N; None for a network that is no student.
       progress: Share of the run's updates that are done, in [0, 1].
+      codec: Parameters that encode the data; None for data that need none.
     """
 
     teacher: Params
     ema: Params
     num_steps: Int[Array, ""] | None
     progress: Scalar
+    codec: Params = None
 
 
 class Auxiliary(NamedTuple):
@@ -309,7 +313,7 @@ def make_train_step(
 
 def _given(ema_params: Params, job: Job, progress: Any) -> Given:
     """The argument of a loss that it is not differentiated by."""
-    return Given(job.teacher, ema_params, job.num_steps, progress)
+    return Given(job.teacher, ema_params, job.num_steps, progress, job.codec)
 
 
 def _mirrored(batch: Batch, draws: Draws) -> Batch:

@@ -12,6 +12,7 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import decoded_shape, shapes_of
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.starts import StartOf, class_numbers
 from vdiff_jax.generation.sampler import Sampler, Start
@@ -22,25 +23,26 @@ from vdiff_jax.workdir.trained import find
 
 
 def read(config: Config, model: Model) -> np.ndarray:
-    """The images of `sample.image`: a file, a folder, or an .npy of uint8.
+    """The images of `sample.image`, as data: of a file, a folder, or an .npy of uint8.
 
     Raises:
       ValueError: If there are none, or they are not what the model takes.
     """
     path = pathlib.Path(config.sample.image)
     try:
-        images = _read(path, config, model)
+        images = _read(path, config)
     except (OSError, ValueError) as error:
         raise ValueError(f"sample.image={str(path)!r}: {error}") from error
-    if images.dtype != np.uint8 or images.shape[1:] != model.image_shape:
+    shape = shapes_of(config).image
+    if shape is None or images.dtype != np.uint8 or images.shape[1:] != shape:
         raise ValueError(
             f"sample.image={str(path)!r} holds {images.dtype} of shape {images.shape};"
-            f" it should be uint8 of shape (n, {str(model.image_shape)[1:]}."
+            f" it should be uint8 of shape (n, {str(shape)[1:]}."
         )
-    return images
+    return model.codec.of_images(images)
 
 
-def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
+def _read(path: pathlib.Path, config: Config) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     files = [path]
@@ -48,7 +50,8 @@ def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"there are no images ({', '.join(SUFFIXES)}).")
-    fit = Fit(config.data.image_size, model.image_shape[-1], config.data.resize)
+    height, _, channels = decoded_shape(config)
+    fit = Fit(height, channels, config.data.resize)
     return np.stack([fit(decode(file.read_bytes())) for file in files])
 
 
