@@ -7,6 +7,8 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets.digits import digits
+from vdiff_jax.datasets.reader import Reader
+from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation import classifier, features, figures, metrics, statistics_file
@@ -29,12 +31,9 @@ def _features(count, shift=0.0, seed=0):
 @pytest.mark.slow
 def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
     train, test = digits("train"), digits("test")
-    held_out = test.images, test.labels
-    trained = classifier.train(train.images, train.labels, held_out)
+    trained = classifier.train(Reader(train), Reader(test))
     assert trained.accuracy > 0.95
-    assert (
-        classifier.train(train.images, train.labels, held_out).sha256 == trained.sha256
-    )
+    assert classifier.train(Reader(train), Reader(test)).sha256 == trained.sha256
 
     known = features.of_classifier(trained)
     ruler = Ruler(metrics.statistics(known.extract(train.images)), "classifier")
@@ -44,10 +43,9 @@ def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
 
 
 def test_unlabelled_data_have_no_classifier():
-    images = np.zeros((4, 8, 8, 1), np.uint8)
-    labels = np.zeros(4, np.int32)
+    source = Arrays(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="at least two classes"):
-        classifier.train(images, labels, (images, labels))
+        classifier.train(Reader(source), Reader(source))
 
 
 def test_features_do_not_depend_on_the_batch(monkeypatch):
