@@ -2,6 +2,8 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -59,6 +61,43 @@ def test_features_do_not_depend_on_the_batch(monkeypatch):
     )
     monkeypatch.setattr(features, "BATCH_SIZE", 8)
     np.testing.assert_array_equal(pixels.extract(images).pooled, whole.pooled)
+
+
+def test_features_do_not_depend_on_the_parts_and_are_compiled_once(monkeypatch):
+    """The last bit of an image's features may depend on its place in the batch."""
+    monkeypatch.setattr(features, "BATCH_SIZE", 16)
+    shapes = []
+
+    def apply(params, images):
+        shapes.append(images.shape)
+        place = jnp.arange(len(images), dtype=jnp.float32)
+        mean = images.mean(axis=(1, 2, 3))
+        return Features(params * mean[:, None], None, place[:, None])
+
+    images = digits("test").images[:77]
+    once = features.FeatureSet("mean", np.float32(0.5), apply, {})
+    whole = once.extract(images)
+    np.testing.assert_array_equal(whole.logits[:, 0], np.arange(77) % 16)
+    for ends in ([5, 40, 50, 51], [1], [16, 64], [76]):
+        extraction, took = once.begin(77), []
+        for part in np.split(images, ends):
+            own = extraction.add(part, took.append)
+            assert len(own.pooled) == len(part)
+        assert sum(took) == 77
+        jax.tree.map(np.testing.assert_array_equal, extraction.features, whole)
+    assert shapes == [(16, *images.shape[1:])]
+
+
+def test_features_of_an_earlier_part_are_put_between_others():
+    images, pixels = digits("test").images[:30], features.of_pixels()
+    whole = pixels.extract(images)
+    extraction = pixels.begin(30)
+    extraction.add(images[:7])
+    extraction.put(Features(whole.pooled[7:20], None, None))
+    with pytest.raises(RuntimeError, match="20 of 30 images have come"):
+        _ = extraction.features
+    extraction.add(images[20:])
+    np.testing.assert_array_equal(extraction.features.pooled, whole.pooled)
 
 
 def test_large_pictures_are_averaged_to_16_pixels():

@@ -174,6 +174,9 @@ class Bench:
         """Keeps the rows of an evaluation under way, for the command to go on from."""
         if parallel.is_main():
             write_json(self._parts / "ladder.json", [row.to_json() for row in rows])
+            for key in {row.key for row in rows}:
+                # With its rows, its parts are not needed any more.
+                shutil.rmtree(self._parts / key, ignore_errors=True)
 
     def finish(self, rows: Sequence[Measurement]) -> None:
         """Writes ladder.json and reference.json; removes what was of other rows."""
