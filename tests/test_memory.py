@@ -123,7 +123,7 @@ class _Linear(nn.Module):
 
 def _classifier(monkeypatch, folder, num):
     monkeypatch.setattr(classifier, "Classifier", _Linear)
-    monkeypatch.setattr(classifier, "NUM_UPDATES", 3)
+    monkeypatch.setattr(classifier, "NUM_UPDATES", num // 128)
     examples, held_out = (Reader(_Images(many)) for many in (num, num // 4))
     monkeypatch.setattr(classifier, "MOST_PIXELS", 128 * 64 * 64)
     return lambda: classifier.train(examples, held_out)
@@ -181,3 +181,33 @@ def test_images_are_not_held(prepare, monkeypatch, tmp_path):
     assert peaks[0] < NUM * BYTES / 4
     # Features may be there more than once, and in float64.
     assert peaks[1] - peaks[0] < NUM * BYTES / 10
+
+
+def test_real_images_are_read_once_for_all_sets(monkeypatch, tmp_path):
+    reads = []
+
+    class Counted(_Images):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    real = _real(monkeypatch, 200)
+    real.reader = Reader(Counted(200))
+    other = dataclasses.replace(FEW, name="other")
+    first, second = references.make_references([FEW, other], real, tmp_path)
+    assert reads[1:] == list(range(200))  # one to know the size
+    np.testing.assert_array_equal(first.all, second.all)
+    np.testing.assert_array_equal(first.all[7], FEW.extract(_image(7)[None]).pooled[0])
+    references.make_references([FEW, other], real, tmp_path)
+    assert len(reads) == 201
+
+
+def test_a_part_of_large_images_has_fewer_batches(monkeypatch, tmp_path):
+    _candidate(monkeypatch, tmp_path, 500)
+    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 16)
+    drawing = bench.Bench(Project(_config(), tmp_path))
+    assert drawing._in_parts(1500) == [range(1024), range(1024, 1500)]
+    monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 3 * 64 * BYTES + 1)
+    assert drawing._in_parts(500) == [range(192), range(192, 384), range(384, 500)]
+    monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 1)
+    assert drawing._in_parts(100) == [range(64), range(64, 100)]
