@@ -15,6 +15,7 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.moved import current
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
+from vdiff_jax.interop.diffusers.conditional_unet import NULL_CONTEXT
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.imported_model import Imported
 from vdiff_jax.stages import Stage
@@ -104,6 +105,12 @@ def run(project: Project) -> None:
         if parallel.is_main():
             write_json(project.workdir / FILE, source.fields)
             write_json(folder / "result.json", {"step": 0, **facts})
+    if model.context_shape is not None and not source.can_be_guided:
+        print(
+            "import: without a null context it cannot be guided: put the embedding of"
+            f" an empty text, {list(model.context_shape)}, as the tensor context of"
+            f" {NULL_CONTEXT} into {config.source.path}, and import it again."
+        )
     print(
         f"import: a network of {facts['parameters']:,} parameters that predicts"
         f" {model.output}, see {folder}/result.json"
@@ -137,7 +144,7 @@ def _read(config: Config) -> Imported:
 def _model(config: Config) -> Imported:
     kind, path = _kind(config), pathlib.Path(config.source.path)
     if kind == "diffusers":
-        return _never_without_class(read_folder(path))
+        return _of_diffusers(path)
     if kind == "released":
         return _never_without_class(
             paper_checkpoints.read(path, config.source.output, config.data.image_size)
@@ -165,6 +172,18 @@ def _model(config: Config) -> Imported:
             " (sample.from), but is no base model."
         )
     return Imported(fields, model_file.read(path), about.num_steps)
+
+
+def _of_diffusers(path: pathlib.Path) -> Imported:
+    source = read_folder(path)
+    if "guide" in source.fields:
+        raise ValueError(
+            f"The model in {path} takes a guidance weight: it can be sampled from"
+            " (vdiff_jax.load), but is no base model."
+        )
+    if not source.can_be_guided:
+        return _never_without_class(source)
+    return source._replace(fields={**source.fields, "train": {"label_dropout": 0.1}})
 
 
 def _never_without_class(source: Imported) -> Imported:
