@@ -272,7 +272,7 @@ class UNet(nn.Module):
             assert label is not None
             shape = (self.num_classes + 1, self.context_features)
             table = self.param("class_context", nn.initializers.normal(1.0), shape)
-            return of_class(table, label)
+            return of_class(jnp.asarray(table), label)
         if vectors is None:
             return None
         if mask is None:
@@ -280,9 +280,8 @@ class UNet(nn.Module):
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         null_context = self.param("null_context", zeros, vectors.shape[1:])
         null_mask = self.param("null_mask", ones, vectors.shape[1:2])
-        return with_null(
-            vectors, mask, *map(lax.stop_gradient, (null_context, null_mask))
-        )
+        fixed = [lax.stop_gradient(jnp.asarray(x)) for x in (null_context, null_mask)]
+        return with_null(vectors, mask, *fixed)
 
     def _middle(
         self, h: Images, emb: Embedding, attended: Attended | None, train: bool

@@ -78,6 +78,10 @@ KINDS = {"down_block_types": DOWN, "up_block_types": UP}
 # Beside `unet/`: the vectors of the classes, and the context of no text.
 CLASS_TABLE = "class_embedder.safetensors"
 NULL_CONTEXT = "null_context.safetensors"
+# Parameters that diffusers' network does not have.
+OURS = ("class_context", "null_context", "null_mask")
+# As what the null context begins.
+START = {"null_context": 0.0, "null_mask": 1.0}
 # Of the text encoder of Stable Diffusion.
 TOKENS = 77
 
@@ -132,22 +136,8 @@ def read_params(
     null = {name: np.full(ours[name].shape, x, np.float32) for name, x in START.items()}
     if not path.exists():
         return {**params, **null}, False
-    tensors = weights.read(path)
-    if "context" not in tensors or not tensors.keys() <= {"context", "mask"}:
-        raise ValueError(
-            f"{path} has the tensors {sorted(tensors)}: it must have a context, and may"
-            " have a mask."
-        )
-    null |= {f"null_{name}": x.astype(np.float32) for name, x in tensors.items()}
-    if not (null["null_mask"] == 1).any():
-        raise ValueError(f"The mask in {path} must have a 1: a vector that counts.")
+    null |= _null_context(path)
     return {**params, **_shaped(null, ours, path)}, True
-
-
-# Parameters that diffusers' network does not have.
-OURS = ("class_context", "null_context", "null_mask")
-# As what the null context begins.
-START = {"null_context": 0.0, "null_mask": 1.0}
 
 
 def as_convolutions(tensors: names.Tensors) -> names.Tensors:
@@ -193,11 +183,26 @@ def _class_table(path: pathlib.Path) -> np.ndarray:
 
 
 def _tokens(root: pathlib.Path) -> int:
-    """The number of vectors that the text encoder makes, if it is there."""
+    """The number of vectors that the text encoder makes, if something tells it."""
     path = root / "text_encoder" / "config.json"
-    if not path.exists():
-        return TOKENS
-    return read_json(path).get("max_position_embeddings", TOKENS)
+    if path.exists():
+        return read_json(path).get("max_position_embeddings", TOKENS)
+    if (root / NULL_CONTEXT).exists():
+        return len(_null_context(root / NULL_CONTEXT)["null_context"])
+    return TOKENS
+
+
+def _null_context(path: pathlib.Path) -> names.Tensors:
+    """The null context, and its mask if there is one, by our names."""
+    tensors = weights.read(path)
+    if "context" not in tensors or not tensors.keys() <= {"context", "mask"}:
+        raise ValueError(
+            f"{path} has the tensors {sorted(tensors)}: it must have a context, and may"
+            " have a mask."
+        )
+    if not (tensors.get("mask", np.ones(1)) == 1).any():
+        raise ValueError(f"The mask in {path} must have a 1: a vector that counts.")
+    return {f"null_{name}": x.astype(np.float32) for name, x in tensors.items()}
 
 
 def _check_widths(config: dict[str, Any], path: pathlib.Path) -> None:
