@@ -220,8 +220,11 @@ def _of_diffusers(path: pathlib.Path) -> LoadedModel:
     config: Config = defaults("sample")
     config.data.update({"channels": 0, "image_size": 0})
     config = imported.with_fields(config, source.fields)
-    role = student(source.num_steps) if source.num_steps else BASE
-    model = make_model(config)
+    guided = "guide" in source.fields
+    role = GUIDED if guided else BASE
+    if source.num_steps:
+        role = student(source.num_steps)
+    model = make_model(config, guided=guided)
     params = placed(source.params, model.abstract_params(), path)
     return LoadedModel(path, Trained(role, path, model), config, params)
 

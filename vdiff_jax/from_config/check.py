@@ -21,6 +21,7 @@ from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
 from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
     attending,
+    has_context,
     has_guide,
     make_codec,
     make_model,
@@ -147,6 +148,7 @@ def _check_unet(config: Config) -> None:
         return
     if not unet.layout:
         _check_levels(unet, size)
+        _check_context(config)
     depth = len(unet.multipliers)
     smallest = unet.patch * 2 ** (depth - 1)
     if size % smallest and not unet.layout:
@@ -176,6 +178,22 @@ def _check_levels(unet: Config, size: int) -> None:
                 f"model.unet.head_dim={unet.head_dim} does not divide the {features}"
                 f" channels of level {depth}, which has attention."
             )
+
+
+def _check_context(config: Config) -> None:
+    """Refuses a context without a width, or of which nobody says what it is."""
+    unet = config.model.unet
+    if unet.context_tokens and not unet.context_features:
+        raise ValueError(
+            f"model.unet.context_tokens={unet.context_tokens} vectors must have a"
+            " width: set model.unet.context_features."
+        )
+    if unet.context_features and not (unet.context_tokens or config.model.num_classes):
+        raise ValueError(
+            f"model.unet.context_features={unet.context_features}, but there is nothing"
+            " to attend to: set model.unet.context_tokens, or model.num_classes for a"
+            " vector of the class."
+        )
 
 
 def _check_diffusion(config: Config) -> None:
@@ -266,7 +284,7 @@ def _check_guide(config: Config) -> None:
         )
     if guide.w_features % 2:
         raise ValueError(f"guide.w_features={guide.w_features} must be even.")
-    if has_guide(config) and not config.model.num_classes:
+    if has_guide(config) and not (config.model.num_classes or has_context(config)):
         raise ValueError(
             f"guide.steps={guide.steps} needs a model that is conditioned on a class:"
             " set model.num_classes, and train with train.label_dropout above 0."

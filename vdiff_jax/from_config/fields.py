@@ -209,6 +209,14 @@ _UNET = {
     "resample_in_block": Field(
         True, yes_or_no(), "Residual blocks change the size, not convolutions."
     ),
+    "context_features": Field(
+        0,
+        whole(0),
+        "Width of the vectors that attention sees beside the image; 0: none.",
+    ),
+    "context_tokens": Field(
+        0, whole(0), "Their number; 0: one, which is the class's own."
+    ),
     "layout": Field(
         "",
         parsed_by(_layout, "empty, or a U-Net in full as the import stage writes it"),

@@ -72,6 +72,7 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
         )
     if takes_noise:
         net = net.clone(noise_input=True)
+    context_shape = _context_shape(net)
     if predicted != output:
         net = Converted(net, partial(diffusion.denoiser, kind=predicted), output)
     return Model(
@@ -83,6 +84,7 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
         codec=make_codec(config),
         w_range=w_range(config) if guided else None,
         takes_noise=takes_noise,
+        context_shape=context_shape,
     )
 
 
@@ -108,6 +110,22 @@ def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
         net.clone(dtype=jnp.dtype(dtype)),
         read=lambda: read_autoencoder(folder, scale).params,
     )
+
+
+def _context_shape(net: nn.Module) -> tuple[int, int] | None:
+    """[tokens, width] of the context of a network; None for one without."""
+    if isinstance(net, UNet) and net.context_tokens:
+        return net.context_tokens, net.context_features
+    return None
+
+
+def has_context(config: Config) -> bool:
+    """True if the network is given a context, such as the embedding of a text."""
+    unet = config.model.unet
+    if config.model.net != "unet":
+        return False
+    shape = fields_of(unet.layout) if unet.layout else unet
+    return bool(shape.get("context_tokens", 0))
 
 
 def has_guide(config: Config) -> bool:
@@ -203,12 +221,16 @@ def shape_of(
       heads_of: The number of heads for a number of features.
     """
     features = [unet["channels"] * multiplier for multiplier in unet["multipliers"]]
+    # Configs of earlier versions do not have these two.
+    context_features = unet.get("context_features", 0)
+    depth = 1 if context_features else 0
     levels = tuple(
         Level(
             features=width,
             num_blocks=unet["num_blocks"],
             num_heads=heads_of(width) if attends else 0,
             resample_in_block=unet["resample_in_block"],
+            depth=depth if attends else 0,
         )
         for width, attends in zip(features, attending(unet, image_size), strict=True)
     )
@@ -216,6 +238,9 @@ def shape_of(
         "levels": levels,
         "emb_features": unet["emb_channels"],
         "mid_heads": heads_of(features[-1]),
+        "mid_depth": depth,
+        "context_features": context_features,
+        "context_tokens": unet.get("context_tokens", 0),
         "groups": unet["groups"],
         "style": STYLES[unet["style"]],
         "logsnr_input": unet["logsnr_input"],

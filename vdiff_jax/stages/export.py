@@ -22,7 +22,11 @@ from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import model_file, stablehlo
 from vdiff_jax.interop.diffusers import model_card
-from vdiff_jax.interop.diffusers.write import check_writable, write_folder
+from vdiff_jax.interop.diffusers.write import (
+    attends_to_context,
+    check_writable,
+    write_folder,
+)
 from vdiff_jax.model import Model
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.reading import check_readable
@@ -53,7 +57,12 @@ def run(project: Project) -> None:
     sampler = make_sampler(config, trained.model, "ddim")
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
-        check_writable(trained.model, w)
+        check_writable(
+            trained.model,
+            num_steps=section.steps,
+            clip=clip_of(config) == "x",
+            w=w,
+        )
     if "stablehlo" in section.formats:
         stablehlo.check_writable(trained.model)
     params = jax.tree.map(parallel.fetch, trained.params())
@@ -189,7 +198,10 @@ def _write_diffusers(
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)
     method = about.facts.get("method")
-    text = model_card.diffusers(model, about.kind, method, steps, weight, rows)
+    card = model_card.diffusers
+    if attends_to_context(model):
+        card = model_card.conditional
+    text = card(model, about.kind, method, steps, weight, rows)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

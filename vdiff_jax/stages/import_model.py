@@ -17,6 +17,7 @@ from vdiff_jax.from_config.moved import current
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
 from vdiff_jax.interop.diffusers.autoencoder import PARTS, describe_autoencoder
+from vdiff_jax.interop.diffusers.conditional_unet import NULL_CONTEXT
 from vdiff_jax.interop.diffusers.folder import weight_files
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.imported_model import Imported
@@ -108,6 +109,12 @@ def run(project: Project) -> None:
             fields = _with_autoencoder(source.fields, project.workdir)
             write_json(project.workdir / FILE, fields)
             write_json(folder / "result.json", {"step": 0, **facts})
+    if model.context_shape is not None and not source.can_be_guided:
+        print(
+            "import: without a null context it cannot be guided: put the embedding of"
+            f" an empty text, {list(model.context_shape)}, as the tensor context of"
+            f" {NULL_CONTEXT} into {config.source.path}, and import it again."
+        )
     print(
         f"import: a network of {facts['parameters']:,} parameters that predicts"
         f" {model.output}, see {folder}/result.json"
@@ -157,8 +164,7 @@ def _read(config: Config) -> Imported:
 def _model(config: Config) -> Imported:
     kind, path = _kind(config), pathlib.Path(config.source.path)
     if kind == "diffusers":
-        source = _never_without_class(read_folder(path))
-        return _of_latents(source, path, config.data.latent_scale)
+        return _of_latents(_of_diffusers(path), path, config.data.latent_scale)
     if kind == "released":
         return _never_without_class(
             paper_checkpoints.read(path, config.source.output, config.data.image_size)
@@ -202,6 +208,18 @@ def _of_latents(source: Imported, path: pathlib.Path, scale: float) -> Imported:
     return source._replace(
         fields={**source.fields, "data": {**source.fields["data"], **latents}}
     )
+
+
+def _of_diffusers(path: pathlib.Path) -> Imported:
+    source = read_folder(path)
+    if "guide" in source.fields:
+        raise ValueError(
+            f"The model in {path} takes a guidance weight: it can be sampled from"
+            " (vdiff_jax.load), but is no base model."
+        )
+    if not source.can_be_guided:
+        return _never_without_class(source)
+    return source._replace(fields={**source.fields, "train": {"label_dropout": 0.1}})
 
 
 def _never_without_class(source: Imported) -> Imported:

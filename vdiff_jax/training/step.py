@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
 from vdiff_jax.losses import Draws, draw, mirror
+from vdiff_jax.nets.context import FIXED
 from vdiff_jax.types import Batch, Feed, Params, PerExample, Scalar
 
 
@@ -138,7 +139,7 @@ def make_optimizer(
 
     Args:
       grad_clip: Gradients are scaled down to at most this global norm; 0 for never.
-      weight_decay: Relative to the learning rate, on all parameters.
+      weight_decay: Relative to the learning rate, on all parameters but `FIXED`.
       b1: Decay of Adam's first moment.
       b2: Decay of Adam's second moment.
     """
@@ -146,8 +147,27 @@ def make_optimizer(
         # `identity` has the same state, so that a run may go on with the other.
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
         optax.scale_by_adam(b1=b1, b2=b2),
-        optax.add_decayed_weights(weight_decay),
+        optax.stateless(_add_decayed_weights(weight_decay)),
     )
+
+
+def _add_decayed_weights(
+    weight_decay: float,
+) -> Callable[[Params, Params | None], Params]:
+    """Weight decay that leaves parameters alone that are a model's data.
+
+    They have no gradient, so that nothing else would change them. `optax.masked` would
+    have another state than checkpoints of earlier versions have.
+    """
+
+    def add(updates: Params, params: Params | None) -> Params:
+        def decayed(path: tuple[Any, ...], update: Array, param: Array) -> Array:
+            fixed = getattr(path[-1], "key", None) in FIXED
+            return update if fixed else update + weight_decay * param
+
+        return jax.tree_util.tree_map_with_path(decayed, updates, params)
+
+    return add
 
 
 def make_learning_rate(peak: float, *, warmup_steps: int, decay: Decay) -> LearningRate:
