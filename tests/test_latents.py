@@ -165,3 +165,43 @@ def test_without_its_autoencoder_a_file_draws_latents(
     assert latents.shape == (3, 4, 4, 2)
     assert latents.dtype == np.float32
     assert "draws latents, unless data.autoencoder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_reconstruction_is_measured_beside_the_models(workdir):
+    facts = json.loads((workdir / "evaluate" / "reference.json").read_text())
+    assert "autoencoder" in facts[0]
+    (values,) = (each["reconstruction"] for each in facts if "reconstruction" in each)
+    rows = json.loads((workdir / "evaluate" / "ladder.json").read_text())
+    assert values.keys() >= {row["metric"] for row in rows}
+    # A random autoencoder loses much.
+    assert values["frechet_pixels"] > 3 * facts[0]["floor"]["frechet_pixels"]
+    page = (workdir / "evaluate" / "report.html").read_text()
+    assert "real images, encoded and decoded" in page
+
+
+@pytest.mark.slow
+def test_latents_are_compared_with_their_images_or_decoded(folder, codec, tmp_path):
+    images = _images(40)
+    latents = codec.of_images(images)
+    for name, array in (("images", images), ("latents", latents)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            np.savez(tmp_path / name / f"{split}.npz", images=array)
+    stored = {"source": "npz", "path": str(tmp_path / "latents"), "flip": False}
+    distances = {}
+    for images_of in ("", str(tmp_path / "images")):
+        config = _config("train,evaluate", folder, **stored)
+        config.evaluate.update(
+            {"features": ("pixels",), "likelihood_num": 0, "steps": (1,), "num": 24}
+        )
+        config.evaluate.images = images_of
+        name = "images" if images_of else "decoded"
+        launch.launch(config, tmp_path / name)
+        facts = json.loads(
+            (tmp_path / name / "evaluate" / "reference.json").read_text()
+        )
+        assert any("reconstruction" in each for each in facts) == bool(images_of)
+        rows = json.loads((tmp_path / name / "evaluate" / "ladder.json").read_text())
+        distances[name] = rows[0]["value"]
+    assert distances["images"] != distances["decoded"]

@@ -89,6 +89,8 @@ class Reader:
     def _held(self) -> dict[str, np.ndarray] | None:
         """All examples, if they are costly to read and small; else None."""
         size = len(self) * np.asarray(self.source[0]["image"]).nbytes
-        if not getattr(self.source, "needs_workers", True) or size > HELD_BYTES:
+        needs_workers = getattr(self.source, "needs_workers", True)
+        is_costly = getattr(self.source, "is_costly", needs_workers)
+        if not is_costly or size > HELD_BYTES:
             return None
         return read_all(self.source, self._num_workers, self._timeout)

@@ -13,6 +13,7 @@ from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.datasets.validation import Checked
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.model import make_codec
+from vdiff_jax.generation.decoded import Decoded
 
 OnDevice = Literal["auto", "always", "never"]
 # The archive of the images has no names in its batches.
@@ -91,10 +92,65 @@ def _source(config: Config, split: catalog.Split) -> Source:
     )
 
 
+def make_images(config: Config, split: catalog.Split) -> Source:
+    """The images of a split that others are compared with: the data, or their own.
+
+    Raises:
+      ValueError: If the data are latents, and there is no way to images.
+    """
+    if config.evaluate.images:
+        return _own_images(config, split)
+    source = make_source(config, split)
+    if has_images(source):
+        return source
+    codec = make_codec(config)
+    if not isinstance(codec, Autoencoder):
+        raise ValueError(
+            f"These data are latents (data.latent_scale={config.data.latent_scale}):"
+            " set data.autoencoder to the folder of the autoencoder that made them."
+        )
+    return Decoded(source, codec)
+
+
+def _own_images(config: Config, split: catalog.Split) -> Source:
+    """The images of `evaluate.images`, of which the data have the latents."""
+    path, shape = pathlib.Path(config.evaluate.images), shapes_of(config).image
+    if shape is None:
+        raise ValueError(
+            f"evaluate.images={str(path)!r} is for data that are latents, with their"
+            " data.autoencoder: leave it out, or set that."
+        )
+    own = config.copy_and_resolve_references()
+    own.data.update({"path": str(path), "source": _kind_of(path)})
+    try:
+        source = make_source(own, split)
+        if not has_images(source):
+            raise ValueError("it has latents, and not images.")
+        return source
+    except ValueError as error:
+        raise ValueError(f"evaluate.images={str(path)!r}: {error}") from error
+
+
+def _kind_of(path: pathlib.Path) -> str:
+    """The kind of source that lies at a path, by its looks."""
+    if path.suffix in (".npz", ".npy") or any(path.glob("*.np[yz]")):
+        return "npz"
+    is_lmdb = any(path.glob("data.mdb")) or any(path.glob("*/data.mdb"))
+    return "lmdb" if is_lmdb else "folder"
+
+
 def decoded_shape(config: Config) -> tuple[int, int, int]:
     """[height, width, channels] that images in files are brought to."""
     size = config.data.image_size
     return shapes_of(config).image or (size, size, config.data.channels)
+
+
+def null_context(config: Config) -> tuple[np.ndarray, np.ndarray] | None:
+    """What stands in the place of a context that is left out, and its mask.
+
+    None where the data do not say.
+    """
+    return getattr(make_source(config, "train"), "null_context", None)
 
 
 def class_names(config: Config) -> tuple[str, ...]:

@@ -499,6 +499,12 @@ _SAMPLE = {
     "seed": Field(0, _SEED, "Of the noise."),
     "batch_size": Field(64, whole(1), "Images of one call, over all devices."),
     "labels": Field((), _CLASSES, "Classes, in turn; empty: all."),
+    "context": Field(
+        "",
+        place("a file"),
+        "An .npz of contexts, in turn: context, and mask or none; empty: those of the"
+        " held-out data.",
+    ),
     "w": Field(
         (),
         _GUIDANCE_WEIGHTS,
@@ -561,6 +567,12 @@ _SAMPLE = {
 }
 
 _EVALUATE = {
+    "images": Field(
+        "",
+        place("a file or a folder"),
+        "Real images to compare with, where the data are latents: a folder, LMDB or"
+        " .npz, with the splits of the data; empty: the data, decoded.",
+    ),
     "steps": Field((1, 2, 4, 8, 16), _COUNTS, "Steps of the students, and budgets."),
     "reference_steps": Field(
         256, whole(1), "Steps of the base model that they are compared with."

@@ -17,6 +17,7 @@ from vdiff_jax.from_config.step import (
     compiled_train_step,
     optimizer_of,
 )
+from vdiff_jax.generation.conditions import of_source
 from vdiff_jax.model import Model
 from vdiff_jax.training.run import LoopOptions, Tools
 from vdiff_jax.training.step import Loss, init_state
@@ -77,6 +78,7 @@ def make_tools(
         data_sha256=sha256_of_sample(source),
         held_out=_held_out(config, section.batch_size, mesh),
         codec=model.codec.params if has_images(source) else None,
+        condition_of=of_source(source) if model.context_shape else None,
         mesh=mesh,
         flops_per_image=passes * model.forward_flops() if known else 0.0,
         profile=Profile(profile),

@@ -20,18 +20,21 @@ import numpy as np
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.distillation.role import BASE
 from vdiff_jax.evaluation.features import Extraction, Features
 from vdiff_jax.evaluation.measurement import Measurement, former_method, from_json
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.sampler import clip_of
+from vdiff_jax.from_config.starts import make_condition_of
 from vdiff_jax.generation.batches import (
     Drawn,
     draw,
     seconds_per_image,
     start_of_seed,
 )
+from vdiff_jax.generation.conditions import ConditionOf
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate import parts
@@ -45,6 +48,7 @@ from vdiff_jax.stages.evaluate.references import (
     feature_sets,
     make_references,
     published,
+    reconstruction,
 )
 from vdiff_jax.workdir.layout import Project
 
@@ -58,6 +62,7 @@ MOST_BYTES_IN_A_PART = 2**28  # save that a part has a batch at least
 # Fields of `sample` that change images.
 SAMPLING = ("clip", "guidance_interval", "guidance_rescale")
 KEPT_IMAGES = 64
+LABELS_AT_ONCE = 256
 # Names of the files of kept images, at any version: at first they had no key.
 OURS = re.compile(
     r"(base|guided|distilled)-[a-z0-9_]+-\d{4,}(-w[0-9.e+-]+?)?(-[0-9a-f]{16})?\.npy"
@@ -86,6 +91,9 @@ class Bench:
       models: The models to measure.
       real: The images to measure against.
       references: One for each set of features; the first is the one for figures.
+      condition_of: The condition of images with a context; None for one of their class
+        alone.
+      reconstruction: Every metric of the real images, encoded and decoded; or empty.
     """
 
     def __init__(self, project: Project):
@@ -120,6 +128,14 @@ class Bench:
             print(
                 f"evaluate: {metric} to {reference.facts['num_images']:,} real images;"
                 f" one half of these is at {value:.4g} from the other"
+            )
+        model = self.models.trained(BASE).model
+        self.condition_of = make_condition_of(config, model, split)
+        self.reconstruction = reconstruction(self.references, self.real, folder)
+        for metric, value in [*self.reconstruction.items()][:1]:
+            print(
+                f"evaluate: the real images, encoded and decoded, are at {value:.4g} by"
+                f" {metric}"
             )
         self._sets = [reference.features for reference in self.references]
         if self._judge is not None:
@@ -187,6 +203,8 @@ class Bench:
         facts = [{**each.facts, "floor": each.real_vs_real} for each in self.references]
         if self._judge is not None:
             facts.append(self._judge.facts)
+        if self.reconstruction:
+            facts.append({"reconstruction": self.reconstruction})
         write_json(self.out / "reference.json", facts)
         write_json(self.out / "ladder.json", [row.to_json() for row in rows])
         shutil.rmtree(self._parts, ignore_errors=True)
@@ -229,6 +247,8 @@ class Bench:
             "published": None if self._published is None else self._published.facts,
             "judge": None if self._judge is None else self._judge.facts,
         }
+        if self.condition_of is not None:
+            causes["contexts"] = _sha256(self.condition_of)
         return hashlib.sha256(json.dumps(causes).encode()).hexdigest()[:16]
 
     def _seeds(self) -> range:
@@ -277,7 +297,7 @@ class Bench:
             numbers,
             request=request(candidate.steps, w=candidate.asked_w, variance=variance),
             batch_size=self._config.sample.batch_size,
-            start_of=start_of_seed(sampler, seed),
+            start_of=start_of_seed(sampler, seed, self.condition_of),
             advance=bar.update,
         )
 
@@ -310,8 +330,18 @@ class Bench:
             if name == "inception" and self._published is not None:
                 by_metric |= self._published.measure(features[name])
         if self._judge is not None:
-            by_metric |= self._judge.measure(features[self._judge.features.name])
+            logits = features[self._judge.features.name]
+            by_metric |= self._judge.measure(logits, self._asked(len(logits.logits)))
         return by_metric
+
+    def _asked(self, num: int) -> np.ndarray | None:
+        """The classes of the examples whose contexts were asked for."""
+        if self.condition_of is None:
+            return None
+        index = np.arange(num)
+        parts = np.array_split(index, -(-num // LABELS_AT_ONCE))
+        labels = [self.condition_of(part).label for part in parts]
+        return np.concatenate([np.asarray(each) for each in labels])
 
 
 def _part(
@@ -355,6 +385,15 @@ def _extract(images: np.ndarray, name: str, extraction: Extraction) -> Features:
     shown = parallel.is_main()
     with Bar(f"{name} features", len(images), shown=shown, delay=5.0) as bar:
         return extraction.add(images, bar.update)
+
+
+def _sha256(condition_of: ConditionOf) -> str:
+    """The hash of the contexts of the first images."""
+    condition = condition_of(np.arange(LABELS_AT_ONCE))
+    digest = hashlib.sha256()
+    for part in (condition.context, condition.mask):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _summary(measured: list[Measured]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The references of an evaluation: real images, and sets of features of them."""
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -9,6 +10,7 @@ import flax.serialization
 import numpy as np
 
 from vdiff_jax import parallel
+from vdiff_jax.codec import Autoencoder, Codec
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.datasets.identity import evenly, sha256_of_sample
 from vdiff_jax.datasets.reader import Reader
@@ -20,11 +22,13 @@ from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.evaluation.metrics import Measured, Ruler, Statistics
 from vdiff_jax.evaluation.moments import moments
 from vdiff_jax.evaluation.sample_size import warning
-from vdiff_jax.files.atomic import write_bytes
+from vdiff_jax.files.atomic import write_bytes, write_json
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.files.weights import sha256
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.data import make_source
+from vdiff_jax.from_config.data import decoded_shape, make_images
+from vdiff_jax.from_config.model import make_codec
+from vdiff_jax.generation.decoded import Decoded
 from vdiff_jax.progress import Bar
 
 NO_CLASSES = "no classifier features: these data have no classes."
@@ -38,25 +42,35 @@ class Real:
       source: The images.
       reader: Reads them, part after part.
       facts: The split, how many of its images, and their origin.
+      codec: How the data of the models become images.
+      is_decoded: True if these images are themselves latents, decoded.
     """
 
     def __init__(self, config: Config, split: Split, most: int):
         """Takes at most so many images of a split, evenly spaced; 0: all."""
         data = config.data
-        whole = make_source(config, split)
+        whole = make_images(config, split)
         index = evenly(len(whole), most or len(whole))
         self.source: Source = Part(whole, index)
         self.reader = Reader(self.source, data.workers, data.worker_timeout)
         self.facts: dict[str, Any] = {
-            "data": data.name or data.source,
+            "data": config.evaluate.images or data.name or data.source,
             "split": split,
             "num_images": len(index),
             "of": len(whole),
-            "image_size": data.image_size,
-            "channels": data.channels,
+            "image_size": decoded_shape(config)[0],
+            "channels": decoded_shape(config)[2],
             "resize": data.resize,
             "sha256_of_sample": sha256_of_sample(self.source),
         }
+        self.codec = make_codec(config)
+        self.is_decoded = isinstance(whole, Decoded)
+        if isinstance(self.codec, Autoencoder):
+            self.facts["autoencoder"] = params_sha256(self.codec.params)[:16]
+        if isinstance(whole, Decoded):
+            # Decoded they are not the same bit for bit on every device.
+            latents = Part(whole.latents, index)
+            self.facts["sha256_of_sample"] = sha256_of_sample(latents)
 
 
 class Reference:
@@ -118,8 +132,55 @@ def make_references(
     return [Reference(each, facts[each.name], *kept[each.name]) for each in sets]
 
 
-def _extract(sets: Sequence[FeatureSet], real: Real) -> dict[str, Features]:
-    """The features of all real images, which are read once for all sets."""
+def reconstruction(
+    references: Sequence[Reference], real: Real, folder: pathlib.Path
+) -> dict[str, float]:
+    """Every metric of the real images, encoded and decoded, against themselves.
+
+    No model of their latents can be expected to be much nearer. Empty where there is no
+    autoencoder, or no image that was not decoded.
+
+    Args:
+      references: The references.
+      real: The real images.
+      folder: The folder that keeps the values.
+    """
+    if not isinstance(real.codec, Autoencoder) or real.is_decoded:
+        return {}
+    path = folder / f"reconstruction-{real.facts['split']}.json"
+    facts = [reference.facts for reference in references]
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if parallel.on_all_hosts(kept.get("facts") == facts):
+        return kept["values"]
+    features = _extract([each.features for each in references], real, _there_and_back)
+    values = {
+        metric: measured.value
+        for each in references
+        for metric, measured in each.ruler.measure(features[each.features.name]).items()
+    }
+    if parallel.is_main():
+        write_json(path, {"facts": facts, "values": values})
+    return values
+
+
+def _there_and_back(codec: Codec, images: np.ndarray) -> np.ndarray:
+    """Images encoded, to the means of their latents, and decoded."""
+    assert isinstance(codec, Autoencoder)
+    return codec.to_images(codec.of_images(images)[..., : codec.latents.channels])
+
+
+def _extract(
+    sets: Sequence[FeatureSet],
+    real: Real,
+    change: Callable[[Codec, np.ndarray], np.ndarray] = lambda codec, images: images,
+) -> dict[str, Features]:
+    """The features of all real images, which are read once for all sets.
+
+    Args:
+      sets: The sets of features.
+      real: The real images.
+      change: Done to images before their features are taken.
+    """
     if not sets:
         return {}
     num = len(real.reader)
@@ -127,9 +188,10 @@ def _extract(sets: Sequence[FeatureSet], real: Real) -> dict[str, Features]:
     name = f"{', '.join(extractions)} features of real images"
     with Bar(name, num, shown=parallel.is_main(), delay=2.0) as bar:
         for part in real.reader.parts():
+            images = change(real.codec, part["image"])
             for extraction in extractions.values():
-                extraction.add(part["image"])
-            bar.update(len(part["image"]))
+                extraction.add(images)
+            bar.update(len(images))
     return {name: extraction.features for name, extraction in extractions.items()}
 
 
@@ -253,15 +315,18 @@ class Judge:
         self._num_classes = trained.params["params"]["logits"]["bias"].size
         self.facts = {"features": "judge", **self.features.facts}
 
-    def measure(self, features: Features) -> dict[str, Measured]:
+    def measure(
+        self, features: Features, asked: np.ndarray | None = None
+    ) -> dict[str, Measured]:
         """The share of images that it takes for the class they should be of.
 
         Args:
-          features: Its logits; image number i should be of class i modulo the number of
-            classes.
+          features: Its logits of the images.
+          asked: The class of each; None for i modulo the number of classes.
         """
         guess = features.logits.argmax(axis=1)
-        asked = np.arange(len(guess)) % self._num_classes
+        if asked is None:
+            asked = np.arange(len(guess)) % self._num_classes
         return {"accuracy_judge": Measured(float((guess == asked).mean()), None)}
 
 

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import decoded_shape, shapes_of
 from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.from_config.starts import StartOf, class_numbers
+from vdiff_jax.from_config.starts import StartOf, class_numbers, make_condition_of
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
 from vdiff_jax.types import NOTHING, Condition
@@ -100,6 +101,7 @@ def _encoder(
     num_steps = section.encode_steps
     trained = find(project, student(num_steps, "encode"), BASE)
     model = trained.model
+    condition_of = make_condition_of(project.config, model, "test")
     labels = class_numbers("sample.image_labels", section.image_labels, names, model)
     params, sampler = trained.params(), make_sampler(project.config, model, "ddim")
     split = parallel.split(parallel.make_mesh())
@@ -110,6 +112,9 @@ def _encoder(
         if len(labels):
             classes = labels[index % len(labels)]
             condition = Condition(parallel.put(jnp.asarray(classes), split))
+        elif condition_of is not None:
+            given = jax.tree.map(np.asarray, condition_of(index))
+            condition = parallel.put(given, split)
         return sampler.encode(params, images, condition, np.int32(num_steps))
 
     return encode
