@@ -1,6 +1,6 @@
 """The memory that measuring images takes, and its growth with their number.
 
-    python -m benchmarks.memory                  # 10 minutes, most of it Inception
+    python -m benchmarks.memory                  # long on a CPU, for Inception
     python -m benchmarks.memory --sets pixels    # a minute
 
 As many real images as generated ones, of 256 x 256 random pixels made on the fly, are
