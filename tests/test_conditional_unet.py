@@ -12,6 +12,7 @@ import tiny
 from vdiff_jax import guidance
 from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.model import make_model
+from vdiff_jax.interop import stablehlo
 from vdiff_jax.nets.attention import attend, attend_by_jax, attend_on_cpu
 from vdiff_jax.nets.context import FIXED
 from vdiff_jax.nets.layers import Style
@@ -203,7 +204,7 @@ def test_the_null_context_is_never_trained():
 
     grads = jax.jit(jax.grad(loss))(params)
     optimizer = make_optimizer(grad_clip=1.0, weight_decay=0.1)
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
     for name in FIXED:
         assert (grads[name] == 0).all()
         assert (updates[name] == 0).all()
@@ -335,11 +336,26 @@ def test_a_config_makes_a_transformer_wherever_it_has_attention():
     assert model.abstract_params()["class_context"].shape == (4, WIDTH)
 
 
+def test_a_context_is_a_condition_that_guidance_can_leave_out():
+    config = _config(context_features=WIDTH, context_tokens=TOKENS)
+    config.update({"stage": "guide", "guide": {"steps": 1}})
+    check(config)
+    config.model.unet.update({"context_features": 0, "context_tokens": 0})
+    with pytest.raises(ValueError, match="needs a model that is conditioned"):
+        check(config)
+
+
 def test_a_config_without_a_context_makes_the_same_network_as_before():
     net = make_model(_config(attention_resolutions=(8,), head_dim=4)).net
     assert net.levels[1].depth == net.mid_depth == net.context_features == 0
     assert "depth" not in describe(net)
     assert "context" not in describe(net)
+
+
+def test_a_context_has_no_place_in_the_sampler_that_stablehlo_holds():
+    config = _config(context_features=WIDTH, context_tokens=TOKENS)
+    with pytest.raises(ValueError, match="cannot be exported to stablehlo: it takes a"):
+        stablehlo.check_writable(make_model(config))
 
 
 @pytest.mark.parametrize(

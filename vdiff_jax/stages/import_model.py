@@ -73,7 +73,9 @@ def check(project: Project) -> None:
     if path.suffix in _OF_TORCH:
         raise ValueError(
             f"{field} is a file of torch, which does not show its network: name the"
-            " folder that save_pretrained() of diffusers writes."
+            " folder that save_pretrained() of diffusers writes. Where that is: python"
+            ' -c "from diffusers import StableDiffusionPipeline as P;'
+            f" P.from_single_file('{path.name}').save_pretrained('{path.stem}')\""
         )
 
 

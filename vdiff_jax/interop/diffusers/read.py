@@ -34,7 +34,8 @@ def read_folder(folder: pathlib.Path) -> Imported:
     Raises:
       ValueError: If something is missing or not supported, with its name.
     """
-    check_is_no_pickle(folder)
+    if folder.is_file():
+        check_is_no_pickle(folder)
     where = folder / "unet" if (folder / "unet").is_dir() else folder
     path = where / "config.json"
     content = read_json(path)
