@@ -96,7 +96,7 @@ def _refusal(config):
 
 
 def test_there_are_few_fields_and_each_is_its_own_default():
-    assert len(FIELDS) <= 140
+    assert len(FIELDS) <= 145
     for path, field in FIELDS.items():
         assert field.allowed.contains(field.default), path
 
@@ -159,6 +159,20 @@ def test_true_is_no_number_and_no_number_is_true():
         ({"model.unet.channels": 33}, "model.unet.channels=33 must be even"),
         ({"model.unet.patch": 3}, "data.image_size=8 does not divide by 3"),
         ({"model.unet.multipliers": (1,) * 4}, "does not divide by 16"),
+        (
+            {"model.net": "dit", "model.dit.patch": 3},
+            "data.image_size=8 does not divide by model.dit.patch=3",
+        ),
+        (
+            {"model.net": "dit", "model.dit.num_heads": 5},
+            "model.dit.num_heads=5 does not divide model.dit.features=384",
+        ),
+        (
+            {"model.net": "dit", "model.dit.features": 30, "model.dit.num_heads": 3},
+            "model.dit.features=30 must divide by 4",
+        ),
+        ({"model.net": "dit", "model.convention": "edm"}, "dit follows ours"),
+        ({"model.net": "dit", "stage": "import"}, "source.path='' is empty"),
         ({"diffusion.logsnr_min": 20.0}, "must be below diffusion.logsnr_max=20.0"),
         ({"diffusion.schedule": "betas"}, r"diffusion.betas=\(\) must be the betas"),
         ({"model.timesteps": "betas"}, r"diffusion.betas=\(\) must be the betas"),
