@@ -154,7 +154,7 @@ _MODEL = {
     "net": Field(
         "unet",
         own_or(*get_args(NetName)),
-        "The network: a U-Net, a diffusion transformer; yours: package.module:make_net.",
+        "The network; dit: a diffusion transformer; yours: package.module:make_net.",
     ),
     "convention": Field(
         "",
