@@ -17,11 +17,14 @@ class Imported(NamedTuple):
       params: Parameters of the network that these fields describe; None for a network
         of the user's own, which brings them.
       num_steps: Steps of the sampler that it was distilled for; 0 for a base model.
+      can_be_guided: True if it came with what stands in the place of its condition
+        where that is left out.
     """
 
     fields: dict[str, dict[str, Any]]
     params: Params | None
     num_steps: int = 0
+    can_be_guided: bool = False
 
 
 def abstract_params(net: UNet, channels: int) -> Params:

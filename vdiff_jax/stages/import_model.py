@@ -137,7 +137,7 @@ def _read(config: Config) -> Imported:
 def _model(config: Config) -> Imported:
     kind, path = _kind(config), pathlib.Path(config.source.path)
     if kind == "diffusers":
-        return _never_without_class(read_folder(path))
+        return _of_diffusers(path)
     if kind == "released":
         return _never_without_class(
             paper_checkpoints.read(path, config.source.output, config.data.image_size)
@@ -165,6 +165,13 @@ def _model(config: Config) -> Imported:
             " (sample.from), but is no base model."
         )
     return Imported(fields, model_file.read(path), about.num_steps)
+
+
+def _of_diffusers(path: pathlib.Path) -> Imported:
+    source = read_folder(path)
+    if not source.can_be_guided:
+        return _never_without_class(source)
+    return source._replace(fields={**source.fields, "train": {"label_dropout": 0.1}})
 
 
 def _never_without_class(source: Imported) -> Imported:

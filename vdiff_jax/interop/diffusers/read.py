@@ -1,4 +1,4 @@
-"""Folders of diffusers: a `UNet2DModel` with a DDPM or DDIM scheduler.
+"""Folders of diffusers: a `UNet2DModel` or a DiT, with a DDPM or DDIM scheduler.
 
 Only json, numpy and safetensors are needed. Any setting in a folder that our network or
 our samplers do not support is refused by its name.
@@ -12,7 +12,7 @@ import numpy as np
 
 from vdiff_jax import schedules
 from vdiff_jax.files import weights
-from vdiff_jax.interop.diffusers import names
+from vdiff_jax.interop.diffusers import dit, names
 from vdiff_jax.interop.imported_model import Imported, abstract_params
 from vdiff_jax.nets.layers import Style
 from vdiff_jax.nets.serialization import describe
@@ -59,21 +59,23 @@ ONLY: dict[str, tuple[Any, ...]] = {
 
 
 def read_folder(folder: pathlib.Path) -> Imported:
-    """Reads a pipeline's folder, or one with the files of its U-Net and scheduler.
+    """Reads a pipeline's folder, or one with the files of its network and scheduler.
 
     Args:
-      folder: A folder with `unet/` and `scheduler/`, that `unet/` itself, or, as old
-        ones, a folder with all files.
+      folder: A folder with `unet/` or `transformer/`, and `scheduler/`; the former by
+        itself; or, as old ones, a folder with all files.
 
     Raises:
       ValueError: If something is missing or not supported, with its name.
     """
+    if (where := dit.folder_of(folder)) is not None:
+        content = _json(where / "config.json")
+        return dit.imported(
+            content, _tensors(where), *_chain(_scheduler(folder)), where
+        )
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
-    name = "scheduler_config.json"
-    places = (folder / "scheduler", folder, folder.parent / "scheduler")
-    scheduler = next((x / name for x in places if (x / name).exists()), folder / name)
     config = _unet_config(unet_folder / "config.json")
-    chain, output = _chain(scheduler)
+    chain, output = _chain(_scheduler(folder))
     net = _net(config, unet_folder)
     tensors = names.with_new_names(_tensors(unet_folder))
     if net.time_table:
@@ -97,6 +99,12 @@ def read_folder(folder: pathlib.Path) -> Imported:
     }
     data = {"channels": channels, "image_size": config["sample_size"] or 0}
     return Imported({"model": model, "diffusion": chain, "data": data}, params)
+
+
+def _scheduler(folder: pathlib.Path) -> pathlib.Path:
+    name = "scheduler_config.json"
+    places = (folder / "scheduler", folder, folder.parent / "scheduler")
+    return next((x / name for x in places if (x / name).exists()), folder / name)
 
 
 def _unet_config(path: pathlib.Path) -> dict[str, Any]:
