@@ -1,8 +1,10 @@
 """Diffusion transformers of diffusers, in and out, against diffusers."""
 
+import dataclasses
 import json
 import shutil
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 import safetensors.numpy
 import torch
 
+import tiny
 from dit_nets import random_net, save
-from vdiff_jax import schedules
+from vdiff_jax import samplers, schedules
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop.diffusers import dit_names, read
 from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.interop.diffusers.write import write_folder
 from vdiff_jax.nets.dit import DiT
 from vdiff_jax.types import Condition
 
@@ -189,3 +194,260 @@ def test_blocks_with_embeddings_of_their_own_are_refused(folder, tmp_path):
     safetensors.numpy.save_file(tensors, path)
     with pytest.raises(ValueError, match=rf"{name} in .* differs from"):
         read_folder(copy)
+
+
+MODELS = {
+    "of v": {"model": {"output": "v"}},
+    "of x": {"model": {"output": "x"}, "diffusion": {"schedule": "scaled_linear_beta"}},
+    "of single betas": {
+        "diffusion": {"schedule": "betas", "betas": (0.1, 0.3, 0.2, 0.4) * 2}
+    },
+    "of eps": {"model": {"output": "eps"}},
+    "converted": {"model": {"output": "v", "computed_from": "eps"}},
+    "conditioned on w": {"model": {"output": "v"}, "guide": {"steps": 1}},
+    "of a short chain": {
+        "diffusion": {"num_train_steps": 8, "beta_first": 0.01, "beta_last": 0.6}
+    },
+}
+BATCH = 3
+
+
+def _model(**changes):
+    """A small transformer of latents, conditioned on the number of a step."""
+    config = tiny.config("train")
+    config.data.update({"image_size": 8, "channels": 4, "latent_scale": 0.5})
+    config.diffusion.schedule = "linear_beta"
+    sizes = {"depth": 2, "features": 16, "num_heads": 2}
+    config.model.update({"net": "dit", "dit": sizes, "num_classes": 10})
+    config.model.timesteps = "linear_beta"
+    config.update(changes)
+    if not changes.get("model", {}).get("timesteps"):
+        config.model.timesteps = config.diffusion.schedule
+    return make_model(config, guided=config.guide.steps > 0)
+
+
+def _random(model):
+    """Parameters of which none is zero."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = 0.3 if leaf.ndim == 1 else min(0.5, leaf.shape[-2] ** -0.5)
+        return rng.normal(scale=scale, size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, model.abstract_params())
+
+
+def _drawn(model, params, noise, num_steps, w):
+    """The samples of our sampler."""
+    weight = None if w is None else jnp.full(len(noise), w)
+    condition = Condition(jnp.arange(len(noise)), w=weight)
+
+    @jax.jit
+    def draw(noise):
+        return samplers.sample(
+            model.denoiser(params, condition),
+            noise,
+            schedule=model.schedule,
+            num_steps=num_steps,
+        )
+
+    return np.asarray(draw(jnp.asarray(noise)))
+
+
+class _Identity(torch.nn.Module):
+    """An autoencoder whose images are its latents, scaled so that none is clipped."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, scale):
+        super().__init__()
+        self.config = type("Config", (), {"scaling_factor": scale})()
+
+    def decode(self, latents):
+        return type("Decoded", (), {"sample": latents})()
+
+
+def _of_pipeline(folder, noise_of_seed, num_steps, vae=None):
+    """What stock diffusers draws, without guidance: latents, with an `_Identity`."""
+    pipeline = diffusers.DiTPipeline.from_pretrained(
+        folder, **({} if vae is None else {"vae": vae})
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        class_labels=list(range(BATCH)),
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(noise_of_seed),
+        num_inference_steps=num_steps,
+        output_type="pt",
+    ).images
+    return images.numpy().transpose(0, 2, 3, 1)
+
+
+def _noise(seed):
+    """The noise that their pipeline draws."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn((BATCH, 4, 8, 8), generator=generator)
+    return noise.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_their_pipeline_draws_our_latents(kind, tmp_path):
+    model = _model(**MODELS[kind])
+    params, w = _random(model), 1.5 if model.w_range else None
+    for num_steps in (1, 2, 4, 8):
+        folder = tmp_path / str(num_steps)
+        write_folder(folder, model, params, num_steps=num_steps, clip=False, w=w)
+        ours = _drawn(model, params, _noise(num_steps), num_steps, w)
+        largest = np.abs(ours).max()
+        scale = 1.5 * largest
+        images = _of_pipeline(folder, num_steps, num_steps, _Identity(scale))
+        theirs = scale * (2.0 * images - 1.0)
+        print("parity", kind, num_steps, np.abs(ours - theirs).max(), largest)
+        # From eps, x is up to 157 times as large.
+        assert np.abs(ours - theirs).max() < 1e-4 * max(1.0, largest / 5.0)
+
+
+@pytest.mark.parametrize("kind", ["of v", "conditioned on w"])
+def test_what_is_exported_is_imported_bit_for_bit(kind, tmp_path):
+    model = _model(**MODELS[kind])
+    params, w = _random(model), 1.5 if model.w_range else None
+    write_folder(tmp_path, model, params, num_steps=4, clip=False, w=w)
+    back = read_folder(tmp_path)
+    net, info = diffusers.DiTTransformer2DModel.from_pretrained(
+        tmp_path / "transformer", output_loading_info=True
+    )
+    assert not any(info.values())
+    theirs = net.state_dict()
+    written = dit_names.to_torch(back.params, 2, 2)
+    assert written.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(written[name], tensor.numpy())
+    changed = ("w_proj", "dense0") if w else ()
+    kept = {k: v for k, v in params.items() if k not in changed}
+    for name, module in kept.items():
+        jax.tree.map(np.testing.assert_array_equal, back.params[name], module)
+    model = back.fields["model"]
+    assert model["dit"] == {
+        "patch": 2, "depth": 2, "features": 16, "num_heads": 2, "epsilon": 1e-6
+    }  # fmt: skip
+    assert (model["output"], model["num_classes"]) == ("v", 10)
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "expected"),
+    [
+        (
+            {"schedule": "linear_beta", "beta_last": 0.03},
+            {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.03},
+        ),
+        (
+            {"schedule": "scaled_linear_beta", "beta_first": 0.00085},
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085},
+        ),
+        ({"schedule": "squared_cosine_beta"}, {}),
+    ],
+    ids=str,
+)
+def test_the_chain_is_written_and_read(diffusion, expected, tmp_path):
+    model = _model(diffusion=diffusion)
+    write_folder(tmp_path, model, _random(model), num_steps=4, clip=False, w=None)
+    scheduler = json.loads((tmp_path / "scheduler/scheduler_config.json").read_text())
+    assert expected.items() <= scheduler.items()
+    assert ("trained_betas" in scheduler) == (not expected)
+    back = schedules.betas_of(**read_folder(tmp_path).fields["diffusion"])
+    logsnr = schedules.logsnr_of_betas(back)
+    np.testing.assert_allclose(logsnr, model.net.timesteps, rtol=1e-6, atol=1e-8)
+
+
+def _vae():
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4,
+        scaling_factor=0.5,
+    )  # fmt: skip
+
+
+def test_an_autoencoder_beside_makes_the_folder_whole(tmp_path):
+    vae = _vae()
+    vae.save_pretrained(tmp_path / "autoencoder")
+    model = _model()
+    params = _random(model)
+    folder = tmp_path / "folder"
+    names = [f"class {i}, {i}" for i in range(10)]
+    write_folder(
+        folder,
+        model,
+        params,
+        num_steps=2,
+        clip=False,
+        w=None,
+        class_names=names,
+        vae=tmp_path / "autoencoder",
+    )
+    images = _of_pipeline(folder, 3, 2)
+    x = _drawn(model, params, _noise(3), 2, None)
+    with torch.no_grad():
+        latents = torch.from_numpy((x / 0.5).transpose(0, 3, 1, 2))
+        expected = vae.decode(latents).sample.numpy().transpose(0, 2, 3, 1)
+    expected = (expected / 2 + 0.5).clip(0, 1)
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(images, expected, atol=1e-4)
+    pipeline = diffusers.DiTPipeline.from_pretrained(folder)
+    assert pipeline.get_label_ids(["class 3", "7"]) == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"_class_name": "VQModel"}, "is of a VQModel"),
+        ({"_class_name": "AutoencoderKL"}, "scaling_factor=0.18215, .*scale=0.5"),
+        (None, "must be the folder of an AutoencoderKL"),
+    ],
+    ids=str,
+)
+def test_another_autoencoder_is_refused(config, message, tmp_path):
+    model, vae = _model(), tmp_path / "vae"
+    if config is not None:
+        vae.mkdir()
+        (vae / "config.json").write_text(json.dumps(config))
+    options = {"num_steps": 2, "clip": False, "w": None, "vae": vae}
+    with pytest.raises(ValueError, match=message):
+        write_folder(tmp_path / "out", model, {}, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"model": {"output": "both"}}, {}, "predicts 'both'"),
+        ({"model": {"dtype": "bfloat16"}}, {}, "bfloat16"),
+        ({"model": {"num_classes": 0}}, {}, "model.num_classes=0"),
+        ({"guide": {"steps": 1}}, {}, "set export.w"),
+        ({"diffusion": {"schedule": "cosine"}}, {}, "diffusion.schedule.* is not the"),
+        ({}, {"num_steps": 16}, "16 steps do not divide the 1000"),
+        ({}, {"clip": True}, "sample.clip='x'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_exact_is_refused_with_the_reason(
+    changes, options, message, tmp_path
+):
+    if changes.get("diffusion"):
+        changes = {**changes, "model": {"timesteps": "linear_beta"}}
+    model = _model(**changes)
+    options = {"num_steps": 4, "clip": False, "w": None, **options}
+    with pytest.raises(ValueError, match=message):
+        write_folder(tmp_path / "out", model, {}, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_our_networks_have_more_is_refused(tmp_path):
+    model = _model()
+    for change, message in (
+        ({"timesteps": ()}, "model.timesteps=''"),
+        ({"mlp_ratio": 2}, "a ratio of 2"),
+    ):
+        other = dataclasses.replace(model, net=model.net.clone(**change))
+        with pytest.raises(ValueError, match=message):
+            write_folder(tmp_path / "o", other, {}, num_steps=4, clip=False, w=None)

@@ -52,7 +52,7 @@ def run(project: Project) -> None:
     sampler = make_sampler(config, trained.model, "ddim")
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
-        check_writable(trained.model, w)
+        check_writable(trained.model, w, section.steps, clip=_clips(config))
     if "stablehlo" in section.formats:
         stablehlo.check_writable(trained.model)
     params = jax.tree.map(parallel.fetch, trained.params())
@@ -88,6 +88,10 @@ def _check_drawn_by_ddim(role: Role, formats: Sequence[str]) -> None:
             f" {role.sampler}, and {min(drawing)} samples by DDIM: leave it out, or set"
             " sample.sampler=ddim for a student that was taught that."
         )
+
+
+def _clips(config: Config) -> bool:
+    return config.sample.clip == "x"
 
 
 def _folder_name(role: Role, num_steps: int) -> str:
@@ -169,7 +173,13 @@ def _write_diffusers(
 ) -> None:
     steps, model = config.export.steps, sampler.model
     write_folder(
-        folder, model, params, num_steps=steps, clip=config.sample.clip == "x", w=w
+        folder,
+        model,
+        params,
+        num_steps=steps,
+        clip=_clips(config),
+        w=w,
+        class_names=about.facts.get("classes", ()),
     )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)

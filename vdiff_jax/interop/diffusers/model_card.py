@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from vdiff_jax.interop.diffusers import dit_write
 from vdiff_jax.model import Model
+from vdiff_jax.nets.dit import DiT
 
 DIFFUSERS = """---
 library_name: diffusers
@@ -28,6 +30,32 @@ sampler that it was trained for. `num_inference_steps` is {steps_number}, or a d
 of it; with any other number the images are not those of this model.{guidance}
 {numbers}"""
 
+DIT = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+# A sampler of {steps}
+
+{origin} Latents of {height} x {width} x {channels}{classes}.
+
+```python
+import torch
+from diffusers import AutoencoderKL, DiTPipeline
+
+vae = AutoencoderKL.from_pretrained("path/of/the/autoencoder")
+pipeline = DiTPipeline.from_pretrained("path/of/this/folder", vae=vae)
+generator = torch.Generator().manual_seed(0)
+images = pipeline({arguments}guidance_scale=1.0, generator=generator).images
+```
+
+It needs no code of its own; where this folder has a `vae`, leave out `vae=`. The
+network is conditioned on the number of a step of the chain, and DDIM with trailing
+steps visits the times of the sampler that it was trained for, for
+`num_inference_steps={steps_number}` or another divisor of the steps of the chain. A
+`guidance_scale` above 1 evaluates the network twice; the pipeline then takes class 1000
+for none, which is right for 1,000 classes alone.{guidance}
+{numbers}"""
 
 ORIGINS = {
     "base": "A diffusion model, trained with vdiff_jax.",
@@ -64,7 +92,8 @@ def diffusers(
         labels = [i % model.num_classes for i in range(4)]
         arguments += f"class_labels={labels}, "
     guidance = f"\n\nGuidance of {weight} is folded in." if weight else ""
-    return DIFFUSERS.format(
+    text = DIT if isinstance(dit_write.inside(model)[0], DiT) else DIFFUSERS
+    return text.format(
         steps=steps,
         origin=ORIGINS[kind].format(
             method=(method or "").replace("_", "-"), paper=PAPERS.get(method or "", "")

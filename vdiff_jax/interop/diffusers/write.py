@@ -9,6 +9,8 @@ written in x alone, so that its clipping is ours.
 
 import json
 import pathlib
+import shutil
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import jax.numpy as jnp
@@ -16,10 +18,11 @@ import numpy as np
 
 from vdiff_jax import schedules
 from vdiff_jax.files import weights
-from vdiff_jax.interop.diffusers import names
+from vdiff_jax.interop.diffusers import dit_write, names
 from vdiff_jax.interop.diffusers.read import WEIGHTS
 from vdiff_jax.model import Model
 from vdiff_jax.nets.conditioning import row_of_table, sinusoid, time_features
+from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.layers import Resample
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Params
@@ -40,6 +43,8 @@ def write_folder(
     num_steps: int,
     clip: bool,
     w: float | None,
+    class_names: Sequence[str] = (),
+    vae: pathlib.Path | None = None,
 ) -> None:
     """Writes the folder of a pipeline.
 
@@ -50,11 +55,23 @@ def write_folder(
       num_steps: Steps of the sampler.
       clip: Keep x_hat in [-1, 1].
       w: The guidance weight to fold in; None if the network is not conditioned on it.
+      class_names: Name of each class, for a pipeline that has a place for them.
+      vae: The folder of the autoencoder of a transformer's latents, to be copied.
 
     Raises:
       ValueError: If diffusers could not give exactly the samples of our sampler.
     """
-    net = check_writable(model, w)
+    net = check_writable(model, w, num_steps, clip=clip)
+    if isinstance(net, dit_write.Writable):
+        if vae is not None:
+            dit_write.check_vae(vae, model)
+        files = dit_write.files_of(net, model, class_names, has_vae=vae is not None)
+        _write(folder, files, "transformer", dit_write.tensors_of(net.net, params, w))
+        if vae is not None:
+            shutil.copytree(vae, folder / "vae")
+        return
+    if vae is not None:
+        raise ValueError(f"vae={vae}: the pipeline of a U-Net has no autoencoder.")
     table = _time_table(net, params, model, num_steps, w)
     tensors = names.to_torch(_without_ours(params)) | {"time_proj.weight": table}
     if "class_embedding.weight" in tensors:
@@ -63,26 +80,46 @@ def write_folder(
     files = {
         "model_index.json": {
             "_class_name": "ConsistencyModelPipeline",
-            "_diffusers_version": VERSION,
             "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
             "unet": ["diffusers", "UNet2DModel"],
         },
         "scheduler/scheduler_config.json": _scheduler(model, num_steps, clip),
         "unet/config.json": _unet_config(net, model, num_steps),
     }
+    _write(folder, files, "unet", tensors)
+
+
+def _write(
+    folder: pathlib.Path,
+    files: dict[str, dict[str, Any]],
+    network: str,
+    tensors: weights.Tensors,
+) -> None:
+    """Writes the json files, and the weights of the network into its folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        content = {**content, "_diffusers_version": VERSION}
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / name).write_text(text, encoding="utf-8")
-    weights.write(folder / "unet" / WEIGHTS, tensors, {"format": "pt"})
+    weights.write(folder / network / WEIGHTS, tensors, {"format": "pt"})
 
 
-def check_writable(model: Model, w: float | None) -> UNet:
+def check_writable(
+    model: Model, w: float | None, num_steps: int = 1, *, clip: bool = False
+) -> UNet | dit_write.Writable:
     """The network, if diffusers has the same.
+
+    Args:
+      model: The model to export.
+      w: The guidance weight to fold in; None if the network is not conditioned on it.
+      num_steps: Steps of the sampler.
+      clip: Keep x_hat in [-1, 1].
 
     Raises:
       ValueError: If it has not, with the reason.
     """
+    if isinstance(dit_write.inside(model)[0], DiT):
+        return dit_write.check_writable(model, w, num_steps, clip=clip)
     net = model.net
 
     def refuse(why: str) -> None:
@@ -173,7 +210,6 @@ def _without_ours(params: Params) -> Params:
 def _scheduler(model: Model, num_steps: int, clip: bool) -> dict[str, Any]:
     return {
         "_class_name": "DPMSolverMultistepScheduler",
-        "_diffusers_version": VERSION,
         "algorithm_type": "dpmsolver++",
         "solver_order": 1,
         "num_train_timesteps": SUBSTEPS * num_steps,
@@ -192,7 +228,6 @@ def _unet_config(net: UNet, model: Model, num_steps: int) -> dict[str, Any]:
     style, first, sizes = net.style, net.levels[0].features, _head_sizes(net)
     config: dict[str, Any] = {
         "_class_name": "UNet2DModel",
-        "_diffusers_version": VERSION,
         "sample_size": model.image_shape[0],
         "in_channels": model.image_shape[2],
         "out_channels": net.out_channels,
