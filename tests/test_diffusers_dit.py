@@ -12,7 +12,9 @@ import pytest
 import safetensors.numpy
 import torch
 
+import launch
 import tiny
+import vdiff_jax
 from dit_nets import random_net, save
 from vdiff_jax import samplers, schedules
 from vdiff_jax.from_config.model import make_model
@@ -303,8 +305,7 @@ def test_their_pipeline_draws_our_latents(kind, tmp_path):
         scale = 1.5 * largest
         images = _of_pipeline(folder, num_steps, num_steps, _Identity(scale))
         theirs = scale * (2.0 * images - 1.0)
-        print("parity", kind, num_steps, np.abs(ours - theirs).max(), largest)
-        # From eps, x is up to 157 times as large.
+        # At t = 1 an error of eps is 157 times as large in x, and so is x.
         assert np.abs(ours - theirs).max() < 1e-4 * max(1.0, largest / 5.0)
 
 
@@ -451,3 +452,61 @@ def test_what_our_networks_have_more_is_refused(tmp_path):
         other = dataclasses.replace(model, net=model.net.clone(**change))
         with pytest.raises(ValueError, match=message):
             write_folder(tmp_path / "o", other, {}, num_steps=4, clip=False, w=None)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A transformer of the digits and its student of 2 steps, exported."""
+    workdir = tmp_path_factory.mktemp("workdir")
+    for stage in ("train", "distill", "export"):
+        config = tiny.config(stage)
+        sizes = {"patch": 2, "depth": 1, "features": 16, "num_heads": 2}
+        config.update(
+            {
+                "model": {
+                    "net": "dit", "dit": sizes, "num_classes": 10,
+                    "timesteps": "linear_beta",
+                },
+                "diffusion": {
+                    "schedule": "linear_beta", "num_train_steps": 8,
+                    "beta_first": 0.01, "beta_last": 0.6,
+                },
+                "distill": {"start_steps": 4, "end_steps": 2, "learning_rate": 1e-2},
+                "train": {"learning_rate": 1e-2, "dropout": 0.1},
+                "export": {"steps": 2, "formats": ("safetensors", "diffusers")},
+                "sample": {"clip": "none"},
+            }
+        )  # fmt: skip
+        launch.launch(config, workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_student_of_the_stages_is_the_same_in_both_formats(workdir):
+    export = workdir / "export" / "distilled-2step"
+    ours = vdiff_jax.load(export / "safetensors" / "model.safetensors")
+    theirs = vdiff_jax.load(export / "diffusers")
+    options = {"labels": [1, 2, 3], "seed": 3}
+    images = ours.sample(3, **options).astype(int)
+    assert images.std() > 10
+    others = theirs.sample(3, steps=2, **options).astype(int)
+    assert np.abs(images - others).max() <= 1
+    card = (export / "diffusers" / "README.md").read_text()
+    assert "DiTPipeline" in card
+    assert "class_labels=[0, 1, 2, 3]" in card
+    index = json.loads((export / "diffusers" / "model_index.json").read_text())
+    assert list(index["id2label"].values()) == list(map(str, range(10)))
+
+
+@pytest.mark.slow
+def test_an_imported_transformer_is_a_teacher_that_can_be_guided(workdir, tmp_path):
+    source = workdir / "export" / "distilled-2step" / "diffusers"
+    config = tiny.config("import", source={"path": str(source)})
+    config.data.update({"image_size": 0, "channels": 0})
+    launch.launch(config, tmp_path)
+    fields = json.loads((tmp_path / "imported.json").read_text())
+    assert fields["train"]["label_dropout"] > 0
+    config = tiny.config("sample")
+    config.sample.update({"labels": (1, 2), "num": 2, "w": (2.0,), "clip": "none"})
+    launch.launch(config, tmp_path)
+    assert len(list((tmp_path / "sample").glob("0*.png"))) == 2
