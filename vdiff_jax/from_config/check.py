@@ -9,7 +9,7 @@ Checks that need the devices, the data or a workdir are those of the stages.
 """
 
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 from vdiff_jax import schedules
 from vdiff_jax.codec import Autoencoder, Latents
@@ -20,6 +20,7 @@ from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
 from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
+    NetName,
     attending,
     has_context,
     has_guide,
@@ -31,6 +32,8 @@ from vdiff_jax.from_config.model import (
 from vdiff_jax.from_config.moved import flat
 from vdiff_jax.from_config.ranges import LARGEST
 from vdiff_jax.types import Params
+
+BUILT_IN = get_args(NetName)
 
 
 def check(config: Config) -> None:
@@ -46,6 +49,7 @@ def check(config: Config) -> None:
     _check_model(config)
     if _has_network(config):
         _check_unet(config)
+        _check_dit(config)
     _check_diffusion(config)
     _check_data(config)
     _check_train(config)
@@ -115,7 +119,7 @@ def _has_network(config: Config) -> bool:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    if model.net != "unet":
+    if model.net not in BUILT_IN:
         user_function("model.net", model.net)
     if model.computed_from not in ("", model.output) and model.output == "both":
         raise ValueError(
@@ -124,10 +128,10 @@ def _check_model(config: Config) -> None:
         )
     if not model.convention:
         return
-    if model.net == "unet":
+    if model.net in BUILT_IN:
         raise ValueError(
             f"model.convention={model.convention!r} is of a network of your own"
-            " (model.net); the U-Net follows ours."
+            f" (model.net); {model.net} follows ours."
         )
     if model.output == "both":
         raise ValueError(
@@ -193,6 +197,26 @@ def _check_context(config: Config) -> None:
             f"model.unet.context_features={unet.context_features}, but there is nothing"
             " to attend to: set model.unet.context_tokens, or model.num_classes for a"
             " vector of the class."
+        )
+
+
+def _check_dit(config: Config) -> None:
+    dit, size = config.model.dit, config.data.image_size
+    if config.model.net != "dit":
+        return
+    if size % dit.patch:
+        raise ValueError(
+            f"data.image_size={size} does not divide by model.dit.patch={dit.patch}."
+        )
+    if dit.features % 4:
+        raise ValueError(
+            f"model.dit.features={dit.features} must divide by 4: sines and cosines of"
+            " two coordinates mark the place of a token."
+        )
+    if dit.features % dit.num_heads:
+        raise ValueError(
+            f"model.dit.num_heads={dit.num_heads} does not divide"
+            f" model.dit.features={dit.features}."
         )
 
 
@@ -313,7 +337,11 @@ def _check_distill(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    if config.stage != "import" or config.source.path or config.model.net != "unet":
+    if (
+        config.stage != "import"
+        or config.source.path
+        or config.model.net not in BUILT_IN
+    ):
         return
     raise ValueError(
         "source.path='' is empty: name a folder of diffusers, a .safetensors of export"

@@ -15,7 +15,7 @@ from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import updates_table
 from vdiff_jax.from_config.data import OnDevice
 from vdiff_jax.from_config.losses import loss_weight, teacher_step_of
-from vdiff_jax.from_config.model import DType, ScheduleName, StyleName
+from vdiff_jax.from_config.model import DType, NetName, ScheduleName, StyleName
 from vdiff_jax.from_config.ranges import (
     Range,
     above,
@@ -153,7 +153,9 @@ _TOP = {
 
 _MODEL = {
     "net": Field(
-        "unet", own_or("unet"), "The network; your own is package.module:make_net."
+        "unet",
+        own_or(*get_args(NetName)),
+        "The network; dit: a diffusion transformer; yours: package.module:make_net.",
     ),
     "convention": Field(
         "",
@@ -221,6 +223,20 @@ _UNET = {
         "",
         parsed_by(_layout, "empty, or a U-Net in full as the import stage writes it"),
         "A U-Net in full, in place of all of the above but `patch`; import writes it.",
+    ),
+}
+
+_DIT = {
+    "patch": Field(2, whole(1), "Side of the square of pixels that is one token."),
+    "depth": Field(12, whole(1), "Blocks, each of attention and a perceptron."),
+    "features": Field(
+        384, whole(4), "Of a token; of its perceptron four times as many."
+    ),
+    "num_heads": Field(
+        6, whole(1), "Heads of each attention; they share the features."
+    ),
+    "epsilon": Field(
+        1e-6, above(0), "In the norms before the perceptrons; 1e-5 as diffusers has it."
     ),
 }
 
@@ -621,6 +637,7 @@ SECTIONS = {
     "": Section("The run", _TOP),
     "model": Section("The model", _MODEL),
     "model.unet": Section("The U-Net", _UNET),
+    "model.dit": Section("The diffusion transformer", _DIT),
     "diffusion": Section("The noise schedule", _DIFFUSION),
     "data": Section("The data", _DATA),
     "parallel": Section("The devices", _PARALLEL),

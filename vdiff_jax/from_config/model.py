@@ -19,12 +19,14 @@ from vdiff_jax.interop.diffusers.autoencoder import (
     read_autoencoder,
 )
 from vdiff_jax.model import Model
+from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, Style
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.nets.wrappers import Converted, Function, Positional
 from vdiff_jax.types import Schedule
 
+NetName = Literal["unet", "dit"]
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", schedules.Chain]
 StyleName = Literal["salimans_ho", "ddpm", "adm"]
@@ -154,6 +156,8 @@ def w_range(config: Config) -> tuple[float, float]:
 def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if config.model.net == "unet":
         return _unet(config, out_channels, guided)
+    if config.model.net == "dit":
+        return _dit(config, out_channels, guided)
     make_net = user_function("model.net", config.model.net)
     options = {"out_channels": out_channels, "num_classes": config.model.num_classes}
     if guided:
@@ -204,6 +208,20 @@ def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
         w_scale=config.guide.w_scale,
         dropout=config.train.dropout,
         patch=unet.patch,
+        timesteps=_timesteps(config),
+        dtype=jnp.dtype(config.model.dtype),
+        remat=config.parallel.remat,
+    )
+
+
+def _dit(config: Config, out_channels: int, guided: bool) -> DiT:
+    return DiT(
+        **config.model.dit,
+        out_channels=out_channels,
+        num_classes=config.model.num_classes,
+        w_features=config.guide.w_features if guided else 0,
+        w_scale=config.guide.w_scale,
+        dropout=config.train.dropout,
         timesteps=_timesteps(config),
         dtype=jnp.dtype(config.model.dtype),
         remat=config.parallel.remat,

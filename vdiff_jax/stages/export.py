@@ -22,6 +22,7 @@ from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import model_file, stablehlo
 from vdiff_jax.interop.diffusers import model_card
+from vdiff_jax.interop.diffusers.autoencoder import describe_autoencoder
 from vdiff_jax.interop.diffusers.write import (
     attends_to_context,
     check_writable,
@@ -192,8 +193,19 @@ def _write_diffusers(
     about: model_file.About,
 ) -> None:
     steps, model = config.export.steps, sampler.model
+    vae = None
+    if isinstance(model.codec, Autoencoder):
+        place = pathlib.Path(config.data.autoencoder)
+        vae = describe_autoencoder(place, model.codec.latents.scale).folder
     write_folder(
-        folder, model, params, num_steps=steps, clip=clip_of(config) == "x", w=w
+        folder,
+        model,
+        params,
+        num_steps=steps,
+        clip=clip_of(config) == "x",
+        w=w,
+        class_names=about.facts.get("classes", ()),
+        vae=vae,
     )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from vdiff_jax.interop.diffusers import write_dit
 from vdiff_jax.model import Model
+from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.unet import UNet
 
 DIFFUSERS = """---
@@ -95,6 +97,33 @@ angles = 1000.0 * w * 10000.0 ** (-torch.arange(half) / (half - 1))
 waves = torch.cat([angles.sin(), angles.cos()]).expand(len(labels), -1)"""
 
 
+DIT = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+---
+
+# A sampler of {steps}
+
+{origin} Latents of {height} x {width} x {channels}{classes}.
+
+```python
+import torch
+from diffusers import AutoencoderKL, DiTPipeline
+
+vae = AutoencoderKL.from_pretrained("path/of/the/autoencoder")
+pipeline = DiTPipeline.from_pretrained("path/of/this/folder", vae=vae)
+generator = torch.Generator().manual_seed(0)
+images = pipeline({arguments}guidance_scale=1.0, generator=generator).images
+```
+
+It needs no code of its own; where this folder has a `vae`, leave out `vae=`. The
+network is conditioned on the number of a step of the chain, and DDIM with trailing
+steps visits the times of the sampler that it was trained for, for
+`num_inference_steps={steps_number}` or another divisor of the steps of the chain. A
+`guidance_scale` above 1 evaluates the network twice; the pipeline then takes class 1000
+for none, which is right for 1,000 classes alone.{guidance}
+{numbers}"""
+
 ORIGINS = {
     "base": "A diffusion model, trained with vdiff_jax.",
     "guided": "A diffusion model with guidance folded in, trained with vdiff_jax.",
@@ -127,7 +156,8 @@ def diffusers(
     if model.num_classes:
         labels = [i % model.num_classes for i in range(4)]
         arguments += f"class_labels={labels}, "
-    return DIFFUSERS.format(
+    text = DIT if isinstance(write_dit.inside(model)[0], DiT) else DIFFUSERS
+    return text.format(
         **_facts(model, kind, method, num_steps, measured),
         classes=f", of {model.num_classes} classes" if model.num_classes else "",
         arguments=arguments,

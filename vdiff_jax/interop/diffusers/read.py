@@ -7,7 +7,7 @@ our samplers do not support is refused by its name.
 import pathlib
 from typing import Any
 
-from vdiff_jax.interop.diffusers import conditional_unet, names, unet
+from vdiff_jax.interop.diffusers import conditional_unet, dit, names, unet
 from vdiff_jax.interop.diffusers.folder import (
     WEIGHTS,
     check_class,
@@ -28,14 +28,21 @@ def read_folder(folder: pathlib.Path) -> Imported:
     """Reads a pipeline's folder, or one with the files of its network and scheduler.
 
     Args:
-      folder: A folder with `unet/` and `scheduler/`, that `unet/` itself, or, as old
-        ones, a folder with all files.
+      folder: A folder with `unet/` or `transformer/` and `scheduler/`, that `unet/` or
+        `transformer/` itself, or, as old ones, a folder with all files.
 
     Raises:
       ValueError: If something is missing or not supported, with its name.
     """
     if folder.is_file():
         check_is_no_pickle(folder)
+    if (transformer := dit.folder_of(folder)) is not None:
+        return dit.imported(
+            read_json(transformer / "config.json"),
+            read_tensors(weight_files(transformer)),
+            *read_scheduler(_scheduler(folder)),
+            transformer,
+        )
     where = folder / "unet" if (folder / "unet").is_dir() else folder
     path = where / "config.json"
     content = read_json(path)

@@ -1,9 +1,11 @@
 """A student as a folder that stock diffusers loads and samples exactly."""
 
 import pathlib
+from collections.abc import Sequence
 
-from vdiff_jax.interop.diffusers import write_conditional, write_unet
+from vdiff_jax.interop.diffusers import write_conditional, write_dit, write_unet
 from vdiff_jax.model import Model
+from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.unet import UNet
 from vdiff_jax.types import Params
 
@@ -16,6 +18,8 @@ def write_folder(
     num_steps: int,
     clip: bool,
     w: float | None,
+    class_names: Sequence[str] = (),
+    vae: pathlib.Path | None = None,
 ) -> None:
     """Writes the folder of a pipeline.
 
@@ -27,12 +31,18 @@ def write_folder(
       clip: Keep x_hat in [-1, 1].
       w: The guidance weight to fold in; None if the network is not conditioned on it,
         or is to stay so.
+      class_names: Name of each class, for a pipeline that has a place for them.
+      vae: The folder of the autoencoder of a transformer's latents, to be copied.
 
     Raises:
       ValueError: If diffusers could not give exactly the samples of our sampler.
     """
     check_writable(model, num_steps=num_steps, clip=clip, w=w)
-    if attends_to_context(model):
+    if is_transformer(model):
+        write_dit.write_folder(
+            folder, model, params, w=w, class_names=class_names, vae=vae
+        )
+    elif attends_to_context(model):
         write_conditional.write_folder(folder, model, params, w=w)
     else:
         write_unet.write_folder(
@@ -48,10 +58,17 @@ def check_writable(
     Raises:
       ValueError: If diffusers has no such network or sampler, with the reason.
     """
-    if attends_to_context(model):
+    if is_transformer(model):
+        write_dit.check_writable(model, num_steps=num_steps, clip=clip, w=w)
+    elif attends_to_context(model):
         write_conditional.check_writable(model, num_steps=num_steps, clip=clip, w=w)
     else:
         write_unet.check_writable(model, w)
+
+
+def is_transformer(model: Model) -> bool:
+    """True for a network that is a `DiTTransformer2DModel` there."""
+    return isinstance(write_dit.inside(model)[0], DiT)
 
 
 def attends_to_context(model: Model) -> bool:
