@@ -22,7 +22,7 @@ from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
     NetName,
     attending,
-    has_context,
+    context_shape_of,
     has_guide,
     make_codec,
     make_model,
@@ -308,7 +308,7 @@ def _check_guide(config: Config) -> None:
         )
     if guide.w_features % 2:
         raise ValueError(f"guide.w_features={guide.w_features} must be even.")
-    if has_guide(config) and not (config.model.num_classes or has_context(config)):
+    if has_guide(config) and not (config.model.num_classes or context_shape_of(config)):
         raise ValueError(
             f"guide.steps={guide.steps} needs a model that is conditioned on a class:"
             " set model.num_classes, and train with train.label_dropout above 0."
