@@ -243,10 +243,10 @@ def _turn(run: Callable[[int], None], repetitions: int) -> _Turn:
     cpu_seconds = (time.process_time() - cpu_began) / repetitions
     seconds = (time.perf_counter() - began) / repetitions
     device_peak = getattr(run, "peak_memory", lambda: None)()
-    return _Turn(seconds, cpu_seconds, _peak_mib(), device_peak)
+    return _Turn(seconds, cpu_seconds, peak_mib(), device_peak)
 
 
-def _peak_mib() -> float | None:
+def peak_mib() -> float | None:
     """Most memory that this process had; None where the system is not Linux.
 
     `getrusage` would not do: it begins with what the parent had at the start of this.

@@ -167,7 +167,7 @@ def _changed(folder, tmp_path, name, changes):
         ({"out_channels": 6}, "learns a variance"),
         ({"sample_size": [16, 32]}, "square"),
         ({"new_field": 1}, "new_field"),
-        ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+        ({"_class_name": "UNetMotionModel"}, "UNetMotionModel"),
         ({"layers_per_block": 2}, r"missing \(.*\), and 0 are"),
         ({"add_attention": False}, r"0 tensors are missing, and 10 are not used \(mid"),
         ({"block_out_channels": [16, 48]}, "has shape"),

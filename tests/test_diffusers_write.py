@@ -14,9 +14,10 @@ import tiny
 from vdiff_jax import diffusion, samplers, schedules
 from vdiff_jax.codec import Latents
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.interop.diffusers import names, write
+from vdiff_jax.interop.diffusers import names
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.diffusers.write import check_writable, write_folder
+from vdiff_jax.interop.diffusers.write_unet import sub_betas
 from vdiff_jax.nets.unet import UNet
 from vdiff_jax.types import Condition
 
@@ -157,7 +158,7 @@ def test_three_betas_make_one_step_in_float32(logsnr_min):
     """Their float32 product is alpha^2, even where one beta would round to 1."""
     schedule = schedules.cosine(logsnr_min=logsnr_min)
     logsnr = np.asarray(schedule(jnp.arange(1, 9) / 8))
-    betas = write.sub_betas(logsnr)
+    betas = sub_betas(logsnr)
     assert betas.dtype == np.float32
     assert (betas < 1).all()
     found = torch.cumprod(1 - torch.from_numpy(betas), 0).numpy()[2::3]
@@ -219,7 +220,12 @@ def _with_levels(net, **changes):
 def test_networks_that_diffusers_does_not_have_are_refused(change, message):
     model = _model(attention_resolutions=(8,))
     with pytest.raises(ValueError, match=message):
-        check_writable(dataclasses.replace(model, **change(model.net)), None)
+        check_writable(
+            dataclasses.replace(model, **change(model.net)),
+            num_steps=4,
+            clip=True,
+            w=None,
+        )
 
 
 def test_files_say_what_they_need(tmp_path):

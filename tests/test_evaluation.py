@@ -2,11 +2,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from vdiff_jax.datasets.digits import digits
+from vdiff_jax.datasets.reader import Reader
+from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation import classifier, features, figures, metrics, statistics_file
@@ -29,12 +33,9 @@ def _features(count, shift=0.0, seed=0):
 @pytest.mark.slow
 def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
     train, test = digits("train"), digits("test")
-    held_out = test.images, test.labels
-    trained = classifier.train(train.images, train.labels, held_out)
+    trained = classifier.train(Reader(train), Reader(test))
     assert trained.accuracy > 0.95
-    assert (
-        classifier.train(train.images, train.labels, held_out).sha256 == trained.sha256
-    )
+    assert classifier.train(Reader(train), Reader(test)).sha256 == trained.sha256
 
     known = features.of_classifier(trained)
     ruler = Ruler(metrics.statistics(known.extract(train.images)), "classifier")
@@ -44,10 +45,9 @@ def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
 
 
 def test_unlabelled_data_have_no_classifier():
-    images = np.zeros((4, 8, 8, 1), np.uint8)
-    labels = np.zeros(4, np.int32)
+    source = Arrays(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="at least two classes"):
-        classifier.train(images, labels, (images, labels))
+        classifier.train(Reader(source), Reader(source))
 
 
 def test_features_do_not_depend_on_the_batch(monkeypatch):
@@ -61,6 +61,43 @@ def test_features_do_not_depend_on_the_batch(monkeypatch):
     )
     monkeypatch.setattr(features, "BATCH_SIZE", 8)
     np.testing.assert_array_equal(pixels.extract(images).pooled, whole.pooled)
+
+
+def test_features_do_not_depend_on_the_parts_and_are_compiled_once(monkeypatch):
+    """The last bit of an image's features may depend on its place in the batch."""
+    monkeypatch.setattr(features, "BATCH_SIZE", 16)
+    shapes = []
+
+    def apply(params, images):
+        shapes.append(images.shape)
+        place = jnp.arange(len(images), dtype=jnp.float32)
+        mean = images.mean(axis=(1, 2, 3))
+        return Features(params * mean[:, None], None, place[:, None])
+
+    images = digits("test").images[:77]
+    once = features.FeatureSet("mean", np.float32(0.5), apply, {})
+    whole = once.extract(images)
+    np.testing.assert_array_equal(whole.logits[:, 0], np.arange(77) % 16)
+    for ends in ([5, 40, 50, 51], [1], [16, 64], [76]):
+        extraction, took = once.begin(77), []
+        for part in np.split(images, ends):
+            own = extraction.add(part, took.append)
+            assert len(own.pooled) == len(part)
+        assert sum(took) == 77
+        jax.tree.map(np.testing.assert_array_equal, extraction.features, whole)
+    assert shapes == [(16, *images.shape[1:])]
+
+
+def test_features_of_an_earlier_part_are_put_between_others():
+    images, pixels = digits("test").images[:30], features.of_pixels()
+    whole = pixels.extract(images)
+    extraction = pixels.begin(30)
+    extraction.add(images[:7])
+    extraction.put(Features(whole.pooled[7:20], None, None))
+    with pytest.raises(RuntimeError, match="20 of 30 images have come"):
+        _ = extraction.features
+    extraction.add(images[20:])
+    np.testing.assert_array_equal(extraction.features.pooled, whole.pooled)
 
 
 def test_large_pictures_are_averaged_to_16_pixels():

@@ -136,6 +136,58 @@ def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
     assert _values(workdir) == values
 
 
+def test_what_an_interrupted_evaluation_keeps_is_features_and_few_images(
+    workdir, monkeypatch
+):
+    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 1)
+    monkeypatch.setattr(bench, "KEPT_IMAGES", 18)
+    launch.launch(_evaluation(), workdir)
+    out = workdir / "evaluate"
+    pictures, values = _contents(out / "pictures"), _values(workdir)
+    shutil.rmtree(out)
+
+    def interrupt(at):
+        with monkeypatch.context() as patch:
+            Draws(patch, fail_at=at)
+            with pytest.raises(KeyboardInterrupt):
+                launch.launch(_evaluation(), workdir)
+        return sorted((out / "parts").rglob("*.npz"))
+
+    (path,) = interrupt(2)  # of 16 and 8
+    with np.load(path) as part:
+        assert {*part.files} == {"seconds", "first_images", "pixels-pooled"}
+        assert len(part["pixels-pooled"]) == len(part["first_images"]) == 16
+    # Of what is measured nothing but the rows is needed.
+    assert interrupt(2) == []
+    (path,) = interrupt(2)
+    draws = Draws(monkeypatch)
+    launch.launch(_evaluation(), workdir)
+    assert draws.calls == 1
+    assert _values(workdir) == values
+    assert _contents(out / "pictures") == pictures
+    assert [len(np.load(path)) for path in (out / "pictures").iterdir()] == [18, 18]
+
+
+def test_a_part_of_an_earlier_version_is_not_drawn_again(workdir, monkeypatch):
+    """It has images, and no features of them."""
+    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 1)
+    launch.launch(_evaluation(), workdir)
+    out = workdir / "evaluate"
+    pictures, values = _contents(out / "pictures"), _values(workdir)
+    (path,) = (out / "pictures").glob("base-*")
+    images, key = np.load(path), path.stem.rpartition("-")[2]
+    shutil.rmtree(out)
+    (out / "parts" / key).mkdir(parents=True)
+    for first, part in ((0, images[:16]), (16, images[16:])):
+        name = f"0-{first:08d}.npz"
+        np.savez(out / "parts" / key / name, images=part, seconds=np.array([0.5]))
+    draws = Draws(monkeypatch)
+    launch.launch(_evaluation(), workdir)
+    assert draws.calls == 2  # of the student
+    assert _values(workdir) == values
+    assert _contents(out / "pictures") == pictures
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [

@@ -8,6 +8,7 @@ from jax import lax
 from vdiff_jax.nets import conditioning, layers
 from vdiff_jax.nets.attention import attend_on_cpu
 from vdiff_jax.nets.convolution import convolve_on_cpu
+from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.normalization import (
     Affine,
     GroupNorm,
@@ -27,6 +28,15 @@ LEVELS = (
 def _unet(**options):
     options = {"levels": LEVELS, "out_channels": 3, "emb_features": 16} | options
     return UNet(**options, groups=4)
+
+
+def _dit(**options):
+    sizes = {"patch": 2, "depth": 2, "features": 16, "num_heads": 2, "out_channels": 3}
+    return DiT(**sizes | options)
+
+
+# What holds for both networks is asked of both.
+of_both = pytest.mark.parametrize("make", [_unet, _dit], ids=["unet", "dit"])
 
 
 def _inputs(size=8, num_classes=0):
@@ -123,24 +133,27 @@ def test_parts_are_named_as_in_released_checkpoints():
     assert attention["q"]["kernel"].shape == (16, 2, 8)
 
 
-def test_the_output_is_zero_at_initialisation():
+@of_both
+def test_the_output_is_zero_at_initialisation(make):
     inputs = _inputs()
-    output, _ = jax.jit(_unet().init_with_output)(jax.random.key(0), *inputs)
+    output, _ = jax.jit(make().init_with_output)(jax.random.key(0), *inputs)
     np.testing.assert_array_equal(output, jnp.zeros_like(inputs[0]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    ("make", "options"),
     [
-        {},
-        {"num_classes": 3, "patch": 2, "out_channels": 6},
-        {"levels": tuple(Level(features=8, num_blocks=1, resample_in_block=False)
-                         for _ in range(2))},
+        (_unet, {}),
+        (_unet, {"num_classes": 3, "patch": 2, "out_channels": 6}),
+        (_unet, {"levels": tuple(
+            Level(features=8, num_blocks=1, resample_in_block=False) for _ in range(2)
+        )}),
+        (_dit, {"num_classes": 3, "out_channels": 6}),
     ],
 )  # fmt: skip
-def test_a_gradient_reaches_every_parameter(options):
-    net = _unet(**options)
+def test_a_gradient_reaches_every_parameter(make, options):
+    net = make(**options)
     inputs = _inputs(num_classes=net.num_classes)
     params = _perturbed(net, *inputs)
 
@@ -154,8 +167,9 @@ def test_a_gradient_reaches_every_parameter(options):
             assert jnp.abs(grad).max() > 1e-9, path
 
 
-def test_log_snr_and_class_matter():
-    net = _unet(num_classes=3)
+@of_both
+def test_log_snr_and_class_matter(make):
+    net = make(num_classes=3)
     z_t, logsnr, (label, *_) = _inputs(num_classes=3)
     params = {"params": _perturbed(net, z_t, logsnr, Condition(label))}
     apply = jax.jit(net.apply)
@@ -169,8 +183,9 @@ def test_log_snr_and_class_matter():
 
 
 @pytest.mark.slow
-def test_an_example_does_not_depend_on_its_batch():
-    net = _unet()
+@of_both
+def test_an_example_does_not_depend_on_its_batch(make):
+    net = make()
     z_t, logsnr, _ = _inputs()
     params = {"params": _perturbed(net, z_t, logsnr)}
     apply = jax.jit(net.apply)
@@ -179,8 +194,9 @@ def test_an_example_does_not_depend_on_its_batch():
     np.testing.assert_allclose(both[1:], one, atol=1e-4)
 
 
-def test_dropout_is_on_only_in_training():
-    net = _unet(dropout=0.5)
+@of_both
+def test_dropout_is_on_only_in_training(make):
+    net = make(dropout=0.5)
     z_t, logsnr, _ = _inputs()
     params = {"params": _perturbed(net, z_t, logsnr)}
 
@@ -195,14 +211,15 @@ def test_dropout_is_on_only_in_training():
     assert jnp.abs(run(0) - run(1)).max() > 1e-3
 
 
-def test_bfloat16_changes_only_the_rounding():
+@of_both
+def test_bfloat16_changes_only_the_rounding(make):
     z_t, logsnr, _ = _inputs()
-    params = {"params": _perturbed(_unet(), z_t, logsnr)}
-    full = jax.jit(_unet().apply)(params, z_t, logsnr)
-    half = jax.jit(_unet(dtype=jnp.bfloat16).apply)(params, z_t, logsnr)
+    params = {"params": _perturbed(make(), z_t, logsnr)}
+    full = jax.jit(make().apply)(params, z_t, logsnr)
+    half = jax.jit(make(dtype=jnp.bfloat16).apply)(params, z_t, logsnr)
     assert half.dtype == jnp.float32
     assert 0 < jnp.abs(half - full).max() < 0.1 * jnp.abs(full).max()
-    init = _unet(dtype=jnp.bfloat16).init
+    init = make(dtype=jnp.bfloat16).init
     fresh = jax.eval_shape(init, jax.random.key(0), z_t, logsnr)
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
 

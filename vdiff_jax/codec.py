@@ -5,16 +5,22 @@ latents. Whoever draws, measures or shows images asks the codec, and never knows
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
+from vdiff_jax import parallel
 from vdiff_jax.diffusion import from_pixels, to_pixels
+from vdiff_jax.nets import autoencoder
 from vdiff_jax.types import Examples, Params
 
+# Images that an autoencoder has at a time: at 256 x 256 some GB of activations.
+AT_ONCE = 16
 # Standard normal noise of a shape for each example.
 Normal: TypeAlias = Callable[[tuple[int, ...]], Examples]
 Data: TypeAlias = Num[Array, " *shape"]
@@ -26,9 +32,16 @@ class Codec(Protocol):
 
     Attributes:
       bounded: True if x lies in [-1, 1], so that predictions of it may be clipped.
+      decodes: True if there is a way from x to images.
     """
 
     bounded: ClassVar[bool]
+    decodes: ClassVar[bool]
+
+    @property
+    def params(self) -> Params:
+        """Parameters for `to_x`, read when they are first asked for; or None."""
+        ...
 
     def to_x(
         self, data: Data, params: Params = None, normal: Normal | None = None
@@ -50,12 +63,26 @@ class Codec(Protocol):
         """What people look at and metrics compare: uint8 images, if there is a way."""
         ...
 
+    def of_images(self, images: Num[np.ndarray, " *n h w c"]) -> np.ndarray:
+        """Images of uint8 as data.
+
+        Raises:
+          ValueError: If there is no way.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """Images of uint8, which x has in [-1, 1]."""
 
     bounded: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+
+    @property
+    def params(self) -> Params:
+        """None: nothing is encoded."""
+        return None
 
     def to_x(
         self, data: Data, params: Params = None, normal: Normal | None = None
@@ -72,10 +99,14 @@ class Pixels:
         """The data themselves."""
         return data
 
+    def of_images(self, images: Num[np.ndarray, " *n h w c"]) -> np.ndarray:
+        """The images themselves."""
+        return images
+
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Latents of an autoencoder that is not at hand: x = scale (latent - shift).
+    """Latents, without their autoencoder: x = scale (latent - shift).
 
     Data of twice the channels are moments: the mean of a latent, then the logarithm of
     its variance.
@@ -90,6 +121,12 @@ class Latents:
     scale: float
     shift: float = 0.0
     bounded: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
+
+    @property
+    def params(self) -> Params:
+        """None: nothing is encoded."""
+        return None
 
     def to_x(
         self, data: Data, params: Params = None, normal: Normal | None = None
@@ -111,3 +148,88 @@ class Latents:
     def to_images(self, data: Num[np.ndarray, " *n h w c"]) -> np.ndarray:
         """The latents themselves: nothing decodes them."""
         return data
+
+    def of_images(self, images: Num[np.ndarray, " *n h w c"]) -> np.ndarray:
+        """Refuses: nothing encodes images."""
+        raise ValueError(
+            "This model is one of latents, and there is no autoencoder: set"
+            " data.autoencoder to the folder of the one that made them."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled functions know it by id
+class Autoencoder:
+    """Latents and their autoencoder; data may be images, which are encoded.
+
+    Attributes:
+      latents: How the latents become x.
+      net: The autoencoder's network.
+      read: Reads its parameters; called once, when they are first needed.
+    """
+
+    latents: Latents
+    net: autoencoder.Autoencoder
+    read: Callable[[], Params]
+    bounded: ClassVar[bool] = False
+    decodes: ClassVar[bool] = True
+
+    @property
+    def params(self) -> Params:
+        """The parameters of the network, whole on every device."""
+        return self._params
+
+    @functools.cached_property
+    def _params(self) -> Params:
+        place = parallel.replicated(parallel.make_mesh())
+        return parallel.put(jax.tree.map(jnp.asarray, self.read()), place)
+
+    def to_x(
+        self, data: Data, params: Params = None, normal: Normal | None = None
+    ) -> Float[Array, " *of_x"]:
+        """Images encoded, latents and moments as those of `Latents`."""
+        if data.dtype == jnp.uint8:
+            encode = functools.partial(self._encode, params)
+            data = autoencoder.in_parts(encode, data, AT_ONCE)
+        return self.latents.to_x(data, None, normal)
+
+    def from_x(self, x: Float[Array, " *shape"]) -> Num[Array, " *shape"]:
+        """Latents before scaling."""
+        return self.latents.from_x(x)
+
+    def to_images(self, data: Num[np.ndarray, " *n h w c"]) -> np.ndarray:
+        """Latents decoded, to uint8; some at a time, on all devices."""
+        return self._on_devices(self._decoded, data)
+
+    def of_images(self, images: Num[np.ndarray, " *n h w c"]) -> np.ndarray:
+        """Images encoded: moments or latents, in float32; some at a time."""
+        return self._on_devices(self._encoded, images)
+
+    def _encode(self, params: Params, images: Array) -> Array:
+        x = from_pixels(images)
+        moments: Any = self.net.apply({"params": params}, x, method=self.net.encode)
+        return moments
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _encoded(self, params: Params, images: Array) -> Array:
+        return self._encode(params, images)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _decoded(self, params: Params, latents: Array) -> Array:
+        x: Any = self.net.apply({"params": params}, latents, method=self.net.decode)
+        return to_pixels(x)
+
+    def _on_devices(
+        self, function: Callable[[Params, Any], Any], data: np.ndarray
+    ) -> np.ndarray:
+        """A compiled function of all examples, `AT_ONCE` of them at a time."""
+        mesh = parallel.make_mesh()
+        flat = data.reshape(-1, *data.shape[-3:])
+        size = -(-min(AT_ONCE, len(flat)) // mesh.size) * mesh.size
+        parts = []
+        for first in range(0, len(flat), size):
+            # The last part is filled up from the start: one shape, compiled once.
+            index = np.arange(first, first + size) % len(flat)
+            part = parallel.put(flat[index], parallel.split(mesh))
+            parts.append(parallel.fetch(function(self.params, part)))
+        whole = np.concatenate(parts)[: len(flat)]
+        return whole.reshape(*data.shape[:-3], *whole.shape[1:])

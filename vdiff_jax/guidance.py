@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool
 from vdiff_jax.diffusion import expand_like, predict
 from vdiff_jax.types import Condition, Denoiser, Examples, PerExample, Prediction
 
-# The label of an example whose class is left out; its class embedding is zero.
+# The label of an example whose class is left out.
 NO_CLASS = -1
 
 

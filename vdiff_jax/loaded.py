@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Array, Bool, Float, Num
 
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.from_config.check import check
@@ -23,6 +23,7 @@ from vdiff_jax.from_config.defaults import defaults
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
+from vdiff_jax.generation.conditions import of_arrays
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.types import Condition, Denoiser, Params, Schedule
@@ -66,6 +67,8 @@ class LoadedModel:
         *,
         steps: int | None = None,
         labels: Sequence[int | str] = (),
+        context: Float[np.ndarray, " contexts tokens width"] | None = None,
+        mask: Bool[np.ndarray, " contexts tokens"] | None = None,
         w: float | None = None,
         sampler: str | None = None,
         batch_size: int = BATCH_SIZE,
@@ -77,6 +80,9 @@ class LoadedModel:
           seed: The seed of the noise.
           steps: The sampler's steps; by default those that a student was distilled for.
           labels: Classes by number or by name, in turn; by default all, in turn.
+          context: Contexts, in turn, for a model that is conditioned on one; by default
+            those of the held-out data.
+          mask: True for the vectors of a context that count; None if all do.
           w: The guidance weight; None is no guidance.
           sampler: Its name; by default the one that the model was taught.
           batch_size: Images drawn at once, over all devices.
@@ -88,7 +94,8 @@ class LoadedModel:
           ValueError: If a value is out of its range, or does not suit the model.
         """
         config = self._config(num, seed, steps, labels, w, sampler, batch_size)
-        starts = Starts(config, self.trained.model, class_names(self.trained))
+        given = None if context is None else of_arrays(context, mask)
+        starts = Starts(config, self.trained.model, class_names(self.trained), given)
         return draw(
             starts.sampler,
             self.params,
@@ -99,17 +106,26 @@ class LoadedModel:
         ).images
 
     def denoiser(
-        self, labels: Sequence[int] | None = None, w: float | None = None
+        self,
+        labels: Sequence[int] | None = None,
+        w: float | None = None,
+        *,
+        context: Float[Array, " batch tokens width"] | None = None,
+        mask: Bool[Array, " batch tokens"] | None = None,
     ) -> Denoiser:
         """The model as a function (z_t, logsnr_t) -> x, eps and v; see `types`.
 
         Args:
           labels: The class of each example of a batch; None if it has none.
           w: The guidance weight; None is no guidance.
+          context: The context of each example; None if it has none.
+          mask: True for the vectors of a context that count; None if all do.
         """
         label = None if labels is None else jnp.asarray(labels, jnp.int32)
-        weight = None if w is None or label is None else jnp.full(label.shape, w)
-        return self.trained.model.denoiser(self.params, Condition(label, w=weight))
+        batch = label if label is not None else context
+        weight = None if w is None or batch is None else jnp.full(len(batch), w)
+        condition = Condition(label, context, mask, weight)
+        return self.trained.model.denoiser(self.params, condition)
 
     @property
     def schedule(self) -> Schedule:
@@ -220,8 +236,11 @@ def _of_diffusers(path: pathlib.Path) -> LoadedModel:
     config: Config = defaults("sample")
     config.data.update({"channels": 0, "image_size": 0})
     config = imported.with_fields(config, source.fields)
-    role = student(source.num_steps) if source.num_steps else BASE
-    model = make_model(config)
+    guided = "guide" in source.fields
+    role = GUIDED if guided else BASE
+    if source.num_steps:
+        role = student(source.num_steps)
+    model = make_model(config, guided=guided)
     params = placed(source.params, model.abstract_params(), path)
     return LoadedModel(path, Trained(role, path, model), config, params)
 

@@ -8,7 +8,8 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 from vdiff_jax import diffusion
 from vdiff_jax.codec import Codec
@@ -187,6 +188,27 @@ class Model:
     def _extra(self) -> dict[str, Any]:
         """Inputs by name, of one example."""
         return {"noise": jnp.zeros((1, *self.image_shape))} if self.takes_noise else {}
+
+
+def with_null_context(
+    params: Params,
+    context: Float[np.ndarray, " tokens width"],
+    mask: Bool[np.ndarray, " tokens"],
+) -> Params:
+    """Parameters with another null context, for a network that is given contexts.
+
+    Args:
+      params: The network's parameters.
+      context: What stands in the place of a context that is left out.
+      mask: True for its vectors that count.
+    """
+    of = {"null_context": context, "null_mask": mask}
+    places = {name: params[name].sharding for name in of}
+    own = {
+        name: jax.device_put(jnp.asarray(value, jnp.float32), places[name])
+        for name, value in of.items()
+    }
+    return {**params, **own}
 
 
 def with_weights_of(student: Model, teacher_params: Params, seed: int) -> Params:

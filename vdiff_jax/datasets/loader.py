@@ -106,7 +106,7 @@ def load(
     steps = [step for first, count in calls for step in range(first, first + count)]
     rows = np.arange(batch_size) if rows is None else rows
     order = Order(len(source), batch_size=batch_size, seed=seed, steps=steps, rows=rows)
-    batches = _read(source, order, num_workers, timeout)
+    batches = read_batches(source, order, num_workers, timeout)
     for _, count in calls:
         stack = [next(batches) for _ in range(count)]
         yield {name: np.stack([batch[name] for batch in stack]) for name in stack[0]}
@@ -132,7 +132,7 @@ def read_all(
         for first in range(0, len(source), 256)
     ]
     with Bar("read", len(source), delay=2.0) as bar:
-        batches = _read(source, parts, num_workers, timeout)
+        batches = read_batches(source, parts, num_workers, timeout)
         for part, batch in zip(parts, batches, strict=True):
             for name, values in batch.items():
                 if name not in everything:
@@ -147,10 +147,28 @@ class _LostWorkersError(Exception):
     """An error of a worker process that is dead, or has not answered in time."""
 
 
-def _read(
-    source: Source, batches: Any, num_workers: int, timeout: float
+def read_batches(
+    source: Source,
+    batches: Any,
+    num_workers: int = 0,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batch after batch; where workers are lost, new ones go on at the same batch."""
+    """Yields {"image", "label"} of one batch after another.
+
+    Where workers are lost, new ones go on at the same batch.
+
+    Args:
+      source: The examples.
+      batches: The indices of each batch, a list; in a sequence, of which slices can be
+        taken.
+      num_workers: Processes that read and decode; 0 reads in this one, and so is a
+        source read that needs no workers.
+      timeout: Seconds without a batch after which the workers are taken for hung.
+
+    Raises:
+      ValueError: If an example cannot be read, in the words of the source.
+      LoaderError: If workers die or hang at one batch again and again.
+    """
     if not getattr(source, "needs_workers", True):
         num_workers = 0
     done, attempts = 0, 0

@@ -30,6 +30,8 @@ class Source(Protocol):
     - `classes`: names of the classes, in the order of the labels.
     - `needs_workers`: False if reading is only copying, which other processes would not
       speed up.
+    - `is_costly`: True if examples are worth to be held once read; by default, if they
+      need workers.
     - `null_context`: the `Context` of an example whose own is left out, or None.
     - `name(index)`: the name of an example in messages, such as its file name. A
       held-out fraction is chosen by it.

@@ -122,7 +122,8 @@ class Checked:
             raise ValueError(
                 f"{self.name(index)} has an image of type {image.dtype}. Images are"
                 " uint8, 0 to 255, with data.latent_scale=0; latents are floats, with"
-                " their data.latent_scale (1 if they are scaled already)."
+                " their data.latent_scale (1 if they are scaled already) or"
+                " data.autoencoder."
             )
         if image.shape not in shapes:
             raise ValueError(

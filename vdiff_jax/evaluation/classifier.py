@@ -4,6 +4,7 @@ They need no download and suit data that look nothing like ImageNet. The distanc
 them is called `frechet_classifier`; it is not FID, and compares only with itself.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
+from vdiff_jax.datasets.reader import Reader
 from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.nets.convolution import conv3x3
@@ -20,6 +22,7 @@ from vdiff_jax.types import Params
 
 NUM_UPDATES = 600
 BATCH_SIZE = 128
+MOST_PIXELS = 2**22  # of a batch of held-out images
 SPATIAL_CHANNELS = 7  # as many as sFID takes of the Inception network
 
 
@@ -116,9 +119,8 @@ def apply(
 
 
 def train(
-    images: UInt8[np.ndarray, " examples height width channels"],
-    labels: Int[np.ndarray, " examples"],
-    held_out: tuple[np.ndarray, np.ndarray],
+    examples: Reader,
+    held_out: Reader,
     *,
     kind: Literal["classifier", "judge"] = "classifier",
     seed: int = 0,
@@ -126,15 +128,15 @@ def train(
     """Trains with a fixed seed: the same data give the same features.
 
     Args:
-      images: Training images.
-      labels: Their classes.
-      held_out: Images and labels on which the accuracy is measured.
+      examples: Training images and their classes, read batch after batch.
+      held_out: Those on which the accuracy is measured.
       kind: The network that gives features, or the judge.
       seed: Seed of the initialisation and the order.
 
     Raises:
       ValueError: If the images are all of one class.
     """
+    labels = examples.labels
     if labels.max() == labels.min():
         raise ValueError(
             "Classifier features need labelled data of at least two classes; these have"
@@ -146,10 +148,11 @@ def train(
     }[kind]
     net = network(num_classes=int(labels.max()) + 1)
     # On one device: the sums of a small network are not worth their communication.
-    params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *images.shape[1:])))
+    shape = np.shape(examples.source[0]["image"])
+    params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, NUM_UPDATES))
     order = np.random.default_rng(seed).integers(
-        len(images), size=(NUM_UPDATES, BATCH_SIZE)
+        len(examples), size=(NUM_UPDATES, BATCH_SIZE)
     )
 
     def loss(params: Params, image: Array, target: Array) -> Array:
@@ -165,13 +168,23 @@ def train(
         return optax.apply_updates(params, updates), opt_state
 
     opt_state = optimizer.init(params)
-    for batch in order:
-        params, opt_state = update(params, opt_state, images[batch], labels[batch])
-    guess = jax.jit(lambda image: logits_of(params, image).argmax(axis=1))
-    parts = np.array_split(held_out[0], -(-len(held_out[0]) // 1024))
-    guesses = np.concatenate([np.asarray(guess(part)) for part in parts])
+    for batch in examples.batches(order):
+        params, opt_state = update(params, opt_state, batch["image"], batch["label"])
+    predict = jax.jit(lambda image: logits_of(params, image).argmax(axis=1))
     return Trained(
         params=jax.tree.map(np.asarray, params),
-        accuracy=float((guesses == held_out[1]).mean()),
+        accuracy=_accuracy(predict, held_out),
         sha256=params_sha256(params),
     )
+
+
+def _accuracy(predict: Callable[[Any], Array], held_out: Reader) -> float:
+    """The share of images whose class is predicted."""
+    height, width, _ = np.shape(held_out.source[0]["image"])
+    most = max(1, min(1024, MOST_PIXELS // (height * width)))
+    parts = np.array_split(np.arange(len(held_out)), -(-len(held_out) // most))
+    right = [
+        np.asarray(predict(batch["image"])) == batch["label"]
+        for batch in held_out.batches(parts)
+    ]
+    return float(np.concatenate(right).mean())

@@ -66,21 +66,93 @@ class FeatureSet:
         self, images: UInt8[np.ndarray, " n height width channels"]
     ) -> Features:
         """Features of images in float32, computed on all devices."""
-        mesh = parallel.make_mesh()
-        params = parallel.put(self.params, parallel.replicated(mesh))
-        batch_size = -(-min(BATCH_SIZE, len(images)) // mesh.size) * mesh.size
-        parts = []
+        extraction = self.begin(len(images))
         name, shown = f"{self.name} features", parallel.is_main()
         with Bar(name, len(images), shown=shown, delay=5.0) as bar:
-            for first in range(0, len(images), batch_size):
-                # The last batch is filled up from the start: one shape, compiled once.
-                index = np.arange(first, first + batch_size) % len(images)
-                batch = parallel.put(images[index], parallel.split(mesh))
-                features = _run(self.apply, params, batch)
-                parts.append(jax.tree.map(parallel.fetch, features))
-                bar.update(min(batch_size, len(images) - first))
-        whole = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        return jax.tree.map(lambda x: x[: len(images)], whole)
+            return extraction.add(images, bar.update)
+
+    def begin(self, total: int) -> "Extraction":
+        """Begins to extract the features of so many images, which come in parts."""
+        return Extraction(self, total)
+
+
+class Extraction:
+    """Features of images that come part after part; the images are not kept.
+
+    Each image has the place in a batch that it would have if all came as one array, and
+    all batches have one shape. So the features are the same to the last bit however the
+    images are parted, and are compiled once.
+    """
+
+    def __init__(self, features: FeatureSet, total: int):
+        """Puts the parameters on all devices."""
+        self._mesh = parallel.make_mesh()
+        self._params = parallel.put(features.params, parallel.replicated(self._mesh))
+        self._apply, self._total = features.apply, total
+        parts = -(-min(BATCH_SIZE, total) // self._mesh.size)
+        self._batch_size = parts * self._mesh.size
+        self._whole: Features | None = None
+        self._done = 0
+
+    @property
+    def features(self) -> Features:
+        """The features of all images, in their order.
+
+        Raises:
+          RuntimeError: If some have not come yet.
+        """
+        if self._whole is None or self._done < self._total:
+            raise RuntimeError(f"{self._done} of {self._total} images have come.")
+        return self._whole
+
+    def add(
+        self,
+        images: UInt8[np.ndarray, " part height width channels"],
+        advance: Callable[[int], object] = lambda count: None,
+    ) -> Features:
+        """Extracts the features of the next images, computed on all devices.
+
+        Args:
+          images: The next images.
+          advance: Called with the number of images of each batch that is done.
+
+        Returns:
+          Their features.
+        """
+        began, size = self._done, self._batch_size
+        # The first batch begins where it would if all images were one array, the last
+        # ends there; what is missing in them is filled up with others of the part.
+        for first in range(-(began % size), len(images), size):
+            index = np.arange(first, first + size) % len(images)
+            batch = parallel.put(images[index], parallel.split(self._mesh))
+            features = _run(self._apply, self._params, batch)
+            features = jax.tree.map(parallel.fetch, features)
+            rows = slice(max(-first, 0), len(images) - first)
+            self.put(_rows(features, rows))
+            advance(len(index[rows]))
+        return _rows(self._whole, slice(began, self._done))
+
+    def put(self, part: Features) -> None:
+        """Takes the features of the next images, which were extracted before."""
+        if self._whole is None:
+            self._whole = jax.tree.map(self._empty, part)
+        first, self._done = self._done, self._done + count(part)
+        assert self._done <= self._total
+        arrays = map(jax.tree.leaves, (self._whole, part))
+        for whole, values in zip(*arrays, strict=True):
+            whole[first : self._done] = values
+
+    def _empty(self, part: np.ndarray) -> np.ndarray:
+        return np.empty((self._total, *part.shape[1:]), part.dtype)
+
+
+def count(features: Features) -> int:
+    """The number of images that features are of."""
+    return len(jax.tree.leaves(features)[0])
+
+
+def _rows(features: Any, rows: slice) -> Features:
+    return jax.tree.map(lambda x: x[rows], features)
 
 
 @partial(jax.jit, static_argnums=0)

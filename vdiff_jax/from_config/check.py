@@ -9,9 +9,10 @@ Checks that need the devices, the data or a workdir are those of the stages.
 """
 
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 from vdiff_jax import schedules
+from vdiff_jax.codec import Autoencoder, Latents
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.from_config import packages
@@ -19,7 +20,9 @@ from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
 from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
+    NetName,
     attending,
+    context_shape_of,
     has_guide,
     make_codec,
     make_model,
@@ -30,11 +33,14 @@ from vdiff_jax.from_config.moved import flat
 from vdiff_jax.from_config.ranges import LARGEST
 from vdiff_jax.types import Params
 
+BUILT_IN = get_args(NetName)
+
 
 def check(config: Config) -> None:
     """Refuses a config that no stage should begin with.
 
-    Nothing is read, written or allocated; a network is traced once in a process.
+    Nothing is written or allocated, and nothing is read but what an autoencoder is; a
+    network is traced once in a process.
 
     Raises:
       ValueError: In one line: the field, its value, and what would be right.
@@ -43,6 +49,7 @@ def check(config: Config) -> None:
     _check_model(config)
     if _has_network(config):
         _check_unet(config)
+        _check_dit(config)
     _check_diffusion(config)
     _check_data(config)
     _check_train(config)
@@ -112,7 +119,7 @@ def _has_network(config: Config) -> bool:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    if model.net != "unet":
+    if model.net not in BUILT_IN:
         user_function("model.net", model.net)
     if model.computed_from not in ("", model.output) and model.output == "both":
         raise ValueError(
@@ -121,10 +128,10 @@ def _check_model(config: Config) -> None:
         )
     if not model.convention:
         return
-    if model.net == "unet":
+    if model.net in BUILT_IN:
         raise ValueError(
             f"model.convention={model.convention!r} is of a network of your own"
-            " (model.net); the U-Net follows ours."
+            f" (model.net); {model.net} follows ours."
         )
     if model.output == "both":
         raise ValueError(
@@ -145,6 +152,7 @@ def _check_unet(config: Config) -> None:
         return
     if not unet.layout:
         _check_levels(unet, size)
+        _check_context(config)
     depth = len(unet.multipliers)
     smallest = unet.patch * 2 ** (depth - 1)
     if size % smallest and not unet.layout:
@@ -174,6 +182,42 @@ def _check_levels(unet: Config, size: int) -> None:
                 f"model.unet.head_dim={unet.head_dim} does not divide the {features}"
                 f" channels of level {depth}, which has attention."
             )
+
+
+def _check_context(config: Config) -> None:
+    """Refuses a context without a width, or of which nobody says what it is."""
+    unet = config.model.unet
+    if unet.context_tokens and not unet.context_features:
+        raise ValueError(
+            f"model.unet.context_tokens={unet.context_tokens} vectors must have a"
+            " width: set model.unet.context_features."
+        )
+    if unet.context_features and not (unet.context_tokens or config.model.num_classes):
+        raise ValueError(
+            f"model.unet.context_features={unet.context_features}, but there is nothing"
+            " to attend to: set model.unet.context_tokens, or model.num_classes for a"
+            " vector of the class."
+        )
+
+
+def _check_dit(config: Config) -> None:
+    dit, size = config.model.dit, config.data.image_size
+    if config.model.net != "dit":
+        return
+    if size % dit.patch:
+        raise ValueError(
+            f"data.image_size={size} does not divide by model.dit.patch={dit.patch}."
+        )
+    if dit.features % 4:
+        raise ValueError(
+            f"model.dit.features={dit.features} must divide by 4: sines and cosines of"
+            " two coordinates mark the place of a token."
+        )
+    if dit.features % dit.num_heads:
+        raise ValueError(
+            f"model.dit.num_heads={dit.num_heads} does not divide"
+            f" model.dit.features={dit.features}."
+        )
 
 
 def _check_diffusion(config: Config) -> None:
@@ -208,9 +252,27 @@ def _check_data(config: Config) -> None:
                 "data.name='' must be a data set of TensorFlow Datasets, for"
                 " data.source='tfds'."
             )
+    codec = make_codec(config)
+    if isinstance(codec, Autoencoder):
+        _check_fits(data, codec.latents)
     clip = config.sample.clip
     if clip != "auto" and (clip == "x" or clip.startswith("dynamic")):
         _check_bounded(config)
+
+
+def _check_fits(data: Config, latents: Latents) -> None:
+    """Refuses data of other latents than those of the autoencoder."""
+    if data.channels not in (0, latents.channels):
+        raise ValueError(
+            f"data.channels={data.channels}, but the latents of data.autoencoder="
+            f"{data.autoencoder!r} have {latents.channels}: set data.channels="
+            f"{latents.channels}."
+        )
+    if data.latent_shift not in (0.0, latents.shift):
+        raise ValueError(
+            f"data.latent_shift={data.latent_shift}, but that of data.autoencoder="
+            f"{data.autoencoder!r} is {latents.shift}: set it to 0."
+        )
 
 
 def _check_bounded(config: Config) -> None:
@@ -246,7 +308,7 @@ def _check_guide(config: Config) -> None:
         )
     if guide.w_features % 2:
         raise ValueError(f"guide.w_features={guide.w_features} must be even.")
-    if has_guide(config) and not config.model.num_classes:
+    if has_guide(config) and not (config.model.num_classes or context_shape_of(config)):
         raise ValueError(
             f"guide.steps={guide.steps} needs a model that is conditioned on a class:"
             " set model.num_classes, and train with train.label_dropout above 0."
@@ -275,7 +337,11 @@ def _check_distill(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    if config.stage != "import" or config.source.path or config.model.net != "unet":
+    if (
+        config.stage != "import"
+        or config.source.path
+        or config.model.net not in BUILT_IN
+    ):
         return
     raise ValueError(
         "source.path='' is empty: name a folder of diffusers, a .safetensors of export"
@@ -386,10 +452,11 @@ def _check_evaluate(config: Config) -> None:
         )
     if not _runs(config, "evaluate"):
         return
-    if data.latent_scale:
+    if not make_codec(config).decodes:
         raise ValueError(
             "The evaluate stage compares images, and these data are latents"
-            f" (data.latent_scale={data.latent_scale}): use the other stages."
+            f" (data.latent_scale={data.latent_scale}): set data.autoencoder to the"
+            " folder of the autoencoder that made them."
         )
     _check_num_steps(config, "evaluate.reference_steps", evaluate.reference_steps)
     for num_steps in evaluate.steps:

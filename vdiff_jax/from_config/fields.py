@@ -15,7 +15,7 @@ from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import updates_table
 from vdiff_jax.from_config.data import OnDevice
 from vdiff_jax.from_config.losses import loss_weight, teacher_step_of
-from vdiff_jax.from_config.model import DType, ScheduleName, StyleName
+from vdiff_jax.from_config.model import DType, NetName, ScheduleName, StyleName
 from vdiff_jax.from_config.ranges import (
     Range,
     above,
@@ -24,6 +24,7 @@ from vdiff_jax.from_config.ranges import (
     at_least,
     between,
     class_number_or_name,
+    finite,
     from_to_below,
     one_of,
     one_of_literal,
@@ -152,7 +153,9 @@ _TOP = {
 
 _MODEL = {
     "net": Field(
-        "unet", own_or("unet"), "The network; your own is package.module:make_net."
+        "unet",
+        own_or(*get_args(NetName)),
+        "The network; dit: a diffusion transformer; yours: package.module:make_net.",
     ),
     "convention": Field(
         "",
@@ -208,10 +211,32 @@ _UNET = {
     "resample_in_block": Field(
         True, yes_or_no(), "Residual blocks change the size, not convolutions."
     ),
+    "context_features": Field(
+        0,
+        whole(0),
+        "Width of the vectors that attention sees beside the image; 0: none.",
+    ),
+    "context_tokens": Field(
+        0, whole(0), "Their number; 0: one, which is the class's own."
+    ),
     "layout": Field(
         "",
         parsed_by(_layout, "empty, or a U-Net in full as the import stage writes it"),
         "A U-Net in full, in place of all of the above but `patch`; import writes it.",
+    ),
+}
+
+_DIT = {
+    "patch": Field(2, whole(1), "Side of the square of pixels that is one token."),
+    "depth": Field(12, whole(1), "Blocks, each of attention and a perceptron."),
+    "features": Field(
+        384, whole(4), "Of a token; of its perceptron four times as many."
+    ),
+    "num_heads": Field(
+        6, whole(1), "Heads of each attention; they share the features."
+    ),
+    "epsilon": Field(
+        1e-6, above(0), "In the norms before the perceptrons; 1e-5 as diffusers has it."
     ),
 }
 
@@ -260,7 +285,19 @@ _DATA = {
         "How a centre crop becomes an image; pad adds a border instead.",
     ),
     "latent_scale": Field(
-        0.0, at_least(0), "Above 0: the data are latents, and x is this times them."
+        0.0,
+        at_least(0),
+        "Above 0: the data are latents, and x is this times them; with an autoencoder"
+        " 0 is the scale that its folder names.",
+    ),
+    "latent_shift": Field(
+        0.0, finite(), "What is taken off latents before; an autoencoder brings it."
+    ),
+    "autoencoder": Field(
+        "",
+        place("a folder of diffusers"),
+        "Of latents: decodes them, and encodes images; image_size and channels are then"
+        " those of the latents.",
     ),
     "flip": Field(True, yes_or_no(), "Half of the training images are mirrored."),
     "held_out": Field(
@@ -478,6 +515,12 @@ _SAMPLE = {
     "seed": Field(0, _SEED, "Of the noise."),
     "batch_size": Field(64, whole(1), "Images of one call, over all devices."),
     "labels": Field((), _CLASSES, "Classes, in turn; empty: all."),
+    "context": Field(
+        "",
+        place("a file"),
+        "An .npz of contexts, in turn: context, and mask or none; empty: those of the"
+        " held-out data.",
+    ),
     "w": Field(
         (),
         _GUIDANCE_WEIGHTS,
@@ -540,6 +583,12 @@ _SAMPLE = {
 }
 
 _EVALUATE = {
+    "images": Field(
+        "",
+        place("a file or a folder"),
+        "Real images to compare with, where the data are latents: a folder, LMDB or"
+        " .npz, with the splits of the data; empty: the data, decoded.",
+    ),
     "steps": Field((1, 2, 4, 8, 16), _COUNTS, "Steps of the students, and budgets."),
     "reference_steps": Field(
         256, whole(1), "Steps of the base model that they are compared with."
@@ -588,6 +637,7 @@ SECTIONS = {
     "": Section("The run", _TOP),
     "model": Section("The model", _MODEL),
     "model.unet": Section("The U-Net", _UNET),
+    "model.dit": Section("The diffusion transformer", _DIT),
     "diffusion": Section("The noise schedule", _DIFFUSION),
     "data": Section("The data", _DATA),
     "parallel": Section("The devices", _PARALLEL),

@@ -53,8 +53,7 @@ def train_loss(config: Config, model: Model, *, train: bool) -> Loss:
     def loss(
         networks: Networks, batch: Batch, draws: losses.Draws, given: Given
     ) -> Values:
-        del given
-        x = _x_of(model, batch, draws)
+        x = _x_of(model, batch, draws, given)
         dropout = draws.dropout if train and config.train.dropout > 0 else None
         condition = batch.condition
         if train:
@@ -92,7 +91,7 @@ def guide_loss(config: Config, teacher: Model, student: Model) -> Loss:
         error = imitation_loss(
             student.denoiser(networks.main, condition),
             teacher.denoiser(given.teacher, condition, guidance=guidance),
-            _x_of(student, batch, draws),
+            _x_of(student, batch, draws, given),
             draws,
             schedule=student.schedule,
             weight=weigh,
@@ -121,7 +120,7 @@ def distill_loss(config: Config, teacher: Model, student: Model) -> Loss:
         assert given.num_steps is not None
         w = None if student.w_range is None else _guidance_weight(config, draws)
         condition = batch.condition._replace(w=w)
-        x = _x_of(student, batch, draws)
+        x = _x_of(student, batch, draws, given)
         noise = draws.normal("input", x.shape[1:]) if student.takes_noise else None
 
         def denoiser(model: Model, params: Params) -> Denoiser:
@@ -185,10 +184,10 @@ def phases_of(config: Config) -> list[Phase]:
     return METHODS[section.method].phases(course)
 
 
-def _x_of(model: Model, batch: Batch, draws: losses.Draws) -> Examples:
+def _x_of(model: Model, batch: Batch, draws: losses.Draws, given: Given) -> Examples:
     """The data of a batch as x; of moments, a fresh draw."""
     normal = functools.partial(draws.normal, "latent")
-    return model.codec.to_x(jnp.asarray(batch.image), normal=normal)
+    return model.codec.to_x(jnp.asarray(batch.image), given.codec, normal)
 
 
 def _guidance_weight(config: Config, draws: losses.Draws) -> PerExample:

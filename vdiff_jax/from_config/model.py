@@ -1,5 +1,7 @@
 """The network, its output kind and its schedule."""
 
+import functools
+import pathlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -9,22 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax import diffusion, schedules
-from vdiff_jax.codec import Codec, Latents, Pixels
+from vdiff_jax.codec import Autoencoder, Codec, Latents, Pixels
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.interop import conventions
+from vdiff_jax.interop.diffusers.autoencoder import (
+    describe_autoencoder,
+    read_autoencoder,
+)
 from vdiff_jax.model import Model
+from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.layers import ADM, DDPM, SALIMANS_HO, Style
 from vdiff_jax.nets.serialization import fields_of
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.nets.wrappers import Converted, Function, Positional
 from vdiff_jax.types import Schedule
 
+NetName = Literal["unet", "dit"]
 DType = Literal["float32", "bfloat16"]
 ScheduleName = Literal["cosine", schedules.Chain]
 StyleName = Literal["salimans_ho", "ddpm", "adm"]
 # The fields of a config that make a model.
 READ = (
     "model", "diffusion", "data.image_size", "data.channels", "data.latent_scale",
+    "data.latent_shift", "data.autoencoder",
     "parallel.remat", "train.dropout", "guide.w_range",
     "guide.w_features", "guide.w_scale",
 )  # fmt: skip
@@ -76,15 +85,44 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
         codec=make_codec(config),
         w_range=w_range(config) if guided else None,
         takes_noise=takes_noise,
+        context_shape=context_shape_of(config),
     )
 
 
 def make_codec(config: Config) -> Codec:
     """How the data become x, and x becomes data."""
     data = config.data
+    if data.autoencoder:
+        return _autoencoder(data.autoencoder, data.latent_scale, config.model.dtype)
     if data.latent_scale:
-        return Latents(data.channels, data.latent_scale)
+        return Latents(data.channels, data.latent_scale, data.latent_shift)
     return Pixels()
+
+
+@functools.cache
+def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
+    """The codec of an autoencoder, whose weights are read once in a process."""
+    try:
+        net, scale, shift, folder = describe_autoencoder(pathlib.Path(path), scale)
+    except ValueError as error:
+        raise ValueError(
+            f"data.autoencoder={path!r} cannot be taken: {error}"
+        ) from error
+    return Autoencoder(
+        Latents(net.latent_channels, scale, shift),
+        net.clone(dtype=jnp.dtype(dtype)),
+        read=lambda: read_autoencoder(folder, scale).params,
+    )
+
+
+def context_shape_of(config: Config) -> tuple[int, int] | None:
+    """[tokens, width] of the context that the network is given; None for none."""
+    unet = config.model.unet
+    if config.model.net != "unet":
+        return None
+    shape = fields_of(unet.layout) if unet.layout else unet
+    tokens = shape.get("context_tokens", 0)
+    return (tokens, shape["context_features"]) if tokens else None
 
 
 def has_guide(config: Config) -> bool:
@@ -113,6 +151,8 @@ def w_range(config: Config) -> tuple[float, float]:
 def _net(config: Config, out_channels: int, guided: bool) -> nn.Module:
     if config.model.net == "unet":
         return _unet(config, out_channels, guided)
+    if config.model.net == "dit":
+        return _dit(config, out_channels, guided)
     make_net = user_function("model.net", config.model.net)
     options = {"out_channels": out_channels, "num_classes": config.model.num_classes}
     if guided:
@@ -169,6 +209,20 @@ def _unet(config: Config, out_channels: int, guided: bool) -> UNet:
     )
 
 
+def _dit(config: Config, out_channels: int, guided: bool) -> DiT:
+    return DiT(
+        **config.model.dit,
+        out_channels=out_channels,
+        num_classes=config.model.num_classes,
+        w_features=config.guide.w_features if guided else 0,
+        w_scale=config.guide.w_scale,
+        dropout=config.train.dropout,
+        timesteps=_timesteps(config),
+        dtype=jnp.dtype(config.model.dtype),
+        remat=config.parallel.remat,
+    )
+
+
 def shape_of(
     unet: Config, image_size: int, heads_of: Callable[[int], int]
 ) -> dict[str, Any]:
@@ -180,12 +234,16 @@ def shape_of(
       heads_of: The number of heads for a number of features.
     """
     features = [unet["channels"] * multiplier for multiplier in unet["multipliers"]]
+    # Configs of earlier versions do not have these two.
+    context_features = unet.get("context_features", 0)
+    depth = 1 if context_features else 0
     levels = tuple(
         Level(
             features=width,
             num_blocks=unet["num_blocks"],
             num_heads=heads_of(width) if attends else 0,
             resample_in_block=unet["resample_in_block"],
+            depth=depth if attends else 0,
         )
         for width, attends in zip(features, attending(unet, image_size), strict=True)
     )
@@ -193,6 +251,9 @@ def shape_of(
         "levels": levels,
         "emb_features": unet["emb_channels"],
         "mid_heads": heads_of(features[-1]),
+        "mid_depth": depth,
+        "context_features": context_features,
+        "context_tokens": unet.get("context_tokens", 0),
         "groups": unet["groups"],
         "style": STYLES[unet["style"]],
         "logsnr_input": unet["logsnr_input"],

@@ -63,6 +63,11 @@ def seed() -> Range:
     return dataclasses.replace(whole(0), words=f"a whole number from 0 to {LARGEST}")
 
 
+def finite() -> Range:
+    """Any number but infinity and NaN."""
+    return Range("a finite number", _is_finite)
+
+
 def at_least(low: int | float) -> Range:
     """Finite numbers from `low` up."""
     return Range(

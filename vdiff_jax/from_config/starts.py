@@ -2,16 +2,25 @@
 
 import difflib
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vdiff_jax import parallel
+from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import make_source
 from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.generation.conditions import (
+    ConditionOf,
+    conditioned,
+    of_arrays,
+    of_source,
+)
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
 
@@ -21,22 +30,30 @@ StartOf = Callable[[np.ndarray], Start]
 class Starts:
     """The start of image number i by the section `sample`."""
 
-    def __init__(self, config: Config, model: Model, names: Sequence[str] = ()):
-        """Reads the file of noise, if there is one.
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        names: Sequence[str] = (),
+        condition_of: ConditionOf | None = None,
+    ):
+        """Reads the file of noise, if there is one, and that of contexts.
 
         Args:
           config: The whole config.
           model: The network.
           names: The names of its classes, if they are known.
+          condition_of: The condition of images, if it is not that of the config.
 
         Raises:
-          ValueError: If the file is not what it should be, or a class is unknown.
+          ValueError: If a file is not what it should be, or a class is unknown.
         """
         section = config.sample
         self.sampler: Sampler = make_sampler(config, model)
         self._seed = section.seed
         self._labels = class_numbers("sample.labels", section.labels, names, model)
         self._noise = _noise(section.noise, (section.num, *model.image_shape))
+        self._condition_of = condition_of or make_condition_of(config, model, "test")
         self._mesh = parallel.make_mesh()
 
     def __call__(self, index: np.ndarray) -> Start:
@@ -49,6 +66,7 @@ class Starts:
 
     def _start(self, index: np.ndarray, place: NamedSharding) -> Start:
         start = self.sampler.start(parallel.put(index, place), np.int32(self._seed))
+        start = conditioned(start, self._condition_of, index, place)
         # Numbers beyond the last only fill up a batch.
         if len(self._labels):
             label = jnp.asarray(self._labels[index % len(self._labels)])
@@ -58,6 +76,59 @@ class Starts:
             z_1 = jnp.asarray(self._noise[index % len(self._noise)])
             start = start._replace(z_1=parallel.put(z_1, place))
         return start
+
+
+def make_condition_of(config: Config, model: Model, split: Split) -> ConditionOf | None:
+    """The condition of images with a context: of a file, or of examples of the data.
+
+    Args:
+      config: The whole config.
+      model: The network.
+      split: The split whose examples have them, without `sample.context`.
+
+    Returns:
+      None for a model without a context, whose images are of their class alone.
+
+    Raises:
+      ValueError: If the file is not what it should be, or the data have none.
+    """
+    path = config.sample.context
+    if model.context_shape is None:
+        if path:
+            raise ValueError(
+                f"sample.context={path!r}, but this model is not conditioned on a"
+                " context: leave it out."
+            )
+        return None
+    if path:
+        return of_arrays(*_contexts(path, model.context_shape))
+    return of_source(make_source(config, split))
+
+
+def _contexts(
+    path: str, shape: tuple[int, int]
+) -> tuple[Float[np.ndarray, " n tokens width"], Bool[np.ndarray, " n tokens"] | None]:
+    """The contexts of a file, and their masks if it has any."""
+    field = f"sample.context={path!r}"
+    wanted = f"an .npz with context [n, {shape[0]}, {shape[1]}], and mask or none"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            context = np.asarray(arrays["context"], np.float32)
+            mask = arrays["mask"].astype(bool) if "mask" in arrays else None
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise ValueError(
+            f"{field} cannot be read ({error}); it should be {wanted}."
+        ) from error
+    if context.shape[1:] != shape or not len(context):
+        raise ValueError(f"{field} has context {context.shape}; it should be {wanted}.")
+    if mask is not None and mask.shape != context.shape[:2]:
+        raise ValueError(
+            f"{field} has mask {mask.shape} for context {context.shape}: a value for"
+            " each vector of each context."
+        )
+    if not np.isfinite(context).all():
+        raise ValueError(f"{field} has numbers that are not finite.")
+    return context, mask
 
 
 def class_numbers(

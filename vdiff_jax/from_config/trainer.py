@@ -10,13 +10,14 @@ from vdiff_jax.datasets.device_feed import batch_of
 from vdiff_jax.datasets.identity import sha256_of_sample
 from vdiff_jax.datasets.loader import load
 from vdiff_jax.from_config.choices import Config, as_json, section_of
-from vdiff_jax.from_config.data import make_feeder, make_source
+from vdiff_jax.from_config.data import has_images, make_feeder, make_source
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import (
     compiled_eval_step,
     compiled_train_step,
     optimizer_of,
 )
+from vdiff_jax.generation.conditions import of_source
 from vdiff_jax.model import Model
 from vdiff_jax.training.run import LoopOptions, Tools
 from vdiff_jax.training.step import Loss, init_state
@@ -76,6 +77,8 @@ def make_tools(
         feeder=feeder,
         data_sha256=sha256_of_sample(source),
         held_out=_held_out(config, section.batch_size, mesh),
+        codec=model.codec.params if has_images(source) else None,
+        condition_of=of_source(source) if model.context_shape else None,
         mesh=mesh,
         flops_per_image=passes * model.forward_flops() if known else 0.0,
         profile=Profile(profile),

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Num
 
 from vdiff_jax import parallel
+from vdiff_jax.generation.conditions import ConditionOf, conditioned
 from vdiff_jax.generation.sampler import Request, Sampler, Start
 from vdiff_jax.types import Params
 
@@ -77,7 +78,20 @@ def draw(
     return Drawn(np.concatenate(images)[: len(numbers)], seconds)
 
 
-def start_of_seed(sampler: Sampler, seed: int) -> Callable[[np.ndarray], Start]:
-    """The start of image number i of a seed, for any i."""
+def start_of_seed(
+    sampler: Sampler, seed: int, condition_of: ConditionOf | None = None
+) -> Callable[[np.ndarray], Start]:
+    """The start of image number i of a seed, for any i, split over the devices.
+
+    Args:
+      sampler: The sampler, and its model.
+      seed: The seed of the noise.
+      condition_of: The condition of images; None for one of their class alone.
+    """
     split = parallel.split(parallel.make_mesh())
-    return lambda index: sampler.start(parallel.put(index, split), np.int32(seed))
+
+    def start_of(index: np.ndarray) -> Start:
+        start = sampler.start(parallel.put(index, split), np.int32(seed))
+        return conditioned(start, condition_of, index, split)
+
+    return start_of

@@ -97,7 +97,7 @@ def write(
 
 
 def check_writable(model: Model) -> None:
-    """Refuses a model whose sampler is not a function of its first noise alone.
+    """Refuses a model that needs more than its first noise, a class and w.
 
     Raises:
       ValueError: If it is one.
@@ -106,6 +106,11 @@ def check_writable(model: Model) -> None:
         raise ValueError(
             "This student cannot be exported to stablehlo: it takes noise beside z_t in"
             " each step (distill.noise_input). Leave stablehlo out of export.formats."
+        )
+    if model.context_shape is not None:
+        raise ValueError(
+            "This model cannot be exported to stablehlo: it takes a context, such as"
+            " the embedding of a text. Leave stablehlo out of export.formats."
         )
 
 

@@ -38,6 +38,8 @@ class Style:
       mid_norm: If true, the attention in the middle has a norm.
       mid_scale: Divisor of the sums of the residual connections in the middle.
       center_input: If true, the network takes images in [0, 1].
+      linear_projection: If true, diffusers keeps the outer maps of a transformer as
+        matrices; else, as convolutions of one pixel. The numbers are the same.
     """
 
     film: bool = True
@@ -50,6 +52,7 @@ class Style:
     mid_norm: bool = True
     mid_scale: float = 1.0
     center_input: bool = False
+    linear_projection: bool = False
 
 
 SALIMANS_HO = Style()

@@ -9,8 +9,8 @@ from vdiff_jax.nets.unet import Level, UNet
 
 # The fields that define a U-Net; the others say how it is run, or come from elsewhere.
 FIELDS = (
-    "levels", "emb_features", "mid_heads", "groups", "style", "logsnr_input",
-    "time_table",
+    "levels", "emb_features", "mid_heads", "mid_depth", "context_features",
+    "context_tokens", "groups", "style", "logsnr_input", "time_table",
 )  # fmt: skip
 
 

@@ -4,10 +4,12 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vdiff_jax.nets.conditioning import Conditioning, Embedding, LogsnrInput, embed
+from vdiff_jax.nets.context import Attended, of_class, with_null
 from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.nets.layers import (
     SALIMANS_HO,
@@ -22,7 +24,8 @@ from vdiff_jax.nets.layers import (
     space_to_depth,
 )
 from vdiff_jax.nets.normalization import GroupNorm, at_least_float32, swish_of
-from vdiff_jax.types import NOTHING, Condition, Labels, PerExample
+from vdiff_jax.nets.transformer import Transformer
+from vdiff_jax.types import NOTHING, Condition, PerExample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class Level:
         (BigGAN); else a convolution does (DDPM).
       resample_in_block_up: The same choice for doubling the image on the way up; None
         for the choice made on the way down.
+      depth: Layers of the transformer that stands in the place of each attention, and
+        attends to the context too; 0 for attention alone.
     """
 
     features: int
@@ -47,6 +52,7 @@ class Level:
     num_heads_up: int | None = None
     resample_in_block: bool = True
     resample_in_block_up: bool | None = None
+    depth: int = 0
 
     def heads(self, how: Resample) -> int:
         """Number of attention heads on the way down or up."""
@@ -75,6 +81,9 @@ class UNet(nn.Module):
       out_channels: Channels of the output: those of the image, or twice as many.
       emb_features: Width of the embedding of log-SNR and class.
       mid_heads: Attention heads in the middle; 0 for no attention.
+      mid_depth: Layers of the transformer in the middle, as `Level.depth`.
+      context_features: Width of the vectors of the context; 0 for a network without.
+      context_tokens: Their number; 0 for one vector, which is the class's own.
       num_classes: 0 for an unconditional network.
       w_features: Width of the sinusoid of the guidance weight w; 0 for a network that
         is not conditioned on w.
@@ -101,6 +110,9 @@ class UNet(nn.Module):
     out_channels: int
     emb_features: int
     mid_heads: int = 1
+    mid_depth: int = 0
+    context_features: int = 0
+    context_tokens: int = 0
     num_classes: int = 0
     w_features: int = 0
     w_scale: float = 1000.0
@@ -116,12 +128,17 @@ class UNet(nn.Module):
     remat: bool = False
 
     @property
+    def class_is_context(self) -> bool:
+        """True if the network attends to its class, and else does not see it."""
+        return self.context_features > 0 and self.context_tokens == 0
+
+    @property
     def conditioning(self) -> Conditioning:
         """The parts of the embedding that modulates every block."""
         return Conditioning(
             features=self.levels[0].features,
             emb_features=self.emb_features,
-            num_classes=self.num_classes,
+            num_classes=0 if self.class_is_context else self.num_classes,
             class_bias=self.style.class_bias,
             w_features=self.w_features,
             w_scale=self.w_scale,
@@ -147,8 +164,9 @@ class UNet(nn.Module):
         Args:
           z_t: Noisy images. Height and width divide by patch * 2^(levels - 1).
           logsnr_t: Their log-SNR, in nats.
-          condition: Their classes, and the guidance weight w of the guided model to
-            imitate; each None for a network that is not made for it.
+          condition: Their classes, contexts with masks, and the guidance weight w of
+            the guided model to imitate; each None for a network that is not made for
+            it. An example whose mask has no True gets the null context.
           noise: Standard normal, of the shape of z_t; None for a network without.
           train: Turns dropout on; needs a "dropout" key.
 
@@ -156,16 +174,18 @@ class UNet(nn.Module):
           [batch, height, width, out_channels], float32.
 
         Raises:
-          ValueError: If the image does not divide, or a label, w or noise is missing
-            or not wanted.
+          ValueError: If the image does not divide, or a label, a context, w or noise
+            is missing or not wanted.
         """
-        label, _, _, w = condition
-        self._check(z_t, label, w)
+        self._check(z_t, condition)
         if (noise is not None) != self.noise_input:
             raise ValueError(
                 f"A network with noise_input={self.noise_input} got"
                 f" {'none' if noise is None else 'noise'}."
             )
+        attended = self._attended(condition)
+        if self.class_is_context:
+            condition = condition._replace(label=None)
         emb = embed(self.conditioning, logsnr_t, condition)
         h = space_to_depth(z_t, self.patch).astype(self.dtype)
         h = 2.0 * h - 1.0 if self.style.center_input else h
@@ -178,20 +198,20 @@ class UNet(nn.Module):
         for l, level in enumerate(self.levels):
             for b in range(level.num_blocks):
                 h = self._block(level.features, f"down_{l}.block_{b}")(h, emb, train)
-                h = self._attend(level.heads("down"), f"down_{l}.attn_{b}", h)
+                h = self._attend_in(level, "down", f"down_{l}", b, h, attended)
                 skips.append(h)
             if l != last:
                 h = self._resample(level, "down", f"down_{l}.downsample", h, emb, train)
                 skips.append(h)
 
         if self.style.mid:
-            h = self._middle(h, emb, train)
+            h = self._middle(h, emb, attended, train)
 
         for l, level in reversed(list(enumerate(self.levels))):
             for b in range(level.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(level.features, f"up_{l}.block_{b}")(h, emb, train)
-                h = self._attend(level.heads("up"), f"up_{l}.attn_{b}", h)
+                h = self._attend_in(level, "up", f"up_{l}", b, h, attended)
             if l != 0:
                 h = self._resample(level, "up", f"up_{l}.upsample", h, emb, train)
 
@@ -222,7 +242,8 @@ class UNet(nn.Module):
             name="noise_in",
         )(folded)
 
-    def _check(self, z_t: Images, label: Labels | None, w: PerExample | None) -> None:
+    def _check(self, z_t: Images, condition: Condition) -> None:
+        label, vectors, _, w = condition
         smallest = self.patch * 2 ** (len(self.levels) - 1)
         if z_t.shape[1] % smallest or z_t.shape[2] % smallest:
             raise ValueError(
@@ -236,12 +257,43 @@ class UNet(nn.Module):
             )
         if (w is not None) != (self.w_features > 0):
             raise ValueError(f"A network with w_features={self.w_features} got w={w}.")
+        expected = (self.context_tokens, self.context_features)
+        shape = None if vectors is None else vectors.shape[1:]
+        if shape != (expected if self.context_tokens else None):
+            raise ValueError(
+                f"A network with context_tokens={self.context_tokens} and"
+                f" context_features={self.context_features} got a context of {shape}."
+            )
 
-    def _middle(self, h: Images, emb: Embedding, train: bool) -> Images:
+    def _attended(self, condition: Condition) -> Attended | None:
+        """What transformers attend to beside the image; None for nothing."""
+        label, vectors, mask, _ = condition
+        if self.class_is_context:
+            assert label is not None
+            shape = (self.num_classes + 1, self.context_features)
+            table = self.param("class_context", nn.initializers.normal(1.0), shape)
+            return of_class(jnp.asarray(table), label)
+        if vectors is None:
+            return None
+        if mask is None:
+            mask = jnp.ones(vectors.shape[:2], bool)
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        null_context = self.param("null_context", zeros, vectors.shape[1:])
+        null_mask = self.param("null_mask", ones, vectors.shape[1:2])
+        fixed = [lax.stop_gradient(jnp.asarray(x)) for x in (null_context, null_mask)]
+        return with_null(vectors, mask, *fixed)
+
+    def _middle(
+        self, h: Images, emb: Embedding, attended: Attended | None, train: bool
+    ) -> Images:
         features, scale = self.levels[-1].features, self.style.mid_scale
         h = self._block(features, "mid.block_1", scale=scale)(h, emb, train)
-        norm = self.style.mid_norm
-        h = self._attend(self.mid_heads, "mid.attn_1", h, norm=norm, scale=scale)
+        if self.mid_depth and self.mid_heads:
+            name = "mid.transformer_1"
+            h = self._transform(self.mid_heads, self.mid_depth, name, h, attended)
+        else:
+            norm = self.style.mid_norm
+            h = self._attend(self.mid_heads, "mid.attn_1", h, norm=norm, scale=scale)
         return self._block(features, "mid.block_2", scale=scale)(h, emb, train)
 
     def _block(
@@ -264,6 +316,40 @@ class UNet(nn.Module):
             how=how,
             dtype=self.dtype,
             name=name,
+        )
+
+    def _attend_in(
+        self,
+        level: Level,
+        how: Resample,
+        name: str,
+        number: int,
+        h: Images,
+        attended: Attended | None,
+    ) -> Images:
+        """Attention after a residual block of a level."""
+        num_heads = level.heads(how)
+        if not level.depth or not num_heads:
+            return self._attend(num_heads, f"{name}.attn_{number}", h)
+        name = f"{name}.transformer_{number}"
+        return self._transform(num_heads, level.depth, name, h, attended)
+
+    def _transform(
+        self,
+        num_heads: int,
+        depth: int,
+        name: str,
+        h: Images,
+        attended: Attended | None,
+    ) -> Images:
+        if attended is None:
+            raise ValueError(
+                f"{name} is a transformer, and the network has no context to attend"
+                " to: set context_features."
+            )
+        block = nn.remat(Transformer) if self.remat else Transformer
+        return block(num_heads, depth, groups=self.groups, dtype=self.dtype, name=name)(
+            h, *attended
         )
 
     def _attend(

@@ -126,11 +126,13 @@ class _Models:
 
     Attributes:
       previous: Folder and parameters of the student before, or of the first teacher.
+      codec: Parameters that encode the data; None for data that need none.
     """
 
     def __init__(self, project: Project, tools: Tools):
         """Reads nothing yet."""
         self._project, self._mesh = project, tools.mesh
+        self.codec = tools.codec
         self._first: tuple[pathlib.Path, Params] | None = None
         self.previous: tuple[pathlib.Path, Params] | None = None
 
@@ -194,6 +196,7 @@ def run_of(project: Project, models: _Models, phase: Phase) -> Run:
             num_updates=jnp.int32(num_updates),
             teacher=teacher_params,
             num_steps=jnp.int32(num_steps),
+            codec=models.codec,
         ),
         num_updates=num_updates,
         start=lambda: Networks(with_weights_of(own, start, config.seed), auxiliary),

@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vdiff_jax import parallel
+from vdiff_jax.codec import Autoencoder, Codec
 from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import Role
 from vdiff_jax.evaluation.measurement import from_json
@@ -21,7 +22,12 @@ from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import model_file, stablehlo
 from vdiff_jax.interop.diffusers import model_card
-from vdiff_jax.interop.diffusers.write import check_writable, write_folder
+from vdiff_jax.interop.diffusers.autoencoder import describe_autoencoder
+from vdiff_jax.interop.diffusers.write import (
+    attends_to_context,
+    check_writable,
+    write_folder,
+)
 from vdiff_jax.model import Model
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.reading import check_readable
@@ -52,7 +58,12 @@ def run(project: Project) -> None:
     sampler = make_sampler(config, trained.model, "ddim")
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
-        check_writable(trained.model, w)
+        check_writable(
+            trained.model,
+            num_steps=section.steps,
+            clip=clip_of(config) == "x",
+            w=w,
+        )
     if "stablehlo" in section.formats:
         stablehlo.check_writable(trained.model)
     params = jax.tree.map(parallel.fetch, trained.params())
@@ -103,11 +114,14 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
     if trained.model.w_range is None:
         guide = ("steps",)
         config["guide"]["steps"] = 0  # the base of a workdir whose students take w
-    data = ("channels", "image_size", "latent_scale")
+    data = ("channels", "image_size", "latent_scale", "latent_shift", "autoencoder")
     fields = {
         "model": config["model"],
         "diffusion": config["diffusion"],
-        "data": {name: config["data"][name] for name in data},
+        "data": {
+            **{name: config["data"][name] for name in data},
+            **_latents(trained.model.codec, config["data"]["autoencoder"]),
+        },
         "guide": {name: config["guide"][name] for name in guide},
         "train": {"label_dropout": config["train"]["label_dropout"]},
     }
@@ -124,6 +138,17 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
     if names := class_names(trained):
         facts["classes"] = list(names)
     return model_file.About(fields, role.name, role.num_steps, facts)
+
+
+def _latents(codec: Codec, autoencoder: str) -> dict[str, Any]:
+    """What an autoencoder's folder says of its latents, for whoever has it not."""
+    if not isinstance(codec, Autoencoder):
+        return {}
+    return {
+        "latent_scale": codec.latents.scale,
+        "latent_shift": codec.latents.shift,
+        "autoencoder": str(pathlib.Path(autoencoder).resolve()),
+    }
 
 
 def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, Any]]:
@@ -168,13 +193,27 @@ def _write_diffusers(
     about: model_file.About,
 ) -> None:
     steps, model = config.export.steps, sampler.model
+    vae = None
+    if isinstance(model.codec, Autoencoder):
+        place = pathlib.Path(config.data.autoencoder)
+        vae = describe_autoencoder(place, model.codec.latents.scale).folder
     write_folder(
-        folder, model, params, num_steps=steps, clip=clip_of(config) == "x", w=w
+        folder,
+        model,
+        params,
+        num_steps=steps,
+        clip=clip_of(config) == "x",
+        w=w,
+        class_names=about.facts.get("classes", ()),
+        vae=vae,
     )
     rows = [row for row in about.facts["measured"] if row.get("w") == w]
     weight = None if w is None else describe(w)
     method = about.facts.get("method")
-    text = model_card.diffusers(model, about.kind, method, steps, weight, rows)
+    card = model_card.diffusers
+    if attends_to_context(model):
+        card = model_card.conditional
+    text = card(model, about.kind, method, steps, weight, rows)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -90,6 +90,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
             key=jax.random.fold_in(jax.random.key(config.seed), 0),
             num_updates=jnp.int32(config.guide.steps),
             teacher=params,
+            codec=tools.codec,
         ),
         num_updates=config.guide.steps,
         start=lambda: Networks(with_weights_of(student, params, config.seed)),

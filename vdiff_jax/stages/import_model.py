@@ -2,26 +2,30 @@
 
 import pathlib
 import re
+import shutil
 from typing import Any, Literal
 
 import jax
 
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
-from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config, as_json, section_of
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.moved import current
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
+from vdiff_jax.interop.diffusers.autoencoder import PARTS, describe_autoencoder
+from vdiff_jax.interop.diffusers.conditional_unet import NULL_CONTEXT
+from vdiff_jax.interop.diffusers.folder import weight_files
 from vdiff_jax.interop.diffusers.read import read_folder
 from vdiff_jax.interop.imported_model import Imported
 from vdiff_jax.stages import Stage
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.step import init_state
 from vdiff_jax.workdir import claim, layout
-from vdiff_jax.workdir.imported import FILE, with_fields
+from vdiff_jax.workdir.imported import AUTOENCODER, FILE, Fields, with_fields
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import placed
 
@@ -69,7 +73,9 @@ def check(project: Project) -> None:
     if path.suffix in _OF_TORCH:
         raise ValueError(
             f"{field} is a file of torch, which does not show its network: name the"
-            " folder that save_pretrained() of diffusers writes."
+            " folder that save_pretrained() of diffusers writes. Where that is: python"
+            ' -c "from diffusers import StableDiffusionPipeline as P;'
+            f" P.from_single_file('{path.name}').save_pretrained('{path.stem}')\""
         )
 
 
@@ -102,12 +108,35 @@ def run(project: Project) -> None:
         with checkpoints.open_folder(layout.checkpoint_folder(folder)) as saved:
             checkpoints.save(saved, state, {"run": "import", **facts})
         if parallel.is_main():
-            write_json(project.workdir / FILE, source.fields)
+            fields = _with_autoencoder(source.fields, project.workdir)
+            write_json(project.workdir / FILE, fields)
             write_json(folder / "result.json", {"step": 0, **facts})
+    if model.context_shape is not None and not source.can_be_guided:
+        print(
+            "import: without a null context it cannot be guided: put the embedding of"
+            f" an empty text, {list(model.context_shape)}, as the tensor context of"
+            f" {NULL_CONTEXT} into {config.source.path}, and import it again."
+        )
     print(
         f"import: a network of {facts['parameters']:,} parameters that predicts"
         f" {model.output}, see {folder}/result.json"
     )
+
+
+def _with_autoencoder(fields: Fields, workdir: pathlib.Path) -> Fields:
+    """The fields after the autoencoder of a model of latents was copied."""
+    place = fields["data"].get("autoencoder", "")
+    if not place:
+        return fields
+    folder = describe_autoencoder(
+        pathlib.Path(place), fields["data"].get("latent_scale", 0.0)
+    ).folder
+    with replacing(workdir / AUTOENCODER) as half:
+        half.mkdir()
+        indices = folder.glob("*.index*.json")
+        for path in (folder / "config.json", *weight_files(folder), *indices):
+            shutil.copy(path, half / path.name)
+    return {**fields, "data": {**fields["data"], "autoencoder": AUTOENCODER}}
 
 
 def described(config: Config) -> Config:
@@ -137,7 +166,7 @@ def _read(config: Config) -> Imported:
 def _model(config: Config) -> Imported:
     kind, path = _kind(config), pathlib.Path(config.source.path)
     if kind == "diffusers":
-        return _never_without_class(read_folder(path))
+        return _of_latents(_of_diffusers(path), path, config.data.latent_scale)
     if kind == "released":
         return _never_without_class(
             paper_checkpoints.read(path, config.source.output, config.data.image_size)
@@ -165,6 +194,34 @@ def _model(config: Config) -> Imported:
             " (sample.from), but is no base model."
         )
     return Imported(fields, model_file.read(path), about.num_steps)
+
+
+def _of_latents(source: Imported, path: pathlib.Path, scale: float) -> Imported:
+    """The model with its autoencoder, if one lies in the folder.
+
+    Args:
+      source: The model.
+      path: The folder of its pipeline.
+      scale: The scale of the latents, if the autoencoder does not name it; or 0.
+    """
+    if not any((path / part).is_dir() for part in PARTS):
+        return source
+    latents = {"autoencoder": str(path), "latent_scale": scale}
+    return source._replace(
+        fields={**source.fields, "data": {**source.fields["data"], **latents}}
+    )
+
+
+def _of_diffusers(path: pathlib.Path) -> Imported:
+    source = read_folder(path)
+    if "guide" in source.fields:
+        raise ValueError(
+            f"The model in {path} takes a guidance weight: it can be sampled from"
+            " (vdiff_jax.load), but is no base model."
+        )
+    if not source.can_be_guided:
+        return _never_without_class(source)
+    return source._replace(fields={**source.fields, "train": {"label_dropout": 0.1}})
 
 
 def _never_without_class(source: Imported) -> Imported:

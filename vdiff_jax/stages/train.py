@@ -10,21 +10,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config, section_of
-from vdiff_jax.from_config.data import class_names
+from vdiff_jax.from_config.data import class_names, null_context
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.generation.sampler import request
+from vdiff_jax.model import Model, with_null_context
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.loop import fit
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job, Networks
+from vdiff_jax.types import Params
 from vdiff_jax.workdir import claim, imported, layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.record import changes_of
@@ -110,6 +113,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         **_classes(config),
         **changes_of(project.workdir, "train"),
     }
+    _check_null_context(config, model)
     key = jax.random.key(config.seed)
     params = None
     folder = _init_from(project)
@@ -128,13 +132,39 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         job=Job(
             key=jax.random.fold_in(key, 0),
             num_updates=jnp.int32(config.train.steps),
+            codec=tools.codec,
         ),
         num_updates=config.train.steps,
-        start=lambda: Networks(model.init(key) if params is None else params),
+        start=lambda: Networks(
+            _fresh(config, model, key) if params is None else params
+        ),
         order_seed=(config.seed, 0),
         samples=request(section_of(config, "train").sample_steps),
         facts=facts,
     )
+
+
+def _fresh(config: Config, model: Model, key: Key[Array, ""]) -> Params:
+    """Parameters by chance, and the null context of the data."""
+    params = model.init(key)
+    null = None if model.context_shape is None else null_context(config)
+    return params if null is None else with_null_context(params, *null)
+
+
+def _check_null_context(config: Config, model: Model) -> None:
+    """Refuses to leave out contexts where nobody says what stands in their place.
+
+    Raises:
+      ValueError: If the data do not, and no other model has brought it.
+    """
+    drops = model.context_shape is not None and config.train.label_dropout > 0.0
+    if drops and not config.train.init_from and null_context(config) is None:
+        raise ValueError(
+            f"train.label_dropout={config.train.label_dropout} leaves contexts out, and"
+            " the data have no null context to take their place: add null_context (the"
+            " embedding of an empty text) to the contexts, or set it to 0 for a model"
+            " that is not guided."
+        )
 
 
 def _classes(config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import named_leaves, params_sha256
+from vdiff_jax.generation.conditions import conditioned
 from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
@@ -436,9 +437,9 @@ class _Loop:
         """64 images, always from the same noise."""
         mesh = self._tools.mesh
         sharding = parallel.replicated(mesh) if 64 % mesh.size else parallel.split(mesh)
-        index = parallel.put(np.arange(64), sharding)
-        sampler = self._tools.sampler
-        start = sampler.start(index, np.int32(0))
+        index, sampler = np.arange(64), self._tools.sampler
+        start = sampler.start(parallel.put(index, sharding), np.int32(0))
+        start = conditioned(start, self._tools.condition_of, index, sharding)
         assert self._run.samples is not None
         data = parallel.fetch(sampler.draw(ema_params, start, self._run.samples))
         return sampler.model.codec.to_images(data)

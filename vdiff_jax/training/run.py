@@ -9,10 +9,11 @@ import optax
 from jax.sharding import Mesh
 
 from vdiff_jax.datasets.device_feed import Feeder
+from vdiff_jax.generation.conditions import ConditionOf
 from vdiff_jax.generation.sampler import Request, Sampler
 from vdiff_jax.training.step import Job, Metrics, Networks, TrainState
 from vdiff_jax.training.throughput import Profile
-from vdiff_jax.types import Batch
+from vdiff_jax.types import Batch, Params
 
 # In the folder of a run.
 CHECKPOINTS, RESULT = "checkpoints", "result.json"
@@ -66,6 +67,9 @@ class Tools:
       feeder: Feeds the step with the training split.
       data_sha256: The hash of some of its examples.
       held_out: Some batches of the held-out split.
+      codec: Parameters that encode the data; None for data that need none.
+      condition_of: The condition of the images of the grids; None for one of their
+        class alone.
       mesh: The devices.
       flops_per_image: Operations of an update for one image; 0 if the devices' peak is
         not known.
@@ -87,6 +91,8 @@ class Tools:
     feeder: Feeder
     data_sha256: str
     held_out: list[Batch]
+    codec: Params
+    condition_of: ConditionOf | None
     mesh: Mesh
     flops_per_image: float
     profile: Profile

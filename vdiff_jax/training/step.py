@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Int, Key, PyTree
 
 from vdiff_jax.losses import Draws, draw, mirror
+from vdiff_jax.nets.context import FIXED
 from vdiff_jax.types import Batch, Feed, Params, PerExample, Scalar
 
 
@@ -31,12 +32,14 @@ class Job(NamedTuple):
       num_updates: Length of the run, over which the learning rate is laid out.
       teacher: The teacher's parameters; None where nobody teaches.
       num_steps: The student's N; None for a network that is no student.
+      codec: Parameters that encode the data; None for data that need none.
     """
 
     key: Key[Array, ""]
     num_updates: Int[Array, ""]
     teacher: Params = None
     num_steps: Int[Array, ""] | None = None
+    codec: Params = None
 
 
 class Networks(NamedTuple):
@@ -59,12 +62,14 @@ class Given(NamedTuple):
       ema: The EMA of the main network's parameters, before this update.
       num_steps: The student's N; None for a network that is no student.
       progress: Share of the run's updates that are done, in [0, 1].
+      codec: Parameters that encode the data; None for data that need none.
     """
 
     teacher: Params
     ema: Params
     num_steps: Int[Array, ""] | None
     progress: Scalar
+    codec: Params = None
 
 
 class Auxiliary(NamedTuple):
@@ -134,7 +139,7 @@ def make_optimizer(
 
     Args:
       grad_clip: Gradients are scaled down to at most this global norm; 0 for never.
-      weight_decay: Relative to the learning rate, on all parameters.
+      weight_decay: Relative to the learning rate, on all parameters but `FIXED`.
       b1: Decay of Adam's first moment.
       b2: Decay of Adam's second moment.
     """
@@ -142,8 +147,27 @@ def make_optimizer(
         # `identity` has the same state, so that a run may go on with the other.
         optax.clip_by_global_norm(grad_clip) if grad_clip else optax.identity(),
         optax.scale_by_adam(b1=b1, b2=b2),
-        optax.add_decayed_weights(weight_decay),
+        optax.stateless(_add_decayed_weights(weight_decay)),
     )
+
+
+def _add_decayed_weights(
+    weight_decay: float,
+) -> Callable[[Params, Params | None], Params]:
+    """Weight decay that leaves parameters alone that are a model's data.
+
+    They have no gradient, so that nothing else would change them. `optax.masked` would
+    have another state than checkpoints of earlier versions have.
+    """
+
+    def add(updates: Params, params: Params | None) -> Params:
+        def decayed(path: tuple[Any, ...], update: Array, param: Array) -> Array:
+            fixed = getattr(path[-1], "key", None) in FIXED
+            return update if fixed else update + weight_decay * param
+
+        return jax.tree_util.tree_map_with_path(decayed, updates, params)
+
+    return add
 
 
 def make_learning_rate(peak: float, *, warmup_steps: int, decay: Decay) -> LearningRate:
@@ -309,7 +333,7 @@ def make_train_step(
 
 def _given(ema_params: Params, job: Job, progress: Any) -> Given:
     """The argument of a loss that it is not differentiated by."""
-    return Given(job.teacher, ema_params, job.num_steps, progress)
+    return Given(job.teacher, ema_params, job.num_steps, progress, job.codec)
 
 
 def _mirrored(batch: Batch, draws: Draws) -> Batch:

@@ -6,12 +6,15 @@ those of that file; the data, and how to train, are the config's.
 
 import json
 import pathlib
+import sys
 from typing import Any
 
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.moved import current
 
 FILE = "imported.json"
+# The folder beside it of the autoencoder that came with a model of latents.
+AUTOENCODER = "autoencoder"
 Fields = dict[str, dict[str, Any]]
 
 
@@ -30,7 +33,7 @@ def of_source(config: Config) -> Fields | None:
     path = pathlib.Path(config.train.init_from).parent / FILE
     if not config.train.init_from or not path.exists():
         return None
-    fields = current(json.loads(path.read_text(encoding="utf-8")))
+    fields = _read(path)
     own = {name: config.model[name] for name in ("output", "computed_from")}
     kept = {name: fields[name] for name in ("model", "diffusion", "data")}
     return {**kept, "model": {**fields["model"], **own}}
@@ -66,9 +69,30 @@ def _take(config: Config, fields: dict[str, Any], section: str) -> None:
 
 def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
     path = workdir / FILE
-    if path.exists():
-        return current(json.loads(path.read_text(encoding="utf-8")))
-    return of_source(config)
+    return _read(path) if path.exists() else of_source(config)
+
+
+def _read(path: pathlib.Path) -> Fields:
+    """The fields, with the place of their autoencoder as it is now."""
+    fields = current(json.loads(path.read_text(encoding="utf-8")))
+    data = fields.get("data", {})
+    if data.get("autoencoder") == AUTOENCODER:
+        own = str((path.parent / AUTOENCODER).resolve())
+        fields = {**fields, "data": {**data, "autoencoder": own}}
+    return fields
+
+
+def _autoencoder(fields: dict[str, Any]) -> str:
+    """The autoencoder that came with a model; "" if it is not where it was."""
+    place = fields.get("autoencoder", "")
+    if place and not pathlib.Path(place).exists():
+        print(
+            f"The autoencoder {place} of this model is not there any more: it draws"
+            " latents, unless data.autoencoder names its folder.",
+            file=sys.stderr,
+        )
+        return ""
+    return place
 
 
 def _take_data(data: Config, fields: dict[str, Any]) -> None:
@@ -85,4 +109,6 @@ def _take_data(data: Config, fields: dict[str, Any]) -> None:
             "data.image_size=0, and the imported model does not have the size of its"
             " images: set it."
         )
-    data.latent_scale = fields.get("latent_scale", data.latent_scale)
+    for name in ("latent_scale", "latent_shift"):
+        data[name] = fields.get(name, data[name])
+    data.autoencoder = data.autoencoder or _autoencoder(fields)

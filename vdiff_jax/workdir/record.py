@@ -26,6 +26,7 @@ from vdiff_jax.workdir.migration import SCHEMA, read_record
 # the order of its sums; and paths, since what lies there is known by its content.
 BOOKKEEPING = frozenset(
     {
+        "autoencoder",
         "checkpoint_every_minutes",
         "checkpoint_every_steps",
         "eval_every_steps",
@@ -47,10 +48,15 @@ BOOKKEEPING = frozenset(
         "workers",
     }
 )
-PATHS = ("data.path", "distill.teacher", "guide.teacher", "train.init_from")
+PATHS = (
+    "data.path", "data.autoencoder", "distill.teacher", "guide.teacher",
+    "train.init_from",
+)  # fmt: skip
 MODEL_SECTIONS = ("seed", "model", "diffusion", "data")
 # Of the data, what the network is made for.
-SHAPE = ("data.image_size", "data.channels", "data.latent_scale")
+SHAPE = (
+    "data.image_size", "data.channels", "data.latent_scale", "data.latent_shift"
+)  # fmt: skip
 # Sections that every command begins with anew.
 PASSING = ("stage", "parallel", "source", "sample", "evaluate", "export")
 

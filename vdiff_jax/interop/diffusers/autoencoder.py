@@ -102,6 +102,25 @@ def read_autoencoder(folder: pathlib.Path, scale: float = 0.0) -> ImportedAutoen
       ValueError: If something is missing or not supported, with its name; if the folder
         tells no scale and none is given, or it tells another.
     """
+    net, scale, shift, folder = describe_autoencoder(folder, scale)
+    files = weight_files(folder)
+    params = names.from_torch(
+        read_tensors(files), abstract_params(net), str(folder / WEIGHTS)
+    )
+    return ImportedAutoencoder(net, params, scale, shift, _sha256(files), folder)
+
+
+class Description(NamedTuple):
+    """An autoencoder without its parameters; see `ImportedAutoencoder`."""
+
+    net: Autoencoder
+    scale: float
+    shift: float
+    folder: pathlib.Path
+
+
+def describe_autoencoder(folder: pathlib.Path, scale: float = 0.0) -> Description:
+    """Reads what an autoencoder is, and none of its weights; see `read_autoencoder`."""
     check_is_no_pickle(folder)
     folder = next((folder / x for x in PARTS if (folder / x).is_dir()), folder)
     path = folder / "config.json"
@@ -110,14 +129,9 @@ def read_autoencoder(folder: pathlib.Path, scale: float = 0.0) -> ImportedAutoen
     config = fields_of(
         content, path, defaults=DEFAULTS[kind], only=ONLY[kind], kinds=KINDS
     )
-    net = _net(config, path)
     scale = _scale(config["scaling_factor"], scale, path)
-    files = weight_files(folder)
-    params = names.from_torch(
-        read_tensors(files), abstract_params(net), str(folder / WEIGHTS)
-    )
     shift = float(config.get("shift_factor") or 0.0)
-    return ImportedAutoencoder(net, params, scale, shift, _sha256(files), folder)
+    return Description(_net(config, path), scale, shift, folder)
 
 
 def abstract_params(net: Autoencoder) -> Params:

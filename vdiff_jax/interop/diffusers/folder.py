@@ -16,6 +16,8 @@ from vdiff_jax.interop.diffusers import names
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # The same network as people publish it, the most exact first.
 VARIANTS = ("", ".fp16", ".bf16")
+# The version that written folders were loaded with.
+VERSION = "0.42.1"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -59,7 +61,8 @@ def check_class(
     name = content.get("_class_name", default)
     if name not in classes:
         raise ValueError(
-            f"{path} is of a {name}; only {' and '.join(classes)} can be imported."
+            f"_class_name={name!r} in {path}: only {' and '.join(classes)} can be"
+            " imported here."
         )
     return name
 
@@ -158,3 +161,26 @@ def _parts(index: pathlib.Path) -> list[pathlib.Path]:
         if pathlib.PurePath(name).name != name:
             raise ValueError(f"{index} names {name!r}, which is not beside it.")
     return [index.parent / name for name in files]
+
+
+def write_part(
+    folder: pathlib.Path,
+    part: str,
+    name: str,
+    content: dict[str, Any],
+    tensors: names.Tensors | None = None,
+) -> None:
+    """Writes one part of a pipeline: its settings, and its weights if it has any.
+
+    Args:
+      folder: The folder of the pipeline.
+      part: The folder of the part in it, which is made; empty for the folder itself.
+      name: The name of the settings' file, without `.json`.
+      content: The settings.
+      tensors: The weights, by the names of diffusers.
+    """
+    (folder / part).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    (folder / part / f"{name}.json").write_text(text, encoding="utf-8")
+    if tensors is not None:
+        weights.write(folder / part / WEIGHTS, tensors, {"format": "pt"})

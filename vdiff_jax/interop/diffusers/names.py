@@ -26,12 +26,14 @@ OUTER = {
     "dense1": "time_embedding.linear_2",
     "class_emb": "class_embedding",
     "time_table": "time_proj",
+    "w_proj": "time_embedding.cond_proj",
     "mid.block_1": "mid_block.resnets.0",
     "mid.attn_1": "mid_block.attentions.0",
     "mid.block_2": "mid_block.resnets.1",
     "quant_conv": "quant_conv",
     "post_quant_conv": "post_quant_conv",
     "quantize": "quantize.embedding",
+    "mid.transformer_1": "mid_block.attentions.0",
 }
 # Of an autoencoder; each has names like those of a U-Net inside.
 HALVES = ("encoder", "decoder")
@@ -52,6 +54,14 @@ INNER = {
 ONE_BY_ONE = ("nin_shortcut", "quant_conv", "post_quant_conv")
 # Rows of vectors, in the same layout there.
 TABLES = ("class_emb", "time_table", "quantize")
+# Inside of a transformer: ours, and theirs.
+IN_TRANSFORMER = (
+    (r"^layer_(\d+)", r"transformer_blocks.\1"),
+    (r"(attn\d)\.([qkv])$", r"\1.to_\2"),
+    (r"(attn\d)\.out$", r"\1.to_out.0"),
+    (r"ff\.proj$", "ff.net.0.proj"),
+    (r"ff\.out$", "ff.net.2"),
+)
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
@@ -142,12 +152,23 @@ def _name(path: tuple[str, ...], depth: int) -> str:
         return f"{path[0]}.{_name(path[1:], depth)}"
     outer, *inner, leaf = path
     name = OUTER.get(outer) or _name_of_level(outer, depth, conv=not inner)
-    return ".".join([name, *(INNER[part] for part in inner), LEAVES[leaf]])
+    if ".transformer_" in outer:
+        parts = [_name_in_transformer(".".join(inner))]
+    else:
+        parts = [INNER[part] for part in inner]
+    return ".".join([name, *parts, LEAVES[leaf]])
+
+
+def _name_in_transformer(name: str) -> str:
+    for ours, theirs in IN_TRANSFORMER:
+        name = re.sub(ours, theirs, name)
+    return name
 
 
 def _name_of_level(outer: str, depth: int, *, conv: bool) -> str:
     match = re.fullmatch(
-        r"(down|up)_(\d+)\.(block_|attn_|downsample|upsample)(\d*)", outer
+        r"(down|up)_(\d+)\.(block_|attn_|transformer_|downsample|upsample)(\d*)",
+        outer,
     )
     if match is None:
         raise ValueError(f"{outer!r} has no counterpart in diffusers.")
@@ -158,7 +179,7 @@ def _name_of_level(outer: str, depth: int, *, conv: bool) -> str:
         if way == "down"
         else f"up_blocks.{depth - 1 - int(level)}"
     )
-    if kind in ("block_", "attn_"):
+    if kind.endswith("_"):
         return f"{block}.{'resnets' if kind == 'block_' else 'attentions'}.{number}"
     return f"{block}.{kind}rs.0" + (".conv" if conv else "")
 
@@ -173,7 +194,7 @@ def _outwards(place: Place, leaf: np.ndarray) -> np.ndarray:
         return leaf.T[:, :, None, None]
     if module in ("q", "k", "v"):
         return leaf.reshape(leaf.shape[0], -1).T
-    if module == "proj_out":
+    if module in ("proj_out", "out"):
         return leaf.reshape(-1, leaf.shape[-1]).T
     return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
 

@@ -1,7 +1,8 @@
 """The measuring of candidates: their images of the same noise, and the references.
 
-While it is at work the rows and the images go to `parts/`, and what an earlier
-evaluation left stays as it is; `finish` puts the new in its place.
+Images are drawn part after part, and let go when their features are taken: they are
+never held all at once. While it is at work the rows and the features go to `parts/`,
+and what an earlier evaluation left stays as it is; `finish` puts the new in its place.
 """
 
 import functools
@@ -11,37 +12,43 @@ import pathlib
 import re
 import shutil
 import statistics
-import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.distillation.role import BASE
+from vdiff_jax.evaluation.features import Extraction, Features
 from vdiff_jax.evaluation.measurement import Measurement, former_method, from_json
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.sampler import clip_of
+from vdiff_jax.from_config.starts import make_condition_of
 from vdiff_jax.generation.batches import (
     Drawn,
     draw,
     seconds_per_image,
     start_of_seed,
 )
+from vdiff_jax.generation.conditions import ConditionOf
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.progress import Bar
+from vdiff_jax.stages.evaluate import parts
 from vdiff_jax.stages.evaluate.candidates import Candidate, candidate_of
 from vdiff_jax.stages.evaluate.counts import check_counts
 from vdiff_jax.stages.evaluate.models import Models
+from vdiff_jax.stages.evaluate.parts import Part
 from vdiff_jax.stages.evaluate.references import (
     Judge,
     Real,
-    Reference,
     feature_sets,
+    make_references,
     published,
+    reconstruction,
 )
 from vdiff_jax.workdir.layout import Project
 
@@ -51,13 +58,29 @@ VARIANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TUNING_IMAGES = 1024
 TUNING_SEED = 1_000_000
 BATCHES_IN_A_PART = 16
+MOST_BYTES_IN_A_PART = 2**28  # save that a part has a batch at least
 # Fields of `sample` that change images.
 SAMPLING = ("clip", "guidance_interval", "guidance_rescale")
 KEPT_IMAGES = 64
+LABELS_AT_ONCE = 256
 # Names of the files of kept images, at any version: at first they had no key.
 OURS = re.compile(
     r"(base|guided|distilled)-[a-z0-9_]+-\d{4,}(-w[0-9.e+-]+?)?(-[0-9a-f]{16})?\.npy"
 )
+
+
+class _OfSeed(NamedTuple):
+    """What is left of the images of one seed.
+
+    Attributes:
+      measured: Every metric.
+      seconds: The time that each batch took to draw.
+      first_images: The first of the images, as many as are kept.
+    """
+
+    measured: dict[str, Measured]
+    seconds: list[float]
+    first_images: np.ndarray
 
 
 class Bench:
@@ -68,6 +91,9 @@ class Bench:
       models: The models to measure.
       real: The images to measure against.
       references: One for each set of features; the first is the one for figures.
+      condition_of: The condition of images with a context; None for one of their class
+        alone.
+      reconstruction: Every metric of the real images, encoded and decoded; or empty.
     """
 
     def __init__(self, project: Project):
@@ -96,13 +122,24 @@ class Bench:
         sets = feature_sets(config, real, folder)
         self._published = published(config, sets)
         self._judge = Judge(real, folder) if section.judge else None
-        self.references = [Reference(each, self.real, folder) for each in sets]
+        self.references = make_references(sets, self.real, folder)
         for reference in self.references:
             (metric, value), *_ = reference.real_vs_real.items()
             print(
                 f"evaluate: {metric} to {reference.facts['num_images']:,} real images;"
                 f" one half of these is at {value:.4g} from the other"
             )
+        model = self.models.trained(BASE).model
+        self.condition_of = make_condition_of(config, model, split)
+        self.reconstruction = reconstruction(self.references, self.real, folder)
+        for metric, value in [*self.reconstruction.items()][:1]:
+            print(
+                f"evaluate: the real images, encoded and decoded, are at {value:.4g} by"
+                f" {metric}"
+            )
+        self._sets = [reference.features for reference in self.references]
+        if self._judge is not None:
+            self._sets.append(self._judge.features)
 
     def rows(self, candidate: Candidate) -> list[Measurement]:
         """The measurements of a candidate, of now or of an earlier evaluation."""
@@ -115,24 +152,25 @@ class Bench:
             self._draw_kept(candidate, rows[0].variance, key)
             return rows
         variance = self._variance(candidate)
-        drawn = [self._drawn(candidate, variance, seed, key) for seed in self._seeds()]
-        _save(self._path_of_images(candidate, key), drawn[0].images[:KEPT_IMAGES])
-        measured = [self._measure(images) for images, _ in drawn]
+        of_seeds = [
+            self._of_seed(candidate, variance, seed, key) for seed in self._seeds()
+        ]
+        _save(self._path_of_images(candidate, key), of_seeds[0].first_images)
         return [
             Measurement(
                 **candidate.to_json(),
                 evaluations=candidate.evaluations,
                 metric=metric,
-                **_summary([of_seed[metric] for of_seed in measured]),
+                **_summary([one.measured[metric] for one in of_seeds]),
                 num_images=self._config.evaluate.num,
                 seed=self._config.evaluate.seed,
                 variance=variance,
-                seconds_per_image=self._seconds_per_image(drawn),
+                seconds_per_image=self._seconds_per_image(of_seeds),
                 batch_size=self._config.sample.batch_size,
                 device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
                 key=key,
             )
-            for metric in measured[0]
+            for metric in of_seeds[0].measured
         ]
 
     def images_of(self, row: Measurement) -> np.ndarray:
@@ -153,6 +191,9 @@ class Bench:
         """Keeps the rows of an evaluation under way, for the command to go on from."""
         if parallel.is_main():
             write_json(self._parts / "ladder.json", [row.to_json() for row in rows])
+            for key in {row.key for row in rows}:
+                # With its rows, its parts are not needed any more.
+                shutil.rmtree(self._parts / key, ignore_errors=True)
 
     def finish(self, rows: Sequence[Measurement]) -> None:
         """Writes ladder.json and reference.json; removes what was of other rows."""
@@ -162,6 +203,8 @@ class Bench:
         facts = [{**each.facts, "floor": each.real_vs_real} for each in self.references]
         if self._judge is not None:
             facts.append(self._judge.facts)
+        if self.reconstruction:
+            facts.append({"reconstruction": self.reconstruction})
         write_json(self.out / "reference.json", facts)
         write_json(self.out / "ladder.json", [row.to_json() for row in rows])
         shutil.rmtree(self._parts, ignore_errors=True)
@@ -204,36 +247,40 @@ class Bench:
             "published": None if self._published is None else self._published.facts,
             "judge": None if self._judge is None else self._judge.facts,
         }
+        if self.condition_of is not None:
+            causes["contexts"] = _sha256(self.condition_of)
         return hashlib.sha256(json.dumps(causes).encode()).hexdigest()[:16]
 
     def _seeds(self) -> range:
         first = self._config.evaluate.seed
         return range(first, first + self._config.evaluate.repeats)
 
-    def _drawn(
+    def _of_seed(
         self, candidate: Candidate, variance: float | None, seed: int, key: str
-    ) -> Drawn:
-        """The images of one seed, part by part; a part that is on disk is read."""
+    ) -> _OfSeed:
+        """Measures the images of one seed; a part that is on disk is read."""
         num = self._config.evaluate.num
-        size = self._config.sample.batch_size * BATCHES_IN_A_PART
-        folder = self._parts / key
-        images, seconds = [], []
+        extractions = {each.name: each.begin(num) for each in self._sets}
+        seconds, first_images = [], []
         with _bar(f"evaluate {candidate}, seed {seed}", num) as bar:
-            for first in range(0, num, size):
-                path = folder / f"{seed}-{first:08d}.npz"
-                numbers = range(first, min(first + size, num))
-                part = _read(path) if path.exists() else None
-                # With another batch size a part had other numbers.
-                fits = part is not None and len(part.images) == len(numbers)
-                if parallel.on_all_hosts(fits):
-                    assert part is not None
-                    bar.update(len(numbers))
-                else:
-                    part = self._draw(candidate, variance, seed, numbers, bar)
-                    _keep(path, part)
-                images.append(part.images)
+            for numbers in self._in_parts(num):
+                path = self._parts / key / f"{seed}-{numbers.start:08d}.npz"
+                draw_part = functools.partial(
+                    self._draw, candidate, variance, seed, numbers, bar
+                )
+                part = _part(path, numbers, extractions, draw_part, bar)
                 seconds += part.seconds
-        return Drawn(np.concatenate(images), seconds)
+                first_images.append(part.first_images)
+        whole = {name: extraction.features for name, extraction in extractions.items()}
+        return _OfSeed(self._measure(whole), seconds, np.concatenate(first_images))
+
+    def _in_parts(self, num: int) -> list[range]:
+        """The numbers of images, in parts of whole batches."""
+        batch_size = self._config.sample.batch_size
+        in_a_batch = batch_size * np.asarray(self.real.source[0]["image"]).nbytes
+        batches = min(BATCHES_IN_A_PART, MOST_BYTES_IN_A_PART // in_a_batch)
+        size = batch_size * max(1, batches)
+        return [range(first, min(first + size, num)) for first in range(0, num, size)]
 
     def _draw(
         self,
@@ -250,12 +297,12 @@ class Bench:
             numbers,
             request=request(candidate.steps, w=candidate.asked_w, variance=variance),
             batch_size=self._config.sample.batch_size,
-            start_of=start_of_seed(sampler, seed),
+            start_of=start_of_seed(sampler, seed, self.condition_of),
             advance=bar.update,
         )
 
-    def _seconds_per_image(self, drawn: list[Drawn]) -> float:
-        seconds = [second for one in drawn for second in one.seconds]
+    def _seconds_per_image(self, of_seeds: list[_OfSeed]) -> float:
+        seconds = [second for one in of_seeds for second in one.seconds]
         return seconds_per_image(seconds, self._config.sample.batch_size)
 
     def _variance(self, candidate: Candidate) -> float | None:
@@ -263,29 +310,90 @@ class Bench:
         if candidate.sampler != "ancestral":
             return None
         reference, num = self.references[0], self._config.evaluate.num
-        numbers, distances = range(min(TUNING_IMAGES, num)), {}
+        num, distances = min(TUNING_IMAGES, num), {}
         for variance in VARIANCES:
+            extraction = reference.features.begin(num)
             name = f"tune {candidate}, variance medium:{variance}"
-            with _bar(name, len(numbers)) as bar:
-                images = self._draw(
-                    candidate, variance, TUNING_SEED, numbers, bar
-                ).images
-            distances[variance] = reference.ruler.distance(
-                reference.features.extract(images)
-            )
+            with _bar(name, num) as bar:
+                for numbers in self._in_parts(num):
+                    drawn = self._draw(candidate, variance, TUNING_SEED, numbers, bar)
+                    extraction.add(drawn.images)
+            distances[variance] = reference.ruler.distance(extraction.features)
         return min(distances, key=distances.__getitem__)
 
-    def _measure(self, images: np.ndarray) -> dict[str, Measured]:
-        """Every metric on every set of features."""
+    def _measure(self, features: dict[str, Features]) -> dict[str, Measured]:
+        """Every metric on every set of features, which are given by its name."""
         by_metric: dict[str, Measured] = {}
         for reference in self.references:
-            features = reference.features.extract(images)
-            by_metric |= reference.ruler.measure(features)
-            if reference.features.name == "inception" and self._published is not None:
-                by_metric |= self._published.measure(features)
+            name = reference.features.name
+            by_metric |= reference.ruler.measure(features[name])
+            if name == "inception" and self._published is not None:
+                by_metric |= self._published.measure(features[name])
         if self._judge is not None:
-            by_metric |= self._judge.measure(images)
+            logits = features[self._judge.features.name]
+            by_metric |= self._judge.measure(logits, self._asked(len(logits.logits)))
         return by_metric
+
+    def _asked(self, num: int) -> np.ndarray | None:
+        """The classes of the examples whose contexts were asked for."""
+        if self.condition_of is None:
+            return None
+        index = np.arange(num)
+        parts = np.array_split(index, -(-num // LABELS_AT_ONCE))
+        labels = [self.condition_of(part).label for part in parts]
+        return np.concatenate([np.asarray(each) for each in labels])
+
+
+def _part(
+    path: pathlib.Path,
+    numbers: range,
+    extractions: dict[str, Extraction],
+    draw_part: Callable[[], Drawn],
+    bar: Bar,
+) -> Part:
+    """A part, whose features go to the extractions: from its file, or drawn."""
+    kept = parts.read(path) if path.exists() else None
+    num = len(numbers)
+    # With another batch size a part had other numbers.
+    if parallel.on_all_hosts(
+        kept is not None and kept.has_features(extractions.keys(), num)
+    ):
+        assert kept is not None
+        for name, extraction in extractions.items():
+            extraction.put(kept.features[name])
+        bar.update(num)
+        return kept
+    if parallel.on_all_hosts(kept is not None and kept.has_images(num)):
+        assert kept is not None
+        assert kept.images is not None
+        drawn = Drawn(kept.images, kept.seconds)
+        bar.update(num)
+    else:
+        drawn = draw_part()
+    features = {
+        name: _extract(drawn.images, name, each) for name, each in extractions.items()
+    }
+    # A view would keep all of them.
+    first_images = drawn.images[: max(0, KEPT_IMAGES - numbers.start)].copy()
+    part = Part(features, drawn.seconds, first_images)
+    if parallel.is_main():
+        parts.write(path, part)
+    return part
+
+
+def _extract(images: np.ndarray, name: str, extraction: Extraction) -> Features:
+    shown = parallel.is_main()
+    with Bar(f"{name} features", len(images), shown=shown, delay=5.0) as bar:
+        return extraction.add(images, bar.update)
+
+
+def _sha256(condition_of: ConditionOf) -> str:
+    """The hash of the contexts of the first images."""
+    condition = condition_of(np.arange(LABELS_AT_ONCE))
+    digest = hashlib.sha256()
+    for part in (condition.context, condition.mask):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _summary(measured: list[Measured]) -> dict[str, Any]:
@@ -311,13 +419,6 @@ def _save(path: pathlib.Path, images: np.ndarray) -> None:
             np.save(file, images)
 
 
-def _keep(path: pathlib.Path, part: Drawn) -> None:
-    if not parallel.is_main():
-        return
-    with replacing(path) as half, half.open("wb") as file:
-        np.savez(file, images=part.images, seconds=np.array(part.seconds))
-
-
 def read_rows(path: pathlib.Path) -> list[Measurement]:
     """The rows of a ladder.json; none, if there is no such file.
 
@@ -331,15 +432,4 @@ def read_rows(path: pathlib.Path) -> list[Measurement]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{path} cannot be read ({error!r}): remove it, and all is measured again."
-        ) from error
-
-
-def _read(path: pathlib.Path) -> Drawn:
-    try:
-        with path.open("rb") as file:
-            part = np.load(file, allow_pickle=False)
-            return Drawn(part["images"], part["seconds"].tolist())
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise DamagedError(
-            f"{path} cannot be read ({error}): remove it, and it is drawn again."
         ) from error

@@ -101,17 +101,16 @@ def _bits(
     def compiled(params: Params, image: Array, label: Array, key: Array) -> PerExample:
         return estimate(model.denoiser(params, Condition(label)), image, key)
 
-    images = real.everything["image"]
-    labels = real.everything.get("label", np.zeros(len(images), np.int32))
-    mesh = parallel.make_mesh()
-    batch_size = min(batch_size, -(-len(images) // mesh.size) * mesh.size)
+    num, mesh = len(real.reader), parallel.make_mesh()
+    batch_size = min(batch_size, -(-num // mesh.size) * mesh.size)
     split, done = parallel.split(mesh), []
-    with Bar(name, len(images), shown=parallel.is_main()) as bar:
-        for first in range(0, len(images), batch_size):
-            # The last batch is filled up from the start: one shape, compiled once.
-            index = np.arange(first, first + batch_size) % len(images)
+    # The last batch is filled up from the start: one shape, compiled once.
+    starts = range(0, num, batch_size)
+    batches = [np.arange(first, first + batch_size) % num for first in starts]
+    with Bar(name, num, shown=parallel.is_main()) as bar:
+        for first, batch in zip(starts, real.reader.batches(batches), strict=True):
             key = jax.random.fold_in(jax.random.key(0), first)
-            batch = parallel.put((images[index], labels[index]), split)
-            done.append(parallel.fetch(compiled(params, *batch, key)))
-            bar.update(min(batch_size, len(images) - first))
-    return np.concatenate(done)[: len(images)]
+            placed = parallel.put((batch["image"], batch["label"]), split)
+            done.append(parallel.fetch(compiled(params, *placed, key)))
+            bar.update(min(batch_size, num - first))
+    return np.concatenate(done)[:num]

@@ -26,6 +26,7 @@ from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named, name_of
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.sampler import clip_of
+from vdiff_jax.generation.conditions import conditioned
 from vdiff_jax.generation.sampler import Sampler, Start, request
 from vdiff_jax.generation.trajectories import columns_of, interpolation, trajectory
 from vdiff_jax.guidance import describe
@@ -61,7 +62,7 @@ def write(
       bench: The references, the models and the kept images.
       likelihood: Rows of likelihood.json.
     """
-    drawing = _Drawing(project.config, bench.models, rows)
+    drawing = _Drawing(project.config, bench, rows)
     references = bench.references
     roles = finished(project)
     content = Content(
@@ -76,7 +77,10 @@ def write(
             for reference in references
             for name, value in reference.real_vs_real.items()
         },
-        provenance=_provenance(project.config, rows, references),
+        provenance=[
+            *_provenance(project.config, rows, references),
+            *_of_autoencoder(bench),
+        ],
         timing=_timing(rows),
         trajectories=drawing.trajectories(),
         interpolations=drawing.interpolations(),
@@ -263,6 +267,12 @@ def _provenance(
     return entries
 
 
+def _of_autoencoder(bench: Bench) -> list[tuple[str, Any]]:
+    """The distance that the autoencoder of latents keeps, whatever the model."""
+    values = [f"{name} {value:.4g}" for name, value in bench.reconstruction.items()]
+    return [("real images, encoded and decoded", ", ".join(values))] if values else []
+
+
 def _neighbours(bench: Bench, rows: Sequence[Measurement]) -> Neighbours:
     """The real images nearest to samples of the student of the fewest steps."""
     reference = bench.references[0]
@@ -287,9 +297,10 @@ def _neighbours(bench: Bench, rows: Sequence[Measurement]) -> Neighbours:
 class _Drawing:
     """Draws the images that measuring does not need."""
 
-    def __init__(self, config: Config, models: Models, rows: Sequence[Measurement]):
+    def __init__(self, config: Config, bench: Bench, rows: Sequence[Measurement]):
         """Finds the students of each method, by their number of steps."""
-        self._models, self._seed = models, config.evaluate.seed
+        self._models, self._seed = bench.models, config.evaluate.seed
+        self._condition_of = bench.condition_of
         self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
         self._roles = {row.role for row in rows}
         self._methods = [
@@ -352,6 +363,6 @@ class _Drawing:
         return f"{name_among(role, self._roles)}, {count(steps)}"
 
     def _start(self, sampler: Sampler, num: int) -> Start:
-        place = parallel.replicated(parallel.make_mesh())
-        index = parallel.put(np.arange(num), place)
-        return sampler.start(index, np.int32(self._seed))
+        place, index = parallel.replicated(parallel.make_mesh()), np.arange(num)
+        start = sampler.start(parallel.put(index, place), np.int32(self._seed))
+        return conditioned(start, self._condition_of, index, place)

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -12,8 +13,9 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.distillation.role import BASE, student
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import decoded_shape, shapes_of
 from vdiff_jax.from_config.sampler import make_sampler
-from vdiff_jax.from_config.starts import StartOf, class_numbers
+from vdiff_jax.from_config.starts import StartOf, class_numbers, make_condition_of
 from vdiff_jax.generation.sampler import Sampler, Start
 from vdiff_jax.model import Model
 from vdiff_jax.types import NOTHING, Condition
@@ -22,25 +24,26 @@ from vdiff_jax.workdir.trained import find
 
 
 def read(config: Config, model: Model) -> np.ndarray:
-    """The images of `sample.image`: a file, a folder, or an .npy of uint8.
+    """The images of `sample.image`, as data: of a file, a folder, or an .npy of uint8.
 
     Raises:
       ValueError: If there are none, or they are not what the model takes.
     """
     path = pathlib.Path(config.sample.image)
     try:
-        images = _read(path, config, model)
+        images = _read(path, config)
     except (OSError, ValueError) as error:
         raise ValueError(f"sample.image={str(path)!r}: {error}") from error
-    if images.dtype != np.uint8 or images.shape[1:] != model.image_shape:
+    shape = shapes_of(config).image
+    if shape is None or images.dtype != np.uint8 or images.shape[1:] != shape:
         raise ValueError(
             f"sample.image={str(path)!r} holds {images.dtype} of shape {images.shape};"
-            f" it should be uint8 of shape (n, {str(model.image_shape)[1:]}."
+            f" it should be uint8 of shape (n, {str(shape)[1:]}."
         )
-    return images
+    return model.codec.of_images(images)
 
 
-def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
+def _read(path: pathlib.Path, config: Config) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     files = [path]
@@ -48,7 +51,8 @@ def _read(path: pathlib.Path, config: Config, model: Model) -> np.ndarray:
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
         raise ValueError(f"there are no images ({', '.join(SUFFIXES)}).")
-    fit = Fit(config.data.image_size, model.image_shape[-1], config.data.resize)
+    height, _, channels = decoded_shape(config)
+    fit = Fit(height, channels, config.data.resize)
     return np.stack([fit(decode(file.read_bytes())) for file in files])
 
 
@@ -97,6 +101,7 @@ def _encoder(
     num_steps = section.encode_steps
     trained = find(project, student(num_steps, "encode"), BASE)
     model = trained.model
+    condition_of = make_condition_of(project.config, model, "test")
     labels = class_numbers("sample.image_labels", section.image_labels, names, model)
     params, sampler = trained.params(), make_sampler(project.config, model, "ddim")
     split = parallel.split(parallel.make_mesh())
@@ -107,6 +112,9 @@ def _encoder(
         if len(labels):
             classes = labels[index % len(labels)]
             condition = Condition(parallel.put(jnp.asarray(classes), split))
+        elif condition_of is not None:
+            given = jax.tree.map(np.asarray, condition_of(index))
+            condition = parallel.put(given, split)
         return sampler.encode(params, images, condition, np.int32(num_steps))
 
     return encode

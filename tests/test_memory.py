@@ -1,0 +1,213 @@
+"""Pixels are let go: the memory of an evaluation does not grow with them."""
+
+import dataclasses
+import tracemalloc
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from vdiff_jax.datasets.reader import Reader
+from vdiff_jax.distillation.role import BASE
+from vdiff_jax.evaluation import classifier, features, metrics
+from vdiff_jax.evaluation.features import Features
+from vdiff_jax.generation.batches import Drawn
+from vdiff_jax.model import Model
+from vdiff_jax.stages.evaluate import bench, likelihood, references
+from vdiff_jax.stages.evaluate.candidates import Candidate
+from vdiff_jax.workdir.layout import Project
+
+SHAPE = (64, 64, 3)
+BYTES = 64 * 64 * 3  # of an image
+NUM = 4000
+
+
+def _image(index):
+    return np.random.default_rng(index).integers(0, 256, SHAPE, np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """So many images and their labels, made as they are read."""
+
+    num: int
+    needs_workers: ClassVar[bool] = False
+
+    @property
+    def labels(self):
+        return np.arange(self.num) % 3
+
+    def __len__(self):
+        return self.num
+
+    def __getitem__(self, index):
+        return {"image": _image(index), "label": index % 3}
+
+
+def _apply(params, images):
+    del params
+    x = images.reshape(len(images), 4, 16, 4, 16, 3).astype(jnp.float32)
+    return Features(x.mean(axis=(2, 4)).reshape(len(images), -1), None, None)
+
+
+# 192 bytes of an image's 12,288.
+FEW = features.FeatureSet("few", {}, _apply, {})
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """What is bounded by a number of images is bounded by a small one."""
+    monkeypatch.setattr(metrics, "MOST_PAIRED", 100)
+    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 2)
+    monkeypatch.setattr(references.features, "of_pixels", lambda: FEW)
+
+
+def _config(**changes):
+    config = tiny.small("evaluate")
+    config.sample.batch_size = 64
+    config.evaluate.update(
+        {
+            "features": ("pixels",), "reference_num": 0, "repeats": 1, **changes
+        }
+    )  # fmt: skip
+    return config
+
+
+def _real(monkeypatch, num):
+    monkeypatch.setattr(references, "make_source", lambda config, split: _Images(num))
+    return references.Real(_config(), "test", 0)
+
+
+class _Models:
+    """Models of which nothing is drawn."""
+
+    def __init__(self, project):
+        del project
+
+    def trained(self, role):
+        del role
+        return self
+
+    sha256 = "none"
+
+    def sampler(self, role, name):
+        return None
+
+    def params(self, role):
+        return None
+
+
+def _draw(sampler, params, numbers, *, batch_size, advance, **others):
+    advance(len(numbers))
+    return Drawn(np.stack([_image(i) for i in numbers]), [0.1])
+
+
+def _reference(monkeypatch, folder, num):
+    real = _real(monkeypatch, num)
+    return lambda: references.make_references([FEW], real, folder)
+
+
+class _Linear(nn.Module):
+    """A classifier of the mean colours."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.mean(axis=(1, 2))
+        return x, x, nn.Dense(self.num_classes, name="logits")(x)
+
+
+def _classifier(monkeypatch, folder, num):
+    monkeypatch.setattr(classifier, "Classifier", _Linear)
+    monkeypatch.setattr(classifier, "NUM_UPDATES", num // 128)
+    examples, held_out = (Reader(_Images(many)) for many in (num, num // 4))
+    monkeypatch.setattr(classifier, "MOST_PIXELS", 128 * 64 * 64)
+    return lambda: classifier.train(examples, held_out)
+
+
+def _likelihood(monkeypatch, folder, num):
+    real = _real(monkeypatch, num)
+
+    class Labels(Model):
+        def denoiser(self, params, label):
+            return label
+
+    model = object.__new__(Labels)
+
+    def estimate(denoiser, image, key):
+        return image.mean(axis=(1, 2, 3)) + denoiser
+
+    return lambda: likelihood._bits(estimate, model, {}, real, 64, "mean")
+
+
+def _candidate(monkeypatch, folder, num):
+    monkeypatch.setattr(bench, "Models", _Models)
+    monkeypatch.setattr(bench, "draw", _draw)
+    monkeypatch.setattr(bench, "start_of_seed", lambda sampler, seed: None)
+    _real(monkeypatch, 50)
+    measuring = bench.Bench(Project(_config(num=num), folder))
+    return lambda: measuring.rows(Candidate(BASE, "ddim", 2))
+
+
+def _tuning(monkeypatch, folder, num):
+    monkeypatch.setattr(bench, "TUNING_IMAGES", num)
+    monkeypatch.setattr(bench, "VARIANCES", (0.5,))
+    _candidate(monkeypatch, folder, num)
+    measuring = bench.Bench(Project(_config(num=num), folder))
+    return lambda: measuring._variance(Candidate(BASE, "ancestral", 2))
+
+
+def _peak(work):
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "prepare", [_reference, _classifier, _likelihood, _candidate, _tuning]
+)
+def test_images_are_not_held(prepare, monkeypatch, tmp_path):
+    prepare(monkeypatch, tmp_path / "first", 200)()  # compiles
+    peaks = [
+        _peak(prepare(monkeypatch, tmp_path / str(num), num)) for num in (NUM, 2 * NUM)
+    ]
+    assert peaks[0] < NUM * BYTES / 4
+    # Features may be there more than once, and in float64.
+    assert peaks[1] - peaks[0] < NUM * BYTES / 10
+
+
+def test_real_images_are_read_once_for_all_sets(monkeypatch, tmp_path):
+    reads = []
+
+    class Counted(_Images):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    real = _real(monkeypatch, 200)
+    real.reader = Reader(Counted(200))
+    other = dataclasses.replace(FEW, name="other")
+    first, second = references.make_references([FEW, other], real, tmp_path)
+    assert reads[1:] == list(range(200))  # one to know the size
+    np.testing.assert_array_equal(first.all, second.all)
+    np.testing.assert_array_equal(first.all[7], FEW.extract(_image(7)[None]).pooled[0])
+    references.make_references([FEW, other], real, tmp_path)
+    assert len(reads) == 201
+
+
+def test_a_part_of_large_images_has_fewer_batches(monkeypatch, tmp_path):
+    _candidate(monkeypatch, tmp_path, 500)
+    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 16)
+    drawing = bench.Bench(Project(_config(), tmp_path))
+    assert drawing._in_parts(1500) == [range(1024), range(1024, 1500)]
+    monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 3 * 64 * BYTES + 1)
+    assert drawing._in_parts(500) == [range(192), range(192, 384), range(384, 500)]
+    monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 1)
+    assert drawing._in_parts(100) == [range(64), range(64, 100)]

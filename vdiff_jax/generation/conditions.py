@@ -1,0 +1,67 @@
+"""Contexts to draw images for, by the images' numbers."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Bool, Float
+
+from vdiff_jax import parallel
+from vdiff_jax.datasets.device_feed import batch_of
+from vdiff_jax.datasets.source import Source, read_many
+from vdiff_jax.generation.sampler import Start
+from vdiff_jax.types import Condition
+
+# The condition of the images with these numbers, on the host.
+ConditionOf: TypeAlias = Callable[[np.ndarray], Condition]
+
+
+def of_source(source: Source) -> ConditionOf:
+    """The conditions of a source's examples, in turn: of image number i, example i."""
+
+    def condition_of(index: np.ndarray) -> Condition:
+        examples = read_many(source, (index % len(source)).tolist())
+        if isinstance(examples, list):
+            names = examples[0].keys()
+            examples = {n: np.stack([each[n] for each in examples]) for n in names}
+        return batch_of(examples).condition
+
+    return condition_of
+
+
+def of_arrays(
+    context: Float[np.ndarray, " contexts tokens width"],
+    mask: Bool[np.ndarray, " contexts tokens"] | None,
+) -> ConditionOf:
+    """Contexts in turn, with or without masks."""
+
+    def condition_of(index: np.ndarray) -> Condition:
+        row = index % len(context)
+        parts = {"image": context, "context": context[row]}
+        if mask is not None:
+            parts["mask"] = mask[row]
+        return batch_of(parts).condition
+
+    return condition_of
+
+
+def conditioned(
+    start: Start,
+    condition_of: ConditionOf | None,
+    index: np.ndarray,
+    place: NamedSharding,
+) -> Start:
+    """A start with the condition of its images, if there is one beside their class.
+
+    Args:
+      start: The start.
+      condition_of: The condition of images; None leaves the start as it is.
+      index: The numbers of the images.
+      place: The devices.
+    """
+    if condition_of is None:
+        return start
+    condition = jax.tree.map(np.asarray, condition_of(index))
+    return start._replace(condition=parallel.put(condition, place))

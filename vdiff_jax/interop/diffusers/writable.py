@@ -1,0 +1,35 @@
+"""The refusals of a model that diffusers cannot have, whatever its network there."""
+
+from typing import NoReturn
+
+import jax.numpy as jnp
+
+from vdiff_jax.model import Model
+from vdiff_jax.nets.unet import UNet
+
+
+def refuse(why: str) -> NoReturn:
+    """Raises a ValueError with the reason."""
+    raise ValueError(f"This model cannot be exported to diffusers: {why}.")
+
+
+def unet_of(model: Model, name: str) -> UNet:
+    """The U-Net of a model, if it is one whose numbers a network there could have.
+
+    Args:
+      model: The model to export.
+      name: The network there.
+
+    Raises:
+      ValueError: If it is not, with the reason.
+    """
+    net = model.net
+    if not isinstance(net, UNet):
+        refuse(f"it is a {type(net).__name__}, not the U-Net of nets/unet.py")
+    if model.takes_noise:
+        refuse(f"it takes noise beside z_t, and {name} has no such input")
+    if net.patch != 1:
+        refuse(f"model.unet.patch={net.patch}, and {name} has no patches")
+    if net.dtype != jnp.float32:
+        refuse(f"model.dtype={net.dtype}; with float32 it can, and is more exact")
+    return net
