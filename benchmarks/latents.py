@@ -3,8 +3,8 @@ r"""The path of latents and of contexts, as a user goes it, and what comes of it
     tar -xJf cifar10-jpeg.tar.xz -C cifar10
     python -m benchmarks.latents --data cifar10 --out runs/latents
 
-`--data` is a folder of train/<class>/ and test/<class>/ of 32x32 JPEG or PNG files. Three
-parts, each of which can be had alone by --part:
+`--data` is a folder of train/<class>/ and test/<class>/ of 32x32 JPEG or PNG files.
+Three parts, each of which can be had alone by --part:
 
     digits      handwritten digits by contexts of captions, in pixels; needs no --data
     classes     an autoencoder of diffusers, trained here; then, by our commands only:
@@ -35,18 +35,9 @@ from vdiff_jax.evaluation import classifier
 from vdiff_jax.from_config.model import make_codec
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 
-DIGITS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-]
+DIGITS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+)  # fmt: skip
 NUM = 1000
 PARTS = ("digits", "classes", "contexts")
 

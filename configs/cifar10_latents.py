@@ -5,10 +5,10 @@ r"""Latents of 32x32 photographs, by class, with every stage: an hour's try of t
     python launch.py --config configs/cifar10_latents.py \
         --config.data.autoencoder=path/to/vae --config.evaluate.images=cifar10/
 
-or stage by stage: :train, then :guide, :distill, :evaluate, :sample. cifar10/ is a folder
-of train/<class>/ and test/<class>/; the autoencoder is one of diffusers with a factor of
-4 and 4 channels. `python -m benchmarks.latents` makes such a one and runs all of this;
-docs/latents.md explains.
+or stage by stage: :train, then :guide, :distill, :evaluate, :sample. cifar10/ is a
+folder of train/<class>/ and test/<class>/; the autoencoder is one of diffusers with a
+factor of 4 and 4 channels. `python -m benchmarks.latents` makes such a one and runs all
+of this; docs/latents.md explains.
 
 Not from a paper; the losses are those of configs/digits_guided.py:
 

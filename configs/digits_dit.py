@@ -4,7 +4,7 @@ r"""Handwritten digits, 8x8, by a diffusion transformer in place of the U-Net.
 
 or stage by stage, as configs/digits.py, of which all is that is not here.
 
-The network is that of Peebles & Xie (2023), arXiv:2212.09748, at the size of the digits.
+The network is that of Peebles & Xie (2023), arXiv:2212.09748, at the size of digits.
 """
 
 from ml_collections import ConfigDict

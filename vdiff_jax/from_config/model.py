@@ -106,7 +106,9 @@ def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
     try:
         net, scale, shift, folder = describe_autoencoder(pathlib.Path(path), scale)
     except ValueError as error:
-        raise ValueError(f"data.autoencoder={path!r} cannot be taken: {error}") from error
+        raise ValueError(
+            f"data.autoencoder={path!r} cannot be taken: {error}"
+        ) from error
     return Autoencoder(
         Latents(net.latent_channels, scale, shift),
         net.clone(dtype=jnp.dtype(dtype)),
