@@ -112,10 +112,7 @@ def _sources(
     }
     return {
         name: Checked(
-            source,
-            image_shape=(options.size, options.size, 3),
-            num_classes=0,
-            latents=False,
+            source, num_classes=0, uint8_shape=(options.size, options.size, 3)
         )
         for name, source in sources.items()
     }

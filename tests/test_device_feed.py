@@ -48,11 +48,7 @@ def _source(photos, kind, num_classes=3):
         image_shape=(SIZE, SIZE, 3),
         resize="area",
     )
-    return Checked(
-        source,
-        image_shape=(SIZE, SIZE, 3),
-        num_classes=num_classes,
-    )
+    return Checked(source, num_classes=num_classes, uint8_shape=(SIZE, SIZE, 3))
 
 
 def _batches(feeder, calls, seed=(0, 0)):

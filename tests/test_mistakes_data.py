@@ -569,7 +569,7 @@ def test_a_class_has_the_number_that_it_has_in_training(tmp_path, kind):
     test = _open(tmp_path / "x", "test", "test", kind, other_name="train")
     assert test.classes == ("ant", "bee", "cow")
     np.testing.assert_array_equal(test.labels, [1, 2])
-    checked = Checked(test, image_shape=(8, 8, 3), num_classes=3)
+    checked = Checked(test, num_classes=3, uint8_shape=(8, 8, 3))
     assert [checked[i]["label"] for i in (0, 1)] == [1, 2]
     np.testing.assert_array_equal(checked.__getitems__([1, 0])["label"], [2, 1])
     if kind != "npz":

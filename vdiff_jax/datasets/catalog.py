@@ -90,7 +90,7 @@ def _open(
         case "npz":
             from vdiff_jax.datasets.npz import Npz
 
-            return Npz(_array_file(place, image_shape[0]))
+            return Npz(_arrays(place, image_shape[0]))
         case "tfds":
             from vdiff_jax.datasets.tfds import TfdsFiles
 
@@ -125,7 +125,7 @@ def _classes(kind: str, place: pathlib.Path, size: int) -> tuple[str, ...]:
             case "npz":
                 from vdiff_jax.datasets.npz import Npz
 
-                return Npz(_array_file(place, size)).classes or ()
+                return Npz(_arrays(place, size)).classes or ()
     except (OSError, ValueError):  # it says so itself once it is opened
         pass
     return ()
@@ -143,12 +143,18 @@ def _numbered_alike(
     return source if classes == own else Renumbered(source, own, classes)
 
 
-def _array_file(path: pathlib.Path, size: int) -> pathlib.Path:
-    """`path` itself, or <size>.npz in it as `prepare` writes, or with .npz or .npy."""
+def _arrays(path: pathlib.Path, size: int) -> pathlib.Path:
+    """The file of arrays, or the folder of its shards, that a place stands for.
+
+    `path` itself, or <size>.npz or the folder <size> in it as `prepare` writes, or the
+    path with .npz or .npy.
+    """
+    from vdiff_jax.datasets.npz import is_sharded
+
     by_suffix = [path.with_name(path.name + suffix) for suffix in (".npz", ".npy")]
-    candidates = [path, path / f"{size}.npz", *by_suffix]
+    candidates = [path, path / f"{size}.npz", path / str(size), *by_suffix]
     for candidate in candidates:
-        if candidate.is_file():
+        if candidate.is_file() or is_sharded(candidate):
             return candidate
     raise ValueError(
         f"There is none of {', '.join(map(str, candidates))}: set data.path and the"

@@ -170,6 +170,7 @@ def batch_of(examples: dict[str, np.ndarray]) -> Batch:
 
 
 def size_in_bytes(source: Source) -> int:
-    """Bytes of all images of a source together."""
-    image = np.asarray(source[0]["image"])
-    return len(source) * image.nbytes
+    """Bytes of all images of a source together, and of their contexts."""
+    example = source[0]
+    parts = [example[name] for name in ("image", "context", "mask") if name in example]
+    return len(source) * sum(np.asarray(part).nbytes for part in parts)

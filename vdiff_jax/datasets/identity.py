@@ -13,7 +13,8 @@ SAMPLE = 256
 def sha256_of_sample(source: Source) -> str:
     """Hash of the pixels and labels of 256 examples, evenly spaced, or of all.
 
-    It is written in files, and so stays as it is.
+    And of their contexts, where they have some. It is written in files, and so stays as
+    it is: latents are hashed as float32.
 
     Returns:
       The first 16 hexadecimal digits.
@@ -21,9 +22,17 @@ def sha256_of_sample(source: Source) -> str:
     digest = hashlib.sha256()
     for index in evenly(len(source), SAMPLE):
         example = source[int(index)]
-        digest.update(np.ascontiguousarray(example["image"]).tobytes())
+        digest.update(_bytes(example["image"]))
         digest.update(str(example.get("label")).encode())
+        for part in ("context", "mask"):
+            if part in example:
+                digest.update(_bytes(example[part]))
     return digest.hexdigest()[:16]
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    floats = np.float32 if values.dtype.kind == "f" else None
+    return np.ascontiguousarray(values, floats).tobytes()
 
 
 def evenly(length: int, most: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkabl
 
 import numpy as np
 
-from vdiff_jax.datasets.names import to_bytes
+from vdiff_jax.datasets.names import to_bytes, unmirrored
 
 Example: TypeAlias = dict[str, Any]
 
@@ -16,9 +16,11 @@ Example: TypeAlias = dict[str, Any]
 class Source(Protocol):
     """Random access to examples {"image": uint8 [H, W, C], "label": int}.
 
-    Latents have float32 in the place of uint8; examples without classes have no
-    "label". Index i is the same example in every process and every run. A source is
-    sent to worker processes, so it must pickle: open files when they are first read.
+    Latents have floats in the place of uint8; examples without classes have no "label";
+    those with a context have "context", floats [tokens, width], and may have "mask",
+    bool [tokens], True where a vector counts. Index i is the same example in every
+    process and every run. A source is sent to worker processes, so it must pickle: open
+    files when they are first read.
 
     These may be there too, and are used if so:
 
@@ -30,6 +32,7 @@ class Source(Protocol):
       speed up.
     - `is_costly`: True if examples are worth to be held once read; by default, if they
       need workers.
+    - `null_context`: the `Context` of an example whose own is left out, or None.
     - `name(index)`: the name of an example in messages, such as its file name. A
       held-out fraction is chosen by it.
     """
@@ -101,6 +104,7 @@ class Part:
         labels = getattr(source, "labels", None)
         self.labels = None if labels is None else labels[indices]
         self.classes = getattr(source, "classes", None)
+        self.null_context = getattr(source, "null_context", None)
         self.needs_workers = getattr(source, "needs_workers", True)
 
     def __len__(self) -> int:
@@ -125,6 +129,8 @@ def held_out_part(
 ) -> Part:
     """One side of a split by a hash of each example's name; adding files moves none.
 
+    The mirrored copy of an image is on the side of the image.
+
     Args:
       source: All examples.
       fraction: Share of the examples that make up "test", in (0, 1), on average.
@@ -147,5 +153,5 @@ def held_out_part(
 
 def _uniform(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
-    digest = hashlib.sha256(to_bytes(name)).digest()
+    digest = hashlib.sha256(to_bytes(unmirrored(name))).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -71,6 +71,7 @@ class Renumbered:
         self._source = source
         self._number = _numbers(own, classes)
         self.classes = tuple(classes)
+        self.null_context = getattr(source, "null_context", None)
         labels = getattr(source, "labels", None)
         self.labels = None if labels is None else self._number[labels]
         self.needs_workers: bool = getattr(source, "needs_workers", True)

@@ -22,7 +22,7 @@ from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
     NetName,
     attending,
-    has_context,
+    context_shape_of,
     has_guide,
     make_codec,
     make_model,
@@ -465,7 +465,7 @@ def _check_evaluate(config: Config) -> None:
 
 def _is_conditional(config: Config) -> bool:
     """True if the model is conditioned on a class or a context."""
-    return bool(config.model.num_classes) or has_context(config)
+    return bool(config.model.num_classes) or context_shape_of(config) is not None
 
 
 def _no_classes(path: str, value: Any) -> ValueError:

@@ -12,7 +12,7 @@ from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.datasets.validation import Checked
 from vdiff_jax.from_config.choices import Config, user_function
-from vdiff_jax.from_config.model import make_codec
+from vdiff_jax.from_config.model import context_shape_of, make_codec
 from vdiff_jax.generation.decoded import Decoded
 
 OnDevice = Literal["auto", "always", "never"]
@@ -23,8 +23,16 @@ CIFAR10 = (
 )  # fmt: skip
 
 
-def make_source(config: Config, split: catalog.Split) -> Source:
-    """The examples of a split, each checked against the config as it is read."""
+def make_source(
+    config: Config, split: catalog.Split, *, with_context: bool = True
+) -> Source:
+    """The examples of a split, each checked against the config as it is read.
+
+    Args:
+      config: The whole config.
+      split: The split.
+      with_context: False for examples without contexts, though the model has them.
+    """
     data = config.data
     source = _source(config, split)
     if data.held_out_fraction:
@@ -32,9 +40,10 @@ def make_source(config: Config, split: catalog.Split) -> Source:
     shapes = shapes_of(config)
     return Checked(
         source,
-        image_shape=shapes.image,
-        latent_shapes=shapes.latents,
         num_classes=config.model.num_classes,
+        uint8_shape=shapes.image,
+        float_shapes=shapes.latents,
+        context_shape=context_shape_of(config) if with_context else None,
     )
 
 
@@ -100,7 +109,7 @@ def make_images(config: Config, split: catalog.Split) -> Source:
     """
     if config.evaluate.images:
         return _own_images(config, split)
-    source = make_source(config, split)
+    source = make_source(config, split, with_context=False)
     if has_images(source):
         return source
     codec = make_codec(config)
@@ -123,7 +132,7 @@ def _own_images(config: Config, split: catalog.Split) -> Source:
     own = config.copy_and_resolve_references()
     own.data.update({"path": str(path), "source": _kind_of(path)})
     try:
-        source = make_source(own, split)
+        source = make_source(own, split, with_context=False)
         if not has_images(source):
             raise ValueError("it has latents, and not images.")
         return source

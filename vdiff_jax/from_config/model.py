@@ -74,7 +74,6 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
         )
     if takes_noise:
         net = net.clone(noise_input=True)
-    context_shape = _context_shape(net)
     if predicted != output:
         net = Converted(net, partial(diffusion.denoiser, kind=predicted), output)
     return Model(
@@ -86,7 +85,7 @@ def _new_model(config: Config, guided: bool, takes_noise: bool) -> Model:
         codec=make_codec(config),
         w_range=w_range(config) if guided else None,
         takes_noise=takes_noise,
-        context_shape=context_shape,
+        context_shape=context_shape_of(config),
     )
 
 
@@ -116,20 +115,14 @@ def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
     )
 
 
-def _context_shape(net: nn.Module) -> tuple[int, int] | None:
-    """[tokens, width] of the context of a network; None for one without."""
-    if isinstance(net, UNet) and net.context_tokens:
-        return net.context_tokens, net.context_features
-    return None
-
-
-def has_context(config: Config) -> bool:
-    """True if the network is given a context, such as the embedding of a text."""
+def context_shape_of(config: Config) -> tuple[int, int] | None:
+    """[tokens, width] of the context that the network is given; None for none."""
     unet = config.model.unet
     if config.model.net != "unet":
-        return False
+        return None
     shape = fields_of(unet.layout) if unet.layout else unet
-    return bool(shape.get("context_tokens", 0))
+    tokens = shape.get("context_tokens", 0)
+    return (tokens, shape["context_features"]) if tokens else None
 
 
 def has_guide(config: Config) -> bool:

@@ -15,8 +15,12 @@ from typing import Any
 from vdiff_jax.datasets.names import from_bytes
 from vdiff_jax.datasets.prepare.archives import Input
 from vdiff_jax.datasets.prepare.content import extended
+from vdiff_jax.datasets.prepare.given_contexts import GivenContexts
 from vdiff_jax.datasets.prepare.parts import Parts
 from vdiff_jax.datasets.prepare.task import Task
+
+# Facts that a preparation of images has not.
+_OF_LATENTS = {"autoencoder", "dtype", "mirror", "contexts"}
 
 
 @dataclasses.dataclass
@@ -36,20 +40,23 @@ class Progress:
     finished: bool = False
 
 
-def describe(task: Task, files: Input, parts: Parts) -> dict[str, Any]:
+def describe(
+    task: Task, files: Input, parts: Parts, contexts: GivenContexts | None = None
+) -> dict[str, Any]:
     """The facts by which a run sees if it may go on with the work of another.
 
     Args:
       task: The task.
       files: The input.
       parts: Its splits.
+      contexts: Those of the images, or None.
     """
     listing = json.dumps([list(part.names.values()) for part in parts.of.values()])
     labels = hashlib.sha256()
     for part in parts.of.values():
         labels.update(json.dumps(part.classes).encode())
         labels.update(b"" if part.labels is None else part.labels.tobytes())
-    return {
+    about = {
         "path": from_bytes(os.fsencode(task.path.resolve())),
         "sizes": list(task.sizes),
         "format": task.format,
@@ -60,6 +67,14 @@ def describe(task: Task, files: Input, parts: Parts) -> dict[str, Any]:
         "labels_sha256": labels.hexdigest(),
         "stamp": files.stamp().sha256,
     }
+    if task.encoding is not None:
+        about |= {
+            "autoencoder": task.encoding.encoder.about,
+            "dtype": task.encoding.dtype,
+            "mirror": task.encoding.mirror,
+            "contexts": None if contexts is None else contexts.about,
+        }
+    return about
 
 
 def _is_of(recorded: Any, about: dict[str, Any]) -> bool:
@@ -67,10 +82,17 @@ def _is_of(recorded: Any, about: dict[str, Any]) -> bool:
     if not isinstance(recorded, dict) or "splits" not in recorded:
         return False
     recorded = {**recorded, "splits": list(recorded["splits"])}
-    compared = about.keys() - {"stamp", "path"}
+    compared = (about.keys() | _OF_LATENTS) - {"stamp", "path"}
     if "stamp" not in recorded:  # of version 0.2, which went by the path
         compared = about.keys() - {"stamp", "labels_sha256"}
-    return all(recorded.get(key) == about[key] for key in compared)
+    return all(_plain(recorded.get(key)) == _plain(about.get(key)) for key in compared)
+
+
+def _plain(fact: Any) -> Any:
+    """A fact without the path of a file that is known by its content."""
+    if not isinstance(fact, dict):
+        return fact
+    return {key: value for key, value in fact.items() if key != "path"}
 
 
 def _is_untouched(recorded: dict[str, Any], about: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import pathlib
 
 from vdiff_jax.datasets.images import Fit, Resize
 from vdiff_jax.datasets.names import to_bytes
+from vdiff_jax.datasets.prepare.encoding import Encoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Task:
       channels: 1 or 3.
       workers: Processes that decode; 0 decodes in this one.
       strict: If true, a file that cannot be read ends the work.
+      encoding: How images are encoded to latents; None leaves them images.
     """
 
     path: pathlib.Path
@@ -34,6 +36,7 @@ class Task:
     channels: int = 3
     workers: int = 0
     strict: bool = False
+    encoding: Encoding | None = None
 
     @staticmethod
     def folder(out: pathlib.Path, split: str) -> pathlib.Path:
@@ -75,3 +78,5 @@ def check(task: Task) -> None:
         raise ValueError(
             f"{task.path} is not a folder, a zip or a tar: nothing is there."
         )
+    if task.encoding is not None:
+        task.encoding.check(task.sizes, task.channels, task.format)

@@ -6,15 +6,17 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vdiff_jax.datasets.prepare.archives import Input, open_input
 from vdiff_jax.datasets.prepare.content import extended
+from vdiff_jax.datasets.prepare.encoding import Named, encoded
+from vdiff_jax.datasets.prepare.given_contexts import GivenContexts, read_contexts
 from vdiff_jax.datasets.prepare.parts import Part, find_parts
-from vdiff_jax.datasets.prepare.pool import converted
+from vdiff_jax.datasets.prepare.pool import Chunk, converted
 from vdiff_jax.datasets.prepare.record import (
     Progress,
     check_begun,
@@ -22,6 +24,7 @@ from vdiff_jax.datasets.prepare.record import (
     finished,
     read_progress,
 )
+from vdiff_jax.datasets.prepare.shards import ContextsOfSplit, ShardWriter
 from vdiff_jax.datasets.prepare.task import Task, check
 from vdiff_jax.datasets.prepare.writers import Writer, make_writer
 from vdiff_jax.files.atomic import write_json
@@ -67,7 +70,10 @@ def _prepare(task: Task) -> dict[str, Any]:
             parts = find_parts(files, task.path, task.splits)
             for line in parts.unread:
                 print(f"prepare: {line}", file=sys.stderr)
-            about = describe(task, files, parts)
+            contexts = None
+            if task.encoding is not None and task.encoding.contexts is not None:
+                contexts = read_contexts(task.encoding.contexts, files, parts)
+            about = describe(task, files, parts, contexts)
             if task.out.exists():
                 return finished(task, files, parts, about)
             check_begun(task, partial, files, parts, about)
@@ -75,7 +81,13 @@ def _prepare(task: Task) -> dict[str, Any]:
             partial.mkdir(parents=True, exist_ok=True)
             write_json(partial / "task.json", about)
             about["splits"] = {
-                split: _prepare_split(task, files, part, task.folder(partial, split))
+                split: _prepare_split(
+                    task,
+                    files,
+                    part,
+                    task.folder(partial, split),
+                    _of_split(contexts, split),
+                )
                 for split, part in parts.of.items()
             }
     about["left_out"] = parts.left_out
@@ -104,8 +116,18 @@ def _tidy(partial: pathlib.Path) -> None:
             path.unlink()
 
 
+def _of_split(contexts: GivenContexts | None, split: str) -> ContextsOfSplit | None:
+    if contexts is None:
+        return None
+    return ContextsOfSplit(contexts.table, contexts.row[split])
+
+
 def _prepare_split(
-    task: Task, files: Input, part: Part, folder: pathlib.Path
+    task: Task,
+    files: Input,
+    part: Part,
+    folder: pathlib.Path,
+    contexts: ContextsOfSplit | None,
 ) -> dict[str, Any]:
     """Writes one split, from where an earlier run stopped; returns its facts."""
     progress = read_progress(folder)
@@ -114,18 +136,37 @@ def _prepare_split(
         names = itertools.islice(part.names.values(), progress.inputs)
         progress.content = extended("", names, files.identity)
     if not progress.finished:
-        opened = make_writer(task.format, folder, task.sizes, task.channels)
-        with contextlib.closing(opened) as writer:
+        with contextlib.closing(_writer(task, folder, contexts)) as writer:
             _write(task, files, part.names, folder, progress, writer)
             _finish(task, part, progress, writer)
         progress.finished = True
         _save(folder, progress)
     return {
-        "pictures": len(part.names) - len(progress.unreadable),
+        "pictures": _copies(task) * (len(part.names) - len(progress.unreadable)),
         "classes": list(part.classes),
         "unreadable": progress.unreadable,
         "content": progress.content,
     }
+
+
+def _writer(
+    task: Task, folder: pathlib.Path, contexts: ContextsOfSplit | None
+) -> Writer:
+    encoding = task.encoding
+    if encoding is None:
+        return make_writer(task.format, folder, task.sizes, task.channels)
+    return ShardWriter(
+        folder,
+        encoding.latent_sizes(task.sizes),
+        channels=encoding.encoder.encoded_channels,
+        dtype=np.dtype(encoding.dtype).newbyteorder("<"),
+        shard_bytes=encoding.shard_bytes,
+        contexts=contexts,
+    )
+
+
+def _copies(task: Task) -> int:
+    return 1 if task.encoding is None else task.encoding.copies
 
 
 def _write(
@@ -139,11 +180,12 @@ def _write(
     left = list(names.items())[progress.inputs :]
     chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
     name = f"prepare {folder.name.removesuffix('.partial')}"
-    with Bar(name, len(names), unit="files", done=progress.inputs) as bar:
-        for chunk, results in converted(task, files, chunks):
-            images, unreadable = _sort_out(chunk, results)
+    unit = "files" if task.encoding is None else "images"
+    with Bar(name, len(names), unit=unit, done=progress.inputs) as bar:
+        for chunk, unreadable, images in _made(task, files, chunks):
             _refuse(unreadable, task)
-            writer.write(progress.inputs - len(progress.unreadable), images)
+            readable = progress.inputs - len(progress.unreadable)
+            writer.write(_copies(task) * readable, images)
             # After the images: a chunk that is written twice is the same.
             progress.inputs += len(chunk)
             originals = [original for _, original in chunk]
@@ -151,6 +193,24 @@ def _write(
             progress.unreadable |= unreadable
             _save(folder, progress)
             bar.update(len(chunk))
+
+
+def _made(
+    task: Task, files: Input, chunks: Sequence[Chunk]
+) -> Iterator[tuple[Chunk, dict[str, str], list[tuple[bytes, ...]]]]:
+    """Chunks in their order, each with its unreadable files and what is written."""
+    sorted_out = (
+        ((chunk, unreadable), images)
+        for chunk, results in converted(task, files, chunks)
+        for images, unreadable in [_sort_out(chunk, results)]
+    )
+    if task.encoding is None:
+        for (chunk, unreadable), images in sorted_out:
+            yield chunk, unreadable, [pixels for _, pixels in images]
+        return
+    shapes = [(size, size, task.channels) for size in task.sizes]
+    for (chunk, unreadable), images in encoded(sorted_out, task.encoding, shapes):
+        yield chunk, unreadable, images
 
 
 def _finish(task: Task, part: Part, progress: Progress, writer: Writer) -> None:
@@ -161,22 +221,23 @@ def _finish(task: Task, part: Part, progress: Progress, writer: Writer) -> None:
             f"None of the {len(names)} files of {task.path} can be read; the first,"
             f" {next(iter(names))}: {next(iter(progress.unreadable.values()))}."
         )
-    writer.finish(
-        list(itertools.compress(names, readable)),
-        None if part.labels is None else part.labels[readable],
-        part.classes,
-    )
+    names = list(itertools.compress(names, readable))
+    labels = None if part.labels is None else part.labels[readable]
+    if task.encoding is not None:
+        names = task.encoding.names(names)
+        labels = None if labels is None else np.repeat(labels, _copies(task))
+    writer.finish(names, labels, part.classes)
 
 
 def _sort_out(
     chunk: Sequence[tuple[str, str]], results: Sequence[tuple[bytes, ...] | str]
-) -> tuple[list[tuple[bytes, ...]], dict[str, str]]:
+) -> tuple[Named, dict[str, str]]:
     images, unreadable = [], {}
     for (name, _), result in zip(chunk, results, strict=True):
         if isinstance(result, str):
             unreadable[name] = result
         else:
-            images.append(result)
+            images.append((name, result))
     return images, unreadable
 
 

@@ -3,10 +3,8 @@
 import io
 import json
 import pathlib
-import shutil
-import zipfile
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import lmdb
 import numpy as np
@@ -15,7 +13,7 @@ import PIL.Image
 from vdiff_jax.datasets.images import Fit, decode
 from vdiff_jax.datasets.lmdb import image_key
 from vdiff_jax.datasets.names import to_bytes
-from vdiff_jax.files.atomic import replacing
+from vdiff_jax.datasets.prepare.npz_file import stream_of_file, write_npz
 
 FORMATS = ("lmdb", "npz")
 
@@ -212,26 +210,10 @@ class NpzWriter:
         for file, size, shape in zip(
             self._files, self._sizes, self._shapes, strict=True
         ):
-            with (
-                replacing(self._folder / f"{size}.npz") as half,
-                zipfile.ZipFile(half, "w", zipfile.ZIP_STORED) as archive,
-            ):
-                _add_pixels(archive, file, (len(names), *shape))
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
+            images = stream_of_file(file, (len(names), *shape), np.dtype(np.uint8))
+            write_npz(self._folder / f"{size}.npz", {"images": images, **arrays})
 
     def close(self) -> None:
         """Closes the files of bare pixels; `prepare` removes them in the end."""
         for file in self._files:
             file.close()
-
-
-def _add_pixels(archive: zipfile.ZipFile, file: Any, shape: tuple[int, ...]) -> None:
-    """Copies bare pixels into an archive as the array `images`."""
-    file.truncate(int(np.prod(shape)))
-    file.seek(0)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with archive.open("images.npy", "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, header)
-        shutil.copyfileobj(file, member, 2**20)
