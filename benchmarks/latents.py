@@ -9,7 +9,8 @@ Three parts, each of which can be had alone by --part:
     digits      handwritten digits by contexts of captions, in pixels; needs no --data
     classes     an autoencoder of diffusers, trained here; then, by our commands only:
                 prepare --encode, train, guide, distill, evaluate, sample
-    contexts    the same latents by contexts of captions in the place of classes
+    contexts    the same latents by contexts of captions in the place of classes; its
+                images are judged by the classifier of the part before
 
 A part that was interrupted goes on. It prints a table, and writes latents.json and
 images to --out. Needs the extra `bench`.
@@ -80,7 +81,7 @@ def of_digits(data: pathlib.Path | None, out: pathlib.Path) -> dict[str, Any]:
         )
     workdir = out / "digits"
     launch("digits_contexts", workdir, {"data.path": folder})
-    return {**_rows(workdir), **_prompted("digits_contexts", workdir, DIGITS)}
+    return {**_rows(workdir), **_prompted("digits_contexts", workdir, DIGITS, workdir)}
 
 
 def of_classes(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
@@ -114,7 +115,8 @@ def of_contexts(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     }  # fmt: skip
     launch("cifar10_contexts", workdir, fields)
     _grid(workdir, out / "contexts.png")
-    return {**_rows(workdir), **_prompted("cifar10_contexts", workdir, names)}
+    shares = _prompted("cifar10_contexts", workdir, names, out / "classes")
+    return {**_rows(workdir), **shares}
 
 
 RUN = {"digits": of_digits, "classes": of_classes, "contexts": of_contexts}
@@ -192,10 +194,17 @@ def _rows(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _prompted(
-    config: str, workdir: pathlib.Path, names: Sequence[str]
+    config: str, workdir: pathlib.Path, names: Sequence[str], judged_in: pathlib.Path
 ) -> dict[str, float]:
-    """The classes of images that were drawn for right prompts and for wrong ones."""
-    (path,) = (workdir / "evaluate" / "reference").glob("judge-*.msgpack")
+    """The classes of images that were drawn for right prompts and for wrong ones.
+
+    Args:
+      config: The name of the config.
+      workdir: The project.
+      names: Names of the classes.
+      judged_in: The project whose evaluation has trained the judge.
+    """
+    (path,) = (judged_in / "evaluate" / "reference").glob("judge-*.msgpack")
     params = flax.serialization.msgpack_restore(path.read_bytes())["params"]
     shares = {}
     for shift in (0, 1):

@@ -28,12 +28,22 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "num_classes": 0,
                 "unet": {"context_features": 32, "context_tokens": 8},
             },
+            "diffusion": {"schedule": "cosine"},
+            "train": {"steps": 2500, "label_dropout": 0.1, "weight": "snr_trunc"},
+            "guide": {"steps": 0},
             "distill": {
-                "start_steps": 32,
+                "start_steps": 16,
                 "end_steps": 4,
                 "updates": "200, 4: 400",
+                "weight": "snr_trunc",
             },
-            "evaluate": {"steps": (4,), "reference_steps": 32},
+            "sample": {"w": ()},
+            "evaluate": {
+                "steps": (4,),
+                "reference_steps": 16,
+                "w": (),
+                "judge": False,
+            },
         }
     )
     return config
