@@ -10,6 +10,7 @@ import tiny
 import vdiff_jax
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.evaluation import classifier
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.starts import make_condition_of
 from vdiff_jax.generation.conditions import of_arrays, of_source
@@ -80,7 +81,9 @@ def test_image_number_i_has_the_condition_of_example_i():
 @pytest.fixture(scope="module")
 def workdir(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("contexts") / "digits"
-    launch.launch(_config("train,sample,evaluate", data), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier, "NUM_UPDATES", 5)  # the judge need not be good
+        launch.launch(_config("train,sample,evaluate", data), workdir)
     return workdir
 
 
@@ -91,7 +94,8 @@ def test_a_model_of_contexts_goes_through_the_stages(workdir, data):
     assert len(list((workdir / "sample").glob("*.png"))) == 5
     model = vdiff_jax.load(workdir / "train")
     null = model.params["null_context"], model.params["null_mask"]
-    np.testing.assert_array_equal(null[0], _context([0])[0][0])
+    # The EMA of what does not change is it, to rounding.
+    np.testing.assert_allclose(null[0], _context([0])[0][0], rtol=1e-5)
     np.testing.assert_array_equal(null[1], [1.0, 0.0, 0.0])
 
 
