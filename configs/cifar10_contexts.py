@@ -10,7 +10,7 @@ the null context of captions.npz stands where a caption is left out. Images of o
 captions: --config.sample.context=prompts.npz, with `context` and `mask`.
 `python -m benchmarks.latents --part contexts` writes the captions and runs all of this.
 
-Result: in docs/latents.md.
+Result: not yet run.
 """
 
 from ml_collections import ConfigDict
@@ -29,12 +29,21 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "unet": {"context_features": 32, "context_tokens": 8},
             },
             "diffusion": {"schedule": "cosine"},
-            "train": {"steps": 2500, "label_dropout": 0.1, "weight": "snr_trunc"},
-            "guide": {"steps": 0},
+            "train": {
+                "steps": 2500,
+                "batch_size": 64,
+                "learning_rate": 1e-3,
+                "label_dropout": 0.1,
+                "ema_decay": 0.998,
+                "weight": "snr_trunc",
+            },
             "distill": {
                 "start_steps": 16,
                 "end_steps": 4,
                 "updates": "200, 4: 400",
+                "batch_size": 64,
+                "learning_rate": 5e-4,
+                "ema_decay": 0.0,
                 "weight": "snr_trunc",
             },
             "sample": {"w": ()},
@@ -46,4 +55,5 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
         }
     )
+    config.guide.steps = 0
     return config

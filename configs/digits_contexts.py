@@ -3,11 +3,16 @@ r"""Handwritten digits, 8x8, by the context of a caption in place of the class.
     python -m benchmarks.latents --part digits --out runs/latents
 
 writes the digits with the contexts of captions such as "a photograph of a three", and
-runs this file. The network is that of configs/digits.py, and attends to 8 vectors of
-width 32 in its middle and at 4x4; training leaves one caption in ten out, and puts the
-null context in its place.
+runs this file:
 
-Result: in docs/latents.md.
+    python launch.py --config configs/digits_contexts.py \
+        --config.data.path=runs/latents/digits-captions
+
+The network is that of configs/digits.py, and attends to 8 vectors of width 32 in its
+middle and at 4x4; training leaves one caption in ten out, and puts the null context in
+its place.
+
+Result: not yet measured.
 """
 
 from ml_collections import ConfigDict
@@ -29,11 +34,21 @@ def get_config(stage: str = "all") -> ConfigDict:
                 },
             },
             "diffusion": {"schedule": "cosine"},
-            "train": {"steps": 2500, "label_dropout": 0.1, "weight": "snr_trunc"},
+            "train": {
+                "steps": 2500,
+                "batch_size": 64,
+                "learning_rate": 1e-3,
+                "label_dropout": 0.1,
+                "ema_decay": 0.998,
+                "weight": "snr_trunc",
+            },
             "distill": {
                 "start_steps": 16,
                 "end_steps": 4,
                 "updates": "300, 4: 500",
+                "batch_size": 64,
+                "learning_rate": 5e-4,
+                "ema_decay": 0.0,
                 "weight": "snr_trunc",
             },
             "evaluate": {

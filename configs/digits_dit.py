@@ -2,9 +2,20 @@ r"""Handwritten digits, 8x8, by a diffusion transformer in place of the U-Net.
 
     python launch.py --config configs/digits_dit.py
 
-or stage by stage, as configs/digits.py, of which all is that is not here.
+or stage by stage, as configs/digits.py, from which all comes that is not here.
 
-The network is that of Peebles & Xie (2023), arXiv:2212.09748, at the size of digits.
+The network is that of Peebles & Xie (2023), arXiv:2212.09748, at the size of digits: 4
+blocks of 64 features on 16 tokens, 0.33 M parameters. Not theirs:
+
+- A learning rate of 2e-3, with the warm-up and the decay of configs/digits.py.
+- 2,000 updates. One takes 1.42 times as long as one of the U-Net (21.9 ms against 15.4
+  on 2 cores, medians of 7 turns), so these are four fifths of its time.
+
+Result: not as good as the U-Net yet. The held-out loss is 0.266, that of the U-Net after
+3,500 updates 0.268; but `frechet_classifier` (not FID) to the training images is 13.8
+(1.1) with 128 steps of DDIM, and the U-Net's 7.0 (0.5): mean, and standard deviation, of
+the seeds 0, 1 and 2 of 1,536 samples each. Its precision is 0.50 against 0.72, its
+recall 0.91 against 0.89. Students are not yet measured.
 """
 
 from ml_collections import ConfigDict
@@ -19,14 +30,22 @@ def get_config(stage: str = "all") -> ConfigDict:
         {
             "model": {
                 "net": "dit",
-                "dit": {"patch": 2, "depth": 6, "features": 64, "num_heads": 4},
+                "dit": {"patch": 2, "depth": 4, "features": 64, "num_heads": 4},
             },
             "diffusion": {"schedule": "cosine"},
             "train": {
-                "steps": 3500,
+                "steps": 2000,
                 "batch_size": 64,
                 "learning_rate": 2e-3,
                 "ema_decay": 0.998,
+                "weight": "snr_trunc",
+            },
+            "distill": {
+                "start_steps": 128,
+                "updates": "400, 16: 600, 8: 1200, 4: 1500, 2: 1300, 1: 1600",
+                "batch_size": 64,
+                "learning_rate": 5e-4,
+                "ema_decay": 0.0,
                 "weight": "snr_trunc",
             },
         }
