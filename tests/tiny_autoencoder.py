@@ -25,12 +25,15 @@ CONFIG = {
 def write(folder, **changes):
     """The folder, and the parameters in it."""
     rng = np.random.default_rng(0)
+    config = {**CONFIG, **changes}
+    own = {"z_channels": config["latent_channels"]}
+    net = NET.clone(**own, image_channels=config["in_channels"])
     params = jax.tree.map(
         lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32),
-        abstract_params(NET),
+        abstract_params(net),
     )
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({**CONFIG, **changes}))
+    (folder / "config.json").write_text(json.dumps(config))
     tensors = names.to_torch(params)
     weights.write(folder / "diffusion_pytorch_model.safetensors", tensors, {})
     return folder, params
