@@ -345,6 +345,20 @@ def test_a_context_is_a_condition_that_guidance_can_leave_out():
         check(config)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("sample.w", (1.0,)), ("evaluate.w", (1.0,)), ("evaluate.judge", True)],
+)
+def test_a_context_is_as_good_as_a_class_for_guidance_and_the_judge(path, value):
+    config = _config(context_features=WIDTH, context_tokens=TOKENS)
+    section, field = path.split(".")
+    config[section][field] = value
+    check(config)
+    config.model.unet.update({"context_features": 0, "context_tokens": 0})
+    with pytest.raises(ValueError, match=f"{path}=.*a class or a context"):
+        check(config)
+
+
 def test_a_config_without_a_context_makes_the_same_network_as_before():
     net = make_model(_config(attention_resolutions=(8,), head_dim=4)).net
     assert net.levels[1].depth == net.mid_depth == net.context_features == 0

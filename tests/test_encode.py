@@ -248,7 +248,10 @@ def test_devices_give_the_same_latents_as_one(tmp_path):
     np.testing.assert_allclose(*latents, rtol=1e-5, atol=1e-5)
 
 
-def test_sizes_splits_and_unreadable_files_are_as_those_of_images(tmp_path, capsys):
+def test_sizes_splits_and_unreadable_files_are_as_those_of_images(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(work, "CHUNK", 2)
     for split in ("train", "test"):
         _photos(tmp_path / "photos" / split, 2 + (split == "train"))
     (tmp_path / "photos" / "train" / "ant" / "001.png").write_bytes(b"no image")

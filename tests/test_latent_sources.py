@@ -1,6 +1,7 @@
 """Latents in shards, contexts beside them, and every way in which they can be bad."""
 
 import pickle
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -100,15 +101,16 @@ def test_one_shard_is_a_file_by_itself(tmp_path):
 def test_the_store_of_a_split_and_size_is_found(tmp_path):
     _store(tmp_path / "train" / "2")
 
-    def length(path, split_name):
+    def length(path, split_name, size=2, **of_latents):
         source = catalog.open_source(
             "npz",
             path=path,
             name="",
             split_name=split_name,
             split="train",
-            image_shape=(2, 2, 4),
+            image_shape=(size, size, 4),
             resize="area",
+            **of_latents,
         )
         return len(source)
 
@@ -117,6 +119,12 @@ def test_the_store_of_a_split_and_size_is_found(tmp_path):
     assert length(tmp_path / "train" / "2", "") == 8
     with pytest.raises(ValueError, match=r"There is none of .*test/2"):
         length(tmp_path, "test")
+    # With an autoencoder images are larger than latents, and either may be there.
+    assert length(tmp_path, "train", size=8, latent_size=2) == 8
+    np.savez(tmp_path / "train" / "8.npz", images=np.zeros((3, 8, 8, 4), np.uint8))
+    assert length(tmp_path, "train", size=8, latent_size=2) == 8
+    shutil.rmtree(tmp_path / "train" / "2")
+    assert length(tmp_path, "train", size=8, latent_size=2) == 3
 
 
 def test_shards_that_do_not_fit_together_are_refused_by_name(tmp_path):

@@ -24,6 +24,7 @@ def open_source(
     image_shape: tuple[int, int, int],
     resize: Any,
     other_name: str | None = None,
+    latent_size: int = 0,
 ) -> Source:
     """Opens the source of one kind for one split.
 
@@ -40,18 +41,25 @@ def open_source(
       image_shape: [height, width, channels] that decoded images are brought to.
       resize: How they are resized: a `Resize` for `Fit`.
       other_name: Name of the other split; None if there is none.
+      latent_size: Height and width of the latents that may be there in the place of
+        images; 0 if there is no autoencoder, so that `image_shape` is theirs too.
 
     Raises:
       ValueError: If there are no data in `path`, or not of that kind; if they cannot
         be read; if the test split has classes that the training split lacks.
     """
+    sizes = (latent_size, image_shape[0]) if latent_size else (image_shape[0],)
     try:
-        source = _open(
-            kind, path / split_name, path, name, split_name, split, image_shape, resize
-        )
+        place = path / split_name
+        if kind == "npz":
+            source = _open_arrays(place, sizes)
+        else:
+            source = _open(
+                kind, place, path, name, split_name, split, image_shape, resize
+            )
         if other_name is None or other_name == split_name:
             return source
-        other = _classes(kind, path / other_name, image_shape[0])
+        other = _classes(kind, path / other_name, sizes)
         return _numbered_alike(source, split, other, path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -87,10 +95,6 @@ def _open(
             from vdiff_jax.datasets.lmdb import open_lmdb
 
             return decoded(open_lmdb(place, image_shape[0]))
-        case "npz":
-            from vdiff_jax.datasets.npz import Npz
-
-            return Npz(_arrays(place, image_shape[0]))
         case "tfds":
             from vdiff_jax.datasets.tfds import TfdsFiles
 
@@ -112,7 +116,7 @@ def _print_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _classes(kind: str, place: pathlib.Path, size: int) -> tuple[str, ...]:
+def _classes(kind: str, place: pathlib.Path, sizes: tuple[int, ...]) -> tuple[str, ...]:
     """The classes of a split that is not opened; () if it is not there or has none."""
     try:
         match kind:
@@ -121,11 +125,9 @@ def _classes(kind: str, place: pathlib.Path, size: int) -> tuple[str, ...]:
             case "lmdb":
                 from vdiff_jax.datasets.lmdb import Lmdb
 
-                return Lmdb(place, size).classes or ()
+                return Lmdb(place, sizes[-1]).classes or ()
             case "npz":
-                from vdiff_jax.datasets.npz import Npz
-
-                return Npz(_arrays(place, size)).classes or ()
+                return getattr(_open_arrays(place, sizes), "classes", None) or ()
     except (OSError, ValueError):  # it says so itself once it is opened
         pass
     return ()
@@ -143,16 +145,29 @@ def _numbered_alike(
     return source if classes == own else Renumbered(source, own, classes)
 
 
-def _arrays(path: pathlib.Path, size: int) -> pathlib.Path:
+def _open_arrays(path: pathlib.Path, sizes: tuple[int, ...]) -> Source:
+    from vdiff_jax.datasets.npz import Npz
+
+    return Npz(_arrays(path, sizes))
+
+
+def _arrays(path: pathlib.Path, sizes: tuple[int, ...]) -> pathlib.Path:
     """The file of arrays, or the folder of its shards, that a place stands for.
 
     `path` itself, or <size>.npz or the folder <size> in it as `prepare` writes, or the
     path with .npz or .npy.
+
+    Args:
+      path: The place.
+      sizes: Of what may be there: of latents and of their images, or of either.
     """
     from vdiff_jax.datasets.npz import is_sharded
 
     by_suffix = [path.with_name(path.name + suffix) for suffix in (".npz", ".npy")]
-    candidates = [path, path / f"{size}.npz", path / str(size), *by_suffix]
+    # Shards are latents, and of another size than images with an autoencoder.
+    shards = path / str(sizes[0])
+    files = [path / f"{size}.npz" for size in reversed(sizes)]
+    candidates = [path, shards, *files, *by_suffix]
     for candidate in candidates:
         if candidate.is_file() or is_sharded(candidate):
             return candidate

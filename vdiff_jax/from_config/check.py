@@ -308,7 +308,7 @@ def _check_guide(config: Config) -> None:
         )
     if guide.w_features % 2:
         raise ValueError(f"guide.w_features={guide.w_features} must be even.")
-    if has_guide(config) and not _has_condition(config):
+    if has_guide(config) and not _is_conditional(config):
         raise ValueError(
             f"guide.steps={guide.steps} needs a model that is conditioned on a class:"
             " set model.num_classes, and train with train.label_dropout above 0."
@@ -379,8 +379,8 @@ def check_sample(config: Config) -> None:
       ValueError: In one line, as of `check`.
     """
     sample, num_classes = config.sample, config.model.num_classes
-    if sample.w and not _has_condition(config):
-        raise _no_condition("sample.w", sample.w)
+    if sample.w and not _is_conditional(config):
+        raise _no_classes("sample.w", sample.w)
     for field in ("labels", "image_labels"):
         _check_labels(f"sample.{field}", sample[field], num_classes)
     first, last = sample.guidance_interval
@@ -425,13 +425,9 @@ def _check_labels(path: str, labels: tuple[int | str, ...], num_classes: int) ->
 
 def _check_evaluate(config: Config) -> None:
     evaluate, data = config.evaluate, config.data
-    if evaluate.w and not _has_condition(config):
-        raise _no_condition("evaluate.w", evaluate.w)
-    if evaluate.judge and not config.model.num_classes:
-        raise ValueError(
-            f"evaluate.judge={evaluate.judge} needs a model that is conditioned on a"
-            " class, and this one is not (model.num_classes=0)."
-        )
+    for field in ("w", "judge"):
+        if evaluate[field] and not _is_conditional(config):
+            raise _no_classes(f"evaluate.{field}", evaluate[field])
     if "inception" in evaluate.features:
         if not evaluate.inception_weights:
             raise ValueError(
@@ -467,15 +463,15 @@ def _check_evaluate(config: Config) -> None:
         _check_num_steps(config, "evaluate.steps", num_steps)
 
 
-def _has_condition(config: Config) -> bool:
-    """True for a model with a condition that guidance can leave out."""
-    return config.model.num_classes > 0 or context_shape_of(config) is not None
+def _is_conditional(config: Config) -> bool:
+    """True if the model is conditioned on a class or a context."""
+    return bool(config.model.num_classes) or context_shape_of(config) is not None
 
 
-def _no_condition(path: str, value: Any) -> ValueError:
+def _no_classes(path: str, value: Any) -> ValueError:
     return ValueError(
         f"{path}={value} needs a model that is conditioned on a class or a context, and"
-        " this one is not (model.num_classes=0)."
+        " this one is not (model.num_classes=0, and no model.unet.context_tokens)."
     )
 
 

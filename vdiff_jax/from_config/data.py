@@ -97,6 +97,7 @@ def _source(config: Config, split: catalog.Split) -> Source:
         split=split,
         other_name=other_name,
         image_shape=decoded_shape(config),
+        latent_size=data.image_size if data.autoencoder else 0,
         resize=data.resize,
     )
 
