@@ -99,7 +99,8 @@ def test_every_config_dry_runs_every_stage(name, capsys, tmp_path):
         assert said["config"]["model"]["output"] == "v"
         planned = {entry["stage"] for entry in said["run"]}
         everything = {"train", "distill", "evaluate"}
-        everything |= {"guide"} if "_guided" in name or name in OF_LATENTS else set()
+        assert config.guide.steps or not ("_guided" in name or name in OF_LATENTS)
+        everything |= {"guide"} if config.guide.steps else set()
         assert planned == (everything if stage == "all" else {stage})
     assert not (tmp_path / "new").exists()
 

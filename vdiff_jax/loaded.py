@@ -178,6 +178,7 @@ class LoadedModel:
                 "w": () if w is None else (w,),
                 "sampler": sampler or role.sampler,
                 "batch_size": batch_size,
+                "noise": "",  # it may be that of a command; here it is the seed's
             }
         )
         check(config)
