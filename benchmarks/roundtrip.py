@@ -20,6 +20,7 @@ import PIL.Image
 import torch
 
 from vdiff_jax.datasets.digits import digits
+from vdiff_jax.datasets.reader import Reader
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.evaluation import classifier, features, frechet, moments
 from vdiff_jax.generation.grids import enlarge, tile
@@ -94,7 +95,7 @@ def launch(config: str, workdir: pathlib.Path, field: str, value: object) -> Non
 def measure(out: pathlib.Path) -> None:
     """Judges the images of stock diffusers: accuracy, distance, and a sheet of them."""
     train, test = digits("train"), digits("test")
-    known = train.images, train.labels, (test.images, test.labels)
+    known = Reader(train), Reader(test)
     judge = classifier.train(*known, kind="judge", seed=1)
     features_of = features.of_classifier(classifier.train(*known)).extract
     real = frechet.with_root(moments.moments(features_of(train.images).pooled))

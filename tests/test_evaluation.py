@@ -44,6 +44,13 @@ def test_the_classifier_knows_the_digits_and_is_the_same_every_time():
     assert ruler.distance(known.extract(noise)) > 20 * near
 
 
+def test_the_updates_of_a_classifier_are_counted(monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_UPDATES", 3)
+    data, counts = Reader(digits("test")), []
+    classifier.train(data, data, advance=counts.append)
+    assert sum(counts) == 3
+
+
 def test_unlabelled_data_have_no_classifier():
     source = Arrays(np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="at least two classes"):

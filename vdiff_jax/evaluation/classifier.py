@@ -124,6 +124,7 @@ def train(
     *,
     kind: Literal["classifier", "judge"] = "classifier",
     seed: int = 0,
+    advance: Callable[[int], None] = lambda updates: None,
 ) -> Trained:
     """Trains with a fixed seed: the same data give the same features.
 
@@ -132,6 +133,7 @@ def train(
       held_out: Those on which the accuracy is measured.
       kind: The network that gives features, or the judge.
       seed: Seed of the initialisation and the order.
+      advance: Called with the number of updates that were made since the last call.
 
     Raises:
       ValueError: If the images are all of one class.
@@ -170,6 +172,8 @@ def train(
     opt_state = optimizer.init(params)
     for batch in examples.batches(order):
         params, opt_state = update(params, opt_state, batch["image"], batch["label"])
+        jax.block_until_ready(params)  # what is only queued is not made
+        advance(1)
     predict = jax.jit(lambda image: logits_of(params, image).argmax(axis=1))
     return Trained(
         params=jax.tree.map(np.asarray, params),

@@ -264,9 +264,15 @@ def _trained(
     if labels.max() == labels.min():
         raise NotToBeHadError(NO_CLASSES)
     print(f"evaluate: training a {kind} on the data")
-    trained = classifier.train(
-        train.reader, test.reader, kind=kind, seed=kind == "judge"
-    )
+    num, shown = classifier.NUM_UPDATES, parallel.is_main()
+    with Bar(f"train a {kind}", num, unit="updates", shown=shown, delay=5.0) as bar:
+        trained = classifier.train(
+            train.reader,
+            test.reader,
+            kind=kind,
+            seed=kind == "judge",
+            advance=bar.update,
+        )
     if parallel.is_main():
         write_bytes(path, flax.serialization.msgpack_serialize(trained._asdict()))
     return trained
