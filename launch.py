@@ -31,6 +31,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vdiff_jax import parallel
+from vdiff_jax.codec import Autoencoder
 from vdiff_jax.command import manual
 from vdiff_jax.command.parse import parse
 from vdiff_jax.command.words import Flags
@@ -39,7 +40,8 @@ from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.check import check, check_fields, check_files
 from vdiff_jax.from_config.choices import as_json, section_of
 from vdiff_jax.from_config.fields import TRAINING, words_of
-from vdiff_jax.from_config.model import has_guide, make_model
+from vdiff_jax.from_config.model import has_guide, make_codec, make_model
+from vdiff_jax.interop.diffusers.autoencoder import abstract_params
 from vdiff_jax.stages import Stage, distill, export, guide, import_model, replay, train
 from vdiff_jax.stages.evaluate import stage as evaluate
 from vdiff_jax.stages.sample import images as sample
@@ -149,7 +151,7 @@ def launch(
             config = import_model.described(config)
         description = {
             "config": as_json(config),
-            "parameters": make_model(config).num_parameters(),
+            **_parameters(config),
             "devices": [str(device) for device in jax.devices()],
             "run": [entry for stage in stages for entry in stage.plan(project)],
         }
@@ -163,6 +165,16 @@ def launch(
             stage.run(project)
             if check_still_there is not None:
                 check_still_there()
+
+
+def _parameters(config: ConfigDict) -> dict[str, int]:
+    """The numbers of parameters: of the network, and of the autoencoder of latents."""
+    counts = {"parameters": make_model(config).num_parameters()}
+    codec = make_codec(config)
+    if isinstance(codec, Autoencoder):
+        leaves = jax.tree.leaves(abstract_params(codec.net))
+        counts["autoencoder_parameters"] = sum(leaf.size for leaf in leaves)
+    return counts
 
 
 def chosen_stages(config: ConfigDict) -> list[Stage]:

@@ -17,11 +17,12 @@ import optax
 
 from configs import digits
 from vdiff_jax import parallel
+from vdiff_jax.datasets.device_feed import batch_of
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import section_of
-from vdiff_jax.from_config.data import make_feeder, make_source
-from vdiff_jax.from_config.losses import distill_loss, train_loss
+from vdiff_jax.from_config.data import has_images, make_feeder, make_source
+from vdiff_jax.from_config.losses import distill_loss, guide_loss, train_loss
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.from_config.step import (
@@ -31,7 +32,6 @@ from vdiff_jax.from_config.step import (
 )
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.training.step import Job, init_state, make_train_step
-from vdiff_jax.types import Batch, Condition
 
 STEPS, BATCH_SIZE, SEED = 20, 32, (0, 0)
 
@@ -81,13 +81,12 @@ def make_net(out_channels, num_classes):
 class Bench:
     """A model, its step and its data, on all devices."""
 
-    def __init__(self, config, stage="train"):
+    def __init__(self, config, stage="train", guided=False):
         self.config, self.section = config, section_of(config, stage)
-        self.model = make_model(config)
+        self.model = make_model(config, guided=guided or stage == "guide")
         self.mesh = parallel.make_mesh(config.parallel.fsdp)
-        self.feeder = make_feeder(
-            config, make_source(config, "train"), self.section, self.mesh
-        )
+        source = make_source(config, "train")
+        self.feeder = make_feeder(config, source, self.section, self.mesh)
         self.optimizer = optimizer_of(self.section)
         auxiliary = None
         if stage == "distill" and METHODS[config.distill.method].auxiliary:
@@ -102,19 +101,29 @@ class Bench:
             self.loss = distill_loss(config, self.model, self.model)
             places = self.shardings.params
             teacher = (parallel.put(self.params(1), places), jnp.int32(4))
+        if stage == "guide":
+            base = make_model(config)
+            self.loss = guide_loss(config, base, self.model)
+            places = parallel.state_shardings(base.abstract_params(), self.mesh)
+            teacher = (parallel.put(self.params(1, base), places),)
         self.step = compiled_train_step(
             config, self.section, self.loss, self.feeder, self.mesh, self.shardings
         )
-        self.job = Job(jax.random.key(7), jnp.int32(STEPS), *teacher)
+        codec = self.model.codec.params if has_images(source) else None
+        self.job = Job(jax.random.key(7), jnp.int32(STEPS), *teacher, codec=codec)
 
-    def params(self, seed):
+    def params(self, seed, model=None):
         """Parameters of which none is zero, as those of a new block would be."""
-        leaves, tree = jax.tree.flatten(self.model.abstract_params())
+        abstract = (model or self.model).abstract_params()
+        leaves, tree = jax.tree.flatten(abstract)
         rng = np.random.default_rng(seed)
         values = [
             rng.normal(scale=leaf.shape[-1] ** -0.5, size=leaf.shape) for leaf in leaves
         ]
-        return jax.tree.unflatten(tree, [jnp.asarray(v, jnp.float32) for v in values])
+        params = jax.tree.unflatten(tree, [jnp.asarray(v, jnp.float32) for v in values])
+        if "null_mask" in params:
+            params["null_mask"] = jnp.ones_like(params["null_mask"])
+        return params
 
     @functools.cached_property
     def compiled(self):
@@ -139,7 +148,7 @@ class Bench:
             for leaf in jax.tree.leaves(read(feed)):
                 digest.update(np.ascontiguousarray(parallel.fetch(leaf)))
             state, metrics = self.compiled(state, feed, self.job)
-            losses += metrics["loss"].tolist()
+            losses += parallel.fetch(metrics["loss"]).tolist()
         return said(losses, digest, state)
 
 
@@ -165,6 +174,7 @@ def pmapped(bench):
             learning_rate_of(bench.section),
             ema_decay=bench.section.ema_decay,
             stratified=bench.section.stratified_times,
+            flip=bench.config.data.flip,
             axis_name="batch",
         ),
         axis_name="batch",
@@ -182,10 +192,11 @@ def under_pmap(bench):
     losses, digest = [], hashlib.sha256()
     for i in range(STEPS):
         rows = batch_indices(i, batch_size=BATCH_SIZE, length=len(source), seed=SEED)
-        image = np.stack([source[row]["image"] for row in rows])
-        label = np.array([source[row]["label"] for row in rows], np.int32)
-        digest.update(image)
-        batch = Batch(image, Condition(label))
+        examples = [source[row] for row in rows]
+        batch = batch_of(
+            {name: np.stack([each[name] for each in examples]) for name in examples[0]}
+        )
+        digest.update(batch.image)
         parts = jax.tree.map(
             lambda leaf: leaf.reshape(devices, -1, *leaf.shape[1:]), batch
         )

@@ -101,7 +101,7 @@ def _refusal(config):
 
 
 def test_there_are_few_fields_and_each_is_its_own_default():
-    assert len(FIELDS) <= 151
+    assert len(FIELDS) <= 152
     for path, field in FIELDS.items():
         assert field.allowed.contains(field.default), path
 
@@ -195,6 +195,7 @@ def test_true_is_no_number_and_no_number_is_true():
             "distill.start_steps=2048: num_steps=2048 is more",
         ),
         ({"stage": "import"}, "source.path='' is empty"),
+        ({"export.decode": True}, "export.decode=True .* set data.autoencoder to"),
         (
             {"export.formats": ("diffusers",), "sample.sampler": "stochastic"},
             "cannot be exported as diffusers",

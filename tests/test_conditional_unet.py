@@ -12,7 +12,6 @@ import tiny
 from vdiff_jax import guidance
 from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.interop import stablehlo
 from vdiff_jax.nets.attention import attend, attend_by_jax, attend_on_cpu
 from vdiff_jax.nets.context import FIXED
 from vdiff_jax.nets.layers import Style
@@ -364,12 +363,6 @@ def test_a_config_without_a_context_makes_the_same_network_as_before():
     assert net.levels[1].depth == net.mid_depth == net.context_features == 0
     assert "depth" not in describe(net)
     assert "context" not in describe(net)
-
-
-def test_a_context_has_no_place_in_the_sampler_that_stablehlo_holds():
-    config = _config(context_features=WIDTH, context_tokens=TOKENS)
-    with pytest.raises(ValueError, match="cannot be exported to stablehlo: it takes a"):
-        stablehlo.check_writable(make_model(config))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,21 @@ import importlib
 import inspect
 import json
 import pathlib
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 import launch
+import tiny_autoencoder
+from vdiff_jax.files import weights
 from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import variance_interpolation
+from vdiff_jax.interop.diffusers import conditional_unet
+from vdiff_jax.nets.serialization import describe
+from vdiff_jax.nets.wrappers import Converted
 from vdiff_jax.workdir.layout import Project
 
 CONFIGS = sorted(
@@ -37,9 +45,30 @@ def test_the_data_sets_are_there():
         "folder",
         "imagenet64",
         "imagenet64_guided",
+        "cin256",
+        "dit256",
         "lsun_bedroom128",
         "lsun_church128",
     } <= set(CONFIGS)
+
+
+# Of latents, with the autoencoders that they are published with.
+OF_LATENTS = {
+    "cin256": {
+        "_class_name": "VQModel", "latent_channels": 3, "num_vq_embeddings": 8192,
+        "vq_embed_dim": 3, "block_out_channels": [128, 256, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3, "layers_per_block": 2,
+        "scaling_factor": 1.0,
+    },
+    "dit256": {
+        "_class_name": "AutoencoderKL", "latent_channels": 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4, "layers_per_block": 2,
+        "scaling_factor": 0.18215,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -56,14 +85,22 @@ def test_every_config_dry_runs_every_stage(name, capsys, tmp_path):
             with pytest.raises(ValueError, match="distill it first with"):
                 launch.launch(config, tmp_path / "new", dry_run=True)
             config.distill.start = "previous"
+        counted = {"parameters"}
+        if name in OF_LATENTS:
+            channels, scale = config.data.channels, config.data.latent_scale
+            folder, _ = tiny_autoencoder.write(
+                tmp_path / "vae", latent_channels=channels, scaling_factor=scale
+            )
+            config.data.autoencoder = str(folder)
+            counted |= {"autoencoder_parameters"}
         launch.launch(config, tmp_path / "new", dry_run=True)
         said = json.loads(capsys.readouterr().out)
-        assert set(said) == {"config", "parameters", "devices", "run"}
+        assert set(said) == {"config", *counted, "devices", "run"}
         assert said["config"]["model"]["output"] == "v"
         planned = {entry["stage"] for entry in said["run"]}
         everything = {"train", "distill", "evaluate"}
-        guided = "_guided" in name or name == "cifar10_latents"
-        everything |= {"guide"} if guided else set()
+        assert config.guide.steps or not ("_guided" in name or name in OF_LATENTS)
+        everything |= {"guide"} if config.guide.steps else set()
         assert planned == (everything if stage == "all" else {stage})
     assert not (tmp_path / "new").exists()
 
@@ -117,6 +154,64 @@ def test_the_papers_networks_have_the_papers_sizes(name, output, parameters):
     config = _config(name)
     config.model.output = output
     assert make_model(config).num_parameters() == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "of_autoencoder"),
+    [
+        # The U-Net, and the table of the classes and of none.
+        ("cin256", 400_920_579 + 1001 * 512, 55_322_782),
+        # Published, without the fixed embedding of places and the learned variance.
+        ("dit256", 675_129_632 - 256 * 1152 - 16 * 1153, 83_653_863),
+    ],
+)
+def test_published_models_of_latents_have_their_sizes(
+    name, parameters, of_autoencoder, tmp_path
+):
+    """By the command, which reads what the autoencoder is, and none of its weights."""
+    (tmp_path / "config.json").write_text(json.dumps(OF_LATENTS[name]))
+    command = f"launch.py --config {name}:train --dry_run --workdir {tmp_path / 'new'}"
+    command += f" --config.data.autoencoder={tmp_path}"
+    run = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    printed = json.loads(run.stdout)
+    assert printed["parameters"] == parameters
+    assert printed["autoencoder_parameters"] == of_autoencoder
+    text = importlib.import_module(f"configs.{name}").__doc__
+    for number in (parameters, of_autoencoder):
+        assert f"{number:,}" in text
+
+
+def _unet_of_imagenet(tmp_path):
+    """Their config of the U-Net of latent diffusion on ImageNet, as a network."""
+    down, up = ["CrossAttnDownBlock2D"] * 3, ["CrossAttnUpBlock2D"] * 3
+    content = {
+        "_class_name": "UNet2DConditionModel", "sample_size": 64, "in_channels": 3,
+        "out_channels": 3, "block_out_channels": [192, 384, 576, 960],
+        "layers_per_block": 2, "down_block_types": ["DownBlock2D", *down],
+        "up_block_types": [*up, "UpBlock2D"], "cross_attention_dim": 512,
+        "attention_head_dim": 1,
+    }  # fmt: skip
+    table = {"weight": np.zeros((1001, 512), np.float32)}
+    weights.write(tmp_path / conditional_unet.CLASS_TABLE, table, {})
+    return conditional_unet.net_of(content, tmp_path / "config.json", tmp_path)
+
+
+def test_the_layout_of_latent_diffusion_is_that_of_the_published_config(tmp_path):
+    net, config = _unet_of_imagenet(tmp_path), _config("cin256")
+    assert describe(net) == config.model.unet.layout
+    ours = make_model(config).net
+    assert isinstance(ours, Converted)
+    own = {"dropout": 0.0, "timesteps": ours.net.timesteps}
+    assert ours.net.clone(parent=None) == net.clone(**own, parent=None)
+    # The golden values of reference implementations, at steps 0 and 999.
+    assert ours.net.timesteps[0] == pytest.approx(6.50078904, abs=1e-6)
+    assert ours.net.timesteps[999] == pytest.approx(-8.85740280, abs=1e-6)
 
 
 def test_ladders_have_the_papers_stages():

@@ -174,7 +174,7 @@ def test_three_betas_make_one_step_in_float32(logsnr_min):
         ({"patch": 2}, "model.unet.patch=2"),
         ({"dtype": "bfloat16"}, "bfloat16"),
         ({"num_classes": 10, "guided": True}, "set export.w"),
-        ({"computed_from": "eps"}, "it is a Converted"),
+        ({"computed_from": "eps"}, r"predicts 'eps'.*\(model\.computed_from=''"),
     ],
     ids=str,
 )

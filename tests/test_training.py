@@ -85,6 +85,17 @@ def test_the_ema_starts_at_the_parameters_and_forgets_geometrically():
     assert float(copy["w"]) == np.float32(0.1)
 
 
+def test_what_no_update_changes_is_its_own_average():
+    """As a mean of itself it would move by a rounding in each update."""
+    params = {"in": {"w": jnp.linspace(0.1, 2.0, 9)}}
+    params["null_context"] = params["in"]["w"]
+    ema = params
+    for _ in range(5):
+        ema = update_ema(ema, params, 0.9)
+    np.testing.assert_array_equal(ema["null_context"], params["null_context"])
+    assert (ema["in"]["w"] != params["in"]["w"]).any()
+
+
 @pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 def test_the_learning_rate_warms_up_and_anneals(decay):
     rate = make_learning_rate(0.5, warmup_steps=10, decay=decay)

@@ -204,6 +204,16 @@ class Autoencoder:
         """Images encoded: moments or latents, in float32; some at a time."""
         return self._on_devices(self._encoded, images)
 
+    def decode(self, params: Params, latents: Array) -> Array:
+        """Images of uint8 from latents, all at once; to be compiled.
+
+        Args:
+          params: Parameters of the network; the decoder's are enough.
+          latents: As `from_x` gives them.
+        """
+        x: Any = self.net.apply({"params": params}, latents, method=self.net.decode)
+        return to_pixels(x)
+
     def _encode(self, params: Params, images: Array) -> Array:
         x = from_pixels(images)
         moments: Any = self.net.apply({"params": params}, x, method=self.net.encode)
@@ -215,8 +225,7 @@ class Autoencoder:
 
     @functools.partial(jax.jit, static_argnums=0)
     def _decoded(self, params: Params, latents: Array) -> Array:
-        x: Any = self.net.apply({"params": params}, latents, method=self.net.decode)
-        return to_pixels(x)
+        return self.decode(params, latents)
 
     def _on_devices(
         self, function: Callable[[Params, Any], Any], data: np.ndarray

@@ -18,18 +18,18 @@ from jaxtyping import Array, Bool, Float, Num
 
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.from_config.check import check
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.defaults import defaults
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.conditions import of_arrays
 from vdiff_jax.generation.sampler import request
-from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.interop.diffusers.read import of_latents, read_folder
 from vdiff_jax.types import Condition, Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir.classes import class_names
-from vdiff_jax.workdir.layout import CONFIG, Project, role_of_folder
+from vdiff_jax.workdir.layout import CONFIG, Project, result, role_of_folder
 from vdiff_jax.workdir.recorded import recorded_config
 from vdiff_jax.workdir.trained import (
     Trained,
@@ -39,6 +39,7 @@ from vdiff_jax.workdir.trained import (
     finished,
     in_file,
     placed,
+    refuse_guidance,
 )
 
 BATCH_SIZE = 64
@@ -177,13 +178,21 @@ class LoadedModel:
                 "w": () if w is None else (w,),
                 "sampler": sampler or role.sampler,
                 "batch_size": batch_size,
+                "noise": "",  # it may be that of a command; here it is the seed's
             }
         )
         check(config)
         check_sampler(role, config.sample.sampler)
         if config.sample.w and not self.trained.takes_w:
-            check_can_be_guided(self.trained.folder)
+            self._check_can_be_guided()
         return config
+
+    def _check_can_be_guided(self) -> None:
+        folder = self.trained.folder
+        if folder.is_dir() and result(folder) is None:  # of diffusers
+            refuse_guidance(folder, as_json(self.config))
+        else:
+            check_can_be_guided(folder)
 
 
 def load(path: str | os.PathLike[str]) -> LoadedModel:
@@ -232,10 +241,12 @@ def _preferred(project: Project) -> list[Role]:
 
 
 def _of_diffusers(path: pathlib.Path) -> LoadedModel:
-    source = read_folder(path)
+    source = of_latents(read_folder(path), path)
     config: Config = defaults("sample")
     config.data.update({"channels": 0, "image_size": 0})
     config = imported.with_fields(config, source.fields)
+    if not source.can_be_guided:
+        config.train.label_dropout = 0.0
     guided = "guide" in source.fields
     role = GUIDED if guided else BASE
     if source.num_steps:

@@ -155,7 +155,9 @@ class Model:
                 f"The mask has shape {mask.shape}, and its context {context.shape}: it"
                 " must have a value for each vector of the context."
             )
-        return with_mask(Condition(label, jnp.asarray(context), mask))
+        context = jnp.asarray(context)
+        mask = None if mask is None else jnp.asarray(mask)
+        return with_mask(Condition(label, context, mask))
 
     def _apply(
         self,

@@ -369,6 +369,12 @@ def _check_export(config: Config) -> None:
             f"export.w={export.w}, but without guide.steps no model takes a guidance"
             " weight: run the guide stage, and distill."
         )
+    imports = "import" in words_of(config.stage)  # which may bring an autoencoder
+    if export.decode and not (config.data.autoencoder or imports):
+        raise ValueError(
+            "export.decode=True needs a model of latents with an autoencoder: set"
+            " data.autoencoder to its folder, or leave export.decode out."
+        )
     _check_num_steps(config, "export.steps", export.steps)
 
 

@@ -501,6 +501,9 @@ _EXPORT = {
         ),
         "The guidance weight that is folded in, for diffusers.",
     ),
+    "decode": Field(
+        False, yes_or_no(), "Of latents: the code of stablehlo gives images."
+    ),
 }
 
 _SAMPLE = {

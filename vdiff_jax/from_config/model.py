@@ -117,10 +117,15 @@ def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
 
 def context_shape_of(config: Config) -> tuple[int, int] | None:
     """[tokens, width] of the context that the network is given; None for none."""
-    unet = config.model.unet
-    if config.model.net != "unet":
+    return context_shape_in(config.model)
+
+
+def context_shape_in(model: Any) -> tuple[int, int] | None:
+    """The same, of the section `model` alone, which may be of an earlier version."""
+    if model["net"] != "unet":
         return None
-    shape = fields_of(unet.layout) if unet.layout else unet
+    unet = model["unet"]
+    shape = fields_of(unet["layout"]) if unet.get("layout") else unet
     tokens = shape.get("context_tokens", 0)
     return (tokens, shape["context_features"]) if tokens else None
 

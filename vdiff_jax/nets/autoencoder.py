@@ -35,6 +35,8 @@ Results = Num[Array, " batch *result"]
 
 # Of the logarithm of the variance of latents: beyond, it is not to be believed.
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
+# The parts of the parameters that `decode` reads.
+OF_DECODER = ("decoder", "post_quant_conv", "quantize")
 
 
 @dataclasses.dataclass(frozen=True)

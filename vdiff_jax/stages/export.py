@@ -65,7 +65,7 @@ def run(project: Project) -> None:
             w=w,
         )
     if "stablehlo" in section.formats:
-        stablehlo.check_writable(trained.model)
+        stablehlo.check_writable(trained.model, decode=section.decode)
     params = jax.tree.map(parallel.fetch, trained.params())
     if not parallel.is_main():
         return
@@ -79,7 +79,11 @@ def run(project: Project) -> None:
             folder, config, sampler, params, w, about
         ),
         "stablehlo": lambda folder: stablehlo.write(
-            folder, sampler, params, num_steps=section.steps
+            folder,
+            sampler,
+            params,
+            num_steps=section.steps,
+            decode=section.decode,
         ),
     }
     out = project.output / "export" / _folder_name(trained.role, section.steps)

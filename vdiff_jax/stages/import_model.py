@@ -16,10 +16,10 @@ from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.moved import current
 from vdiff_jax.from_config.step import optimizer_of
 from vdiff_jax.interop import model_file, paper_checkpoints
-from vdiff_jax.interop.diffusers.autoencoder import PARTS, describe_autoencoder
+from vdiff_jax.interop.diffusers.autoencoder import describe_autoencoder
 from vdiff_jax.interop.diffusers.conditional_unet import NULL_CONTEXT
 from vdiff_jax.interop.diffusers.folder import weight_files
-from vdiff_jax.interop.diffusers.read import read_folder
+from vdiff_jax.interop.diffusers.read import of_latents, read_folder
 from vdiff_jax.interop.imported_model import Imported
 from vdiff_jax.stages import Stage
 from vdiff_jax.training import checkpoints
@@ -123,6 +123,27 @@ def run(project: Project) -> None:
     )
 
 
+def _check_autoencoder(fields: Fields) -> None:
+    """Refuses an autoencoder that is not of the network's latents, or has no weights.
+
+    Raises:
+      ValueError: With what does not fit.
+    """
+    data = fields["data"]
+    if not data.get("autoencoder"):
+        return
+    place, scale = pathlib.Path(data["autoencoder"]), data.get("latent_scale", 0.0)
+    net, _, _, folder = describe_autoencoder(place, scale)
+    if net.latent_channels != data["channels"]:
+        raise ValueError(
+            f"The autoencoder in {folder} has latents of {net.latent_channels}"
+            f" channels, and the network takes {data['channels']}: they are not of one"
+            " model. Put the right one there, or take it away and set"
+            " data.latent_scale."
+        )
+    weight_files(folder)
+
+
 def _with_autoencoder(fields: Fields, workdir: pathlib.Path) -> Fields:
     """The fields after the autoencoder of a model of latents was copied."""
     place = fields["data"].get("autoencoder", "")
@@ -157,6 +178,7 @@ def _kind(config: Config) -> Kind:
 def _read(config: Config) -> Imported:
     """The model, and the steps that its students are to halve."""
     source = _model(config)
+    _check_autoencoder(source.fields)
     if not source.num_steps:
         return source
     steps = {"start_steps": source.num_steps}
@@ -166,7 +188,7 @@ def _read(config: Config) -> Imported:
 def _model(config: Config) -> Imported:
     kind, path = _kind(config), pathlib.Path(config.source.path)
     if kind == "diffusers":
-        return _of_latents(_of_diffusers(path), path, config.data.latent_scale)
+        return of_latents(_of_diffusers(path), path, config.data.latent_scale)
     if kind == "released":
         return _never_without_class(
             paper_checkpoints.read(path, config.source.output, config.data.image_size)
@@ -194,22 +216,6 @@ def _model(config: Config) -> Imported:
             " (sample.from), but is no base model."
         )
     return Imported(fields, model_file.read(path), about.num_steps)
-
-
-def _of_latents(source: Imported, path: pathlib.Path, scale: float) -> Imported:
-    """The model with its autoencoder, if one lies in the folder.
-
-    Args:
-      source: The model.
-      path: The folder of its pipeline.
-      scale: The scale of the latents, if the autoencoder does not name it; or 0.
-    """
-    if not any((path / part).is_dir() for part in PARTS):
-        return source
-    latents = {"autoencoder": str(path), "latent_scale": scale}
-    return source._replace(
-        fields={**source.fields, "data": {**source.fields["data"], **latents}}
-    )
 
 
 def _of_diffusers(path: pathlib.Path) -> Imported:

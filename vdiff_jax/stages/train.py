@@ -6,10 +6,11 @@ v does (Salimans & Ho, 2022, arXiv:2202.00512, Sec. 4).
 """
 
 import pathlib
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from vdiff_jax import parallel
@@ -37,6 +38,9 @@ from vdiff_jax.workdir.trained import (
     load_params,
     own_params,
 )
+
+# A null context, and its mask.
+Null: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 def check(project: Project) -> None:
@@ -113,7 +117,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
         **_classes(config),
         **changes_of(project.workdir, "train"),
     }
-    _check_null_context(config, model)
+    null = _null_context(config, model)
     key = jax.random.key(config.seed)
     params = None
     folder = _init_from(project)
@@ -126,6 +130,8 @@ def under_way(project: Project) -> tuple[Tools, Run]:
             "teacher_sha256": params_sha256(params),
             "output": [output, model.output],
         }
+        if null is not None:
+            params = with_null_context(params, *null)
     return tools, Run(
         name="train",
         folder=project.folder(BASE),
@@ -135,36 +141,52 @@ def under_way(project: Project) -> tuple[Tools, Run]:
             codec=tools.codec,
         ),
         num_updates=config.train.steps,
-        start=lambda: Networks(
-            _fresh(config, model, key) if params is None else params
-        ),
+        start=lambda: Networks(_fresh(model, key, null) if params is None else params),
         order_seed=(config.seed, 0),
         samples=request(section_of(config, "train").sample_steps),
         facts=facts,
     )
 
 
-def _fresh(config: Config, model: Model, key: Key[Array, ""]) -> Params:
+def _fresh(model: Model, key: Key[Array, ""], null: Null | None) -> Params:
     """Parameters by chance, and the null context of the data."""
     params = model.init(key)
-    null = None if model.context_shape is None else null_context(config)
     return params if null is None else with_null_context(params, *null)
 
 
-def _check_null_context(config: Config, model: Model) -> None:
-    """Refuses to leave out contexts where nobody says what stands in their place.
+def _null_context(config: Config, model: Model) -> Null | None:
+    """The null context of the data, for a network that has none from another model.
 
     Raises:
-      ValueError: If the data do not, and no other model has brought it.
+      ValueError: If contexts are to be left out, and nobody says what stands in their
+        place.
     """
-    drops = model.context_shape is not None and config.train.label_dropout > 0.0
-    if drops and not config.train.init_from and null_context(config) is None:
+    if model.context_shape is None or _brings_null_context(config):
+        return None
+    null = null_context(config)
+    if config.train.label_dropout and null is None:
         raise ValueError(
             f"train.label_dropout={config.train.label_dropout} leaves contexts out, and"
-            " the data have no null context to take their place: add null_context (the"
-            " embedding of an empty text) to the contexts, or set it to 0 for a model"
-            " that is not guided."
+            f" {_nobody(config)} no null context to take their place: add null_context"
+            " (the embedding of an empty text) to the contexts, or set it to 0 for a"
+            " model that is not guided."
         )
+    return null
+
+
+def _brings_null_context(config: Config) -> bool:
+    """True if the model of `train.init_from` went without its context at times."""
+    folder = config.train.init_from
+    if not folder:
+        return False
+    return layout.made_with(pathlib.Path(folder))["train"].get("label_dropout", 0) > 0
+
+
+def _nobody(config: Config) -> str:
+    """Who might have had a null context."""
+    if config.train.init_from:
+        return f"neither the model in {config.train.init_from} nor the data have"
+    return "the data have"
 
 
 def _classes(config: Config) -> dict[str, Any]:

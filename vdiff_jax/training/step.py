@@ -162,8 +162,7 @@ def _add_decayed_weights(
 
     def add(updates: Params, params: Params | None) -> Params:
         def decayed(path: tuple[Any, ...], update: Array, param: Array) -> Array:
-            fixed = getattr(path[-1], "key", None) in FIXED
-            return update if fixed else update + weight_decay * param
+            return update if _is_fixed(path) else update + weight_decay * param
 
         return jax.tree_util.tree_map_with_path(decayed, updates, params)
 
@@ -206,12 +205,23 @@ def make_learning_rate(peak: float, *, warmup_steps: int, decay: Decay) -> Learn
 def update_ema(ema_params: Params, params: Params, decay: float) -> Params:
     """Takes one step of the exponential moving average.
 
+    Parameters that are a model's data are their own average: computed, it would move by
+    a rounding in each update, the same way each time.
+
     Args:
       ema_params: The average so far.
       params: The new parameters.
       decay: Share of the old average, in [0, 1]; 0 gives a copy of `params`.
     """
-    return optax.incremental_update(params, ema_params, step_size=1.0 - decay)
+    average = optax.incremental_update(params, ema_params, step_size=1.0 - decay)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, mean, param: param if _is_fixed(path) else mean, average, params
+    )
+
+
+def _is_fixed(path: tuple[Any, ...]) -> bool:
+    """True for a parameter, by its place in the tree, that is a model's data."""
+    return getattr(path[-1], "key", None) in FIXED
 
 
 def make_train_step(

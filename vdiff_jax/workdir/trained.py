@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ from vdiff_jax.distillation.role import (
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.check import check_sample
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.model import has_guide, make_model
+from vdiff_jax.from_config.model import context_shape_in, has_guide, make_model
 from vdiff_jax.from_config.moved import FORMER_METHODS, current
 from vdiff_jax.interop import model_file
+from vdiff_jax.interop.diffusers.conditional_unet import NULL_CONTEXT
 from vdiff_jax.model import Model
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.reading import check_same_shapes
@@ -239,14 +241,36 @@ def check_can_be_guided(folder: pathlib.Path) -> None:
       ValueError: If its classes were never left out in training.
     """
     if folder.suffix == ".safetensors":
-        train = model_file.read_about(folder).fields["train"]
+        refuse_guidance(folder, model_file.read_about(folder).fields)
     else:
-        train = layout.made_with(folder)["train"]
-    if not train.get("label_dropout", 0.0):
+        refuse_guidance(folder, layout.made_with(folder))
+
+
+def refuse_guidance(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Refuses guidance of a base model with this config, as `check_can_be_guided`.
+
+    Args:
+      folder: The folder of its run or of diffusers, or its file, for messages.
+      config: The sections `train` and `model` that it was made with.
+
+    Raises:
+      ValueError: If its condition was never left out in training.
+    """
+    if config["train"].get("label_dropout", 0.0):
+        return
+    cannot = f"The model in {folder} cannot be guided: "
+    if (shape := context_shape_in(config["model"])) is None:
         raise ValueError(
-            f"The model in {folder} cannot be guided: its classes were never left out"
-            " in training. Train one with train.label_dropout=0.1."
+            f"{cannot}its classes were never left out in training. Train one with"
+            " train.label_dropout=0.1."
         )
+    raise ValueError(
+        f"{cannot}its contexts were never left out in training, or it was imported"
+        f" without what then takes their place. Put {NULL_CONTEXT}, with the embedding"
+        f" of an empty text as the tensor context, {list(shape)}, into the folder that"
+        " it is imported from, and import it into another --workdir; or train one with"
+        " train.label_dropout=0.1."
+    )
 
 
 def check_same_teacher(folder: pathlib.Path, teacher: pathlib.Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vdiff_jax.interop.diffusers import write_dit
+from vdiff_jax.interop.diffusers.writable import unconverted
 from vdiff_jax.model import Model
 from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.unet import UNet
@@ -156,7 +156,7 @@ def diffusers(
     if model.num_classes:
         labels = [i % model.num_classes for i in range(4)]
         arguments += f"class_labels={labels}, "
-    text = DIT if isinstance(write_dit.inside(model)[0], DiT) else DIFFUSERS
+    text = DIT if isinstance(unconverted(model).net, DiT) else DIFFUSERS
     return text.format(
         **_facts(model, kind, method, num_steps, measured),
         classes=f", of {model.num_classes} classes" if model.num_classes else "",
@@ -196,7 +196,7 @@ def conditional(
     facts = _facts(model, kind, method, num_steps, measured)
     facts["guidance"] = guidance
     if model.context_shape is None:
-        net = model.net
+        net = unconverted(model).net
         assert isinstance(net, UNet)
         embedding = EMBEDDING.format(features=net.w_features) if takes_w else ""
         argument = ", timestep_cond=waves" if takes_w else ""

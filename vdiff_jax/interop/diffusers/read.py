@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from vdiff_jax.interop.diffusers import conditional_unet, dit, names, unet
+from vdiff_jax.interop.diffusers.autoencoder import PARTS
 from vdiff_jax.interop.diffusers.folder import (
     WEIGHTS,
     check_class,
@@ -49,6 +50,21 @@ def read_folder(folder: pathlib.Path) -> Imported:
     if check_class(content, path, CLASSES, default=CLASSES[0]) == CLASSES[0]:
         return _unconditional(folder, content, path)
     return _conditional(folder, content, path)
+
+
+def of_latents(source: Imported, folder: pathlib.Path, scale: float = 0.0) -> Imported:
+    """The model with the autoencoder that lies in its pipeline's folder, if one does.
+
+    Args:
+      source: The model.
+      folder: The folder of its pipeline.
+      scale: The scale of the latents, if the autoencoder does not tell it; or 0.
+    """
+    if not any((folder / part).is_dir() for part in PARTS):
+        return source
+    latents = {"autoencoder": str(folder), "latent_scale": scale}
+    data = {**source.fields["data"], **latents}
+    return source._replace(fields={**source.fields, "data": data})
 
 
 def _unconditional(

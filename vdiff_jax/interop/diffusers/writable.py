@@ -1,16 +1,31 @@
-"""The refusals of a model that diffusers cannot have, whatever its network there."""
+"""What holds for every model that is written, whatever its network in diffusers."""
 
+import dataclasses
+import functools
 from typing import NoReturn
 
 import jax.numpy as jnp
 
+from vdiff_jax import diffusion
 from vdiff_jax.model import Model
 from vdiff_jax.nets.unet import UNet
+from vdiff_jax.nets.wrappers import Converted
 
 
 def refuse(why: str) -> NoReturn:
     """Raises a ValueError with the reason."""
     raise ValueError(f"This model cannot be exported to diffusers: {why}.")
+
+
+def unconverted(model: Model) -> Model:
+    """The same denoiser as its network predicts it, where that is converted."""
+    net = model.net
+    if not isinstance(net, Converted):
+        return model
+    bound = net.denoiser_of
+    if isinstance(bound, functools.partial) and bound.func is diffusion.denoiser:
+        return dataclasses.replace(model, net=net.net, output=bound.keywords["kind"])
+    return model
 
 
 def unet_of(model: Model, name: str) -> UNet:

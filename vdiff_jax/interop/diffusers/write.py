@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from vdiff_jax.interop.diffusers import write_conditional, write_dit, write_unet
+from vdiff_jax.interop.diffusers.writable import unconverted
 from vdiff_jax.model import Model
 from vdiff_jax.nets.dit import DiT
 from vdiff_jax.nets.unet import UNet
@@ -38,6 +39,7 @@ def write_folder(
       ValueError: If diffusers could not give exactly the samples of our sampler.
     """
     check_writable(model, num_steps=num_steps, clip=clip, w=w)
+    model = unconverted(model)
     if is_transformer(model):
         write_dit.write_folder(
             folder, model, params, w=w, class_names=class_names, vae=vae
@@ -58,6 +60,7 @@ def check_writable(
     Raises:
       ValueError: If diffusers has no such network or sampler, with the reason.
     """
+    model = unconverted(model)
     if is_transformer(model):
         write_dit.check_writable(model, num_steps=num_steps, clip=clip, w=w)
     elif attends_to_context(model):
@@ -68,9 +71,10 @@ def check_writable(
 
 def is_transformer(model: Model) -> bool:
     """True for a network that is a `DiTTransformer2DModel` there."""
-    return isinstance(write_dit.inside(model)[0], DiT)
+    return isinstance(unconverted(model).net, DiT)
 
 
 def attends_to_context(model: Model) -> bool:
     """True for a network that is a `UNet2DConditionModel` there."""
-    return isinstance(model.net, UNet) and model.net.context_features > 0
+    net = unconverted(model).net
+    return isinstance(net, UNet) and net.context_features > 0

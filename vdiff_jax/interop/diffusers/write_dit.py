@@ -5,8 +5,6 @@ only one of ours can be written that is, too. With trailing steps, DDIM there vi
 times i / N exactly where N divides the length of the chain.
 """
 
-import dataclasses
-import functools
 import json
 import pathlib
 import shutil
@@ -16,7 +14,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vdiff_jax import diffusion
 from vdiff_jax.codec import Autoencoder, Codec, Latents
 from vdiff_jax.interop.diffusers import dit_names
 from vdiff_jax.interop.diffusers.folder import VERSION, write_part
@@ -24,7 +21,6 @@ from vdiff_jax.interop.diffusers.writable import refuse
 from vdiff_jax.model import Model
 from vdiff_jax.nets.conditioning import sinusoid
 from vdiff_jax.nets.dit import DiT
-from vdiff_jax.nets.wrappers import Converted
 from vdiff_jax.types import Params
 
 PREDICTIONS = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
@@ -32,19 +28,6 @@ PREDICTIONS = {"v": "v_prediction", "x": "sample", "eps": "epsilon"}
 MLP_RATIO = 4
 # Chains that a scheduler knows by name, and the power of a beta that is linear.
 POWERS = {"linear": 1.0, "scaled_linear": 0.5}
-
-
-@dataclasses.dataclass(frozen=True)
-class Writable:
-    """A network that diffusers has, too.
-
-    Attributes:
-      net: The network.
-      output: The quantity that it predicts itself.
-    """
-
-    net: DiT
-    output: str
 
 
 def write_folder(
@@ -69,11 +52,11 @@ def write_folder(
     Raises:
       ValueError: If the folder is of another kind of autoencoder than the pipeline's.
     """
-    net, output = inside(model)
+    net = _net_of(model)
     if vae is not None:
         check_vae(vae, model.codec)
         shutil.copytree(vae, folder / "vae")
-    files = files_of(Writable(net, output), model, class_names, has_vae=vae is not None)
+    files = files_of(net, model, class_names, has_vae=vae is not None)
     tensors = {"transformer": tensors_of(net, params, w)}
     for path, content in files.items():
         part, _, name = path.rpartition("/")
@@ -96,11 +79,10 @@ def check_writable(
     Raises:
       ValueError: With the reason.
     """
-    net, output = inside(model)
-    assert isinstance(net, DiT)
+    net = _net_of(model)
     steps = len(net.timesteps)
-    if output not in PREDICTIONS:
-        refuse(f"it predicts {output!r}, which no scheduler there samples")
+    if model.output not in PREDICTIONS:
+        refuse(f"it predicts {model.output!r}, which no scheduler there samples")
     if not net.num_classes:
         refuse("model.num_classes=0, and DiTTransformer2DModel always has classes")
     if net.mlp_ratio != MLP_RATIO:
@@ -131,17 +113,6 @@ def check_writable(
         )
 
 
-def inside(model: Model) -> tuple[Any, str]:
-    """The network itself and what it predicts, of one that is converted too."""
-    net, output = model.net, model.output
-    if not isinstance(net, Converted):
-        return net, output
-    bound = net.denoiser_of
-    if isinstance(bound, functools.partial) and bound.func is diffusion.denoiser:
-        return net.net, bound.keywords["kind"]
-    return net, output
-
-
 def tensors_of(net: DiT, params: Params, w: float | None) -> dit_names.Tensors:
     """The weights by diffusers' names, with the guidance weight folded in.
 
@@ -156,12 +127,12 @@ def tensors_of(net: DiT, params: Params, w: float | None) -> dit_names.Tensors:
 
 
 def files_of(
-    network: Writable, model: Model, class_names: Sequence[str], *, has_vae: bool
+    net: DiT, model: Model, class_names: Sequence[str], *, has_vae: bool
 ) -> dict[str, dict[str, Any]]:
     """The contents of the json files, by name.
 
     Args:
-      network: The network, and what it predicts.
+      net: The network.
       model: The model to export.
       class_names: Name of each class, or nothing.
       has_vae: True if the folder of an autoencoder will lie beside.
@@ -178,9 +149,9 @@ def files_of(
         },
         "scheduler/scheduler_config.json": {
             "_class_name": "DDIMScheduler",
-            **_chain(network.net),
-            "num_train_timesteps": len(network.net.timesteps),
-            "prediction_type": PREDICTIONS[network.output],
+            **_chain(net),
+            "num_train_timesteps": len(net.timesteps),
+            "prediction_type": PREDICTIONS[model.output],
             "timestep_spacing": "trailing",
             "steps_offset": 0,
             "set_alpha_to_one": True,
@@ -188,8 +159,14 @@ def files_of(
             "thresholding": False,
             "rescale_betas_zero_snr": False,
         },
-        "transformer/config.json": _transformer(network.net, model),
+        "transformer/config.json": _transformer(net, model),
     }
+
+
+def _net_of(model: Model) -> DiT:
+    net = model.net
+    assert isinstance(net, DiT)
+    return net
 
 
 def check_vae(vae: pathlib.Path, codec: Codec) -> None:

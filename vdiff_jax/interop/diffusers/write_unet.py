@@ -78,8 +78,8 @@ def check_writable(model: Model, w: float | None) -> UNet:
     net = unet_of(model, "UNet2DModel")
     if model.output not in PREDICTIONS:
         refuse(
-            f"it predicts {model.output!r}, which no scheduler there samples exactly in"
-            " few steps; finetune it to v first"
+            f"its network predicts {model.output!r}, which no scheduler there samples"
+            " exactly in few steps; finetune it to v first (model.computed_from='')"
         )
     if not model.codec.bounded:
         refuse("its data are latents, and the pipeline gives images")
