@@ -11,10 +11,10 @@ blocks of 64 features on 16 tokens, 0.33 M parameters. Not theirs:
 - 2,000 updates. One takes 1.42 times as long as one of the U-Net (21.9 ms against 15.4
   on 2 cores, medians of 7 turns), so these are four fifths of its time.
 
-Result: not as good as the U-Net yet. The held-out loss is 0.266, that of the U-Net after
-3,500 updates 0.268; but `frechet_classifier` (not FID) to the training images is 13.8
-(1.1) with 128 steps of DDIM, and the U-Net's 7.0 (0.5): mean, and standard deviation, of
-the seeds 0, 1 and 2 of 1,536 samples each. Its precision is 0.50 against 0.72, its
+Result: not as good as the U-Net yet. The held-out loss is 0.266, and the U-Net's 0.268
+after 3,500 updates; but `frechet_classifier` (not FID) to the training images is 13.8
+(1.1) with 128 steps of DDIM, and 7.0 (0.5) by the U-Net: mean, and standard deviation,
+of the seeds 0, 1 and 2 of 1,536 samples each. Its precision is 0.50 against 0.72, its
 recall 0.91 against 0.89. Students are not yet measured.
 """
 
