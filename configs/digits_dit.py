@@ -8,8 +8,8 @@ The network is that of Peebles & Xie (2023), arXiv:2212.09748, at the size of di
 blocks of 64 features on 16 tokens, 0.33 M parameters. Not theirs:
 
 - A learning rate of 2e-3, with the warm-up and the decay of configs/digits.py.
-- 2,000 updates. One takes 1.42 times as long as one of the U-Net (21.9 ms against 15.4
-  on 2 cores, medians of 7 turns), so these are four fifths of its time.
+- 2,000 updates. One takes 1.39 times what one of the U-Net takes (21.9 ms of CPU, and
+  15.8: medians of 7 turns), so these are four fifths of its time.
 
 Result: not as good as the U-Net yet. The held-out loss is 0.266, and the U-Net's 0.268
 after 3,500 updates; but `frechet_classifier` (not FID) to the training images is 13.8
