@@ -13,6 +13,7 @@ import tiny
 import tiny_autoencoder
 import vdiff_jax
 from vdiff_jax.codec import AT_ONCE, Codec
+from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.model import make_codec
 
 
@@ -142,6 +143,23 @@ def test_what_does_not_fit_the_autoencoder_is_refused(
 ):
     with pytest.raises(ValueError, match=message):
         launch.launch(_config("train", folder, **changes), tmp_path / "workdir")
+
+
+def test_inception_sees_the_images_and_not_the_latents(folder):
+    config = _config("evaluate", folder)
+    config.evaluate.update({"features": ("inception",), "inception_weights": "x.pth"})
+    config.evaluate.likelihood_num = 0
+    check(config)
+    config.data.update({"autoencoder": "", "image_size": 8})
+    with pytest.raises(ValueError, match="and these have 2 channels"):
+        check(config)
+
+
+def test_latents_have_no_bits_per_dimension(folder):
+    config = _config("evaluate", folder)
+    config.evaluate.likelihood_num = 8
+    with pytest.raises(ValueError, match="likelihood_num=8: .* one of latents"):
+        check(config)
 
 
 def test_latents_are_evaluated_with_a_decoder_only(tmp_path):

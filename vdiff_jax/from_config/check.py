@@ -17,6 +17,7 @@ from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.from_config import packages
 from vdiff_jax.from_config.choices import Config, user_function
+from vdiff_jax.from_config.data import decoded_shape
 from vdiff_jax.from_config.fields import TRAINING, field_at, words_of
 from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.model import (
@@ -440,10 +441,10 @@ def _check_evaluate(config: Config) -> None:
                 f"evaluate.features={evaluate.features}, but no FID: fetch {WEIGHTS}"
                 " and set evaluate.inception_weights to where it lies."
             )
-        if data.channels not in (1, 3):
+        if (channels := decoded_shape(config)[2]) not in (1, 3):
             raise ValueError(
                 f"evaluate.features={evaluate.features}: Inception sees grey or RGB"
-                f" images, and data.channels={data.channels}."
+                f" images, and these have {channels} channels."
             )
     if evaluate.reference_stats and not evaluate.inception_weights:
         raise ValueError(
@@ -464,9 +465,24 @@ def _check_evaluate(config: Config) -> None:
             f" (data.latent_scale={data.latent_scale}): set data.autoencoder to the"
             " folder of the autoencoder that made them."
         )
+    _check_likelihood(config)
     _check_num_steps(config, "evaluate.reference_steps", evaluate.reference_steps)
     for num_steps in evaluate.steps:
         _check_num_steps(config, "evaluate.steps", num_steps)
+
+
+def _check_likelihood(config: Config) -> None:
+    """Refuses bits per dimension of latents, and of a model of contexts."""
+    num = config.evaluate.likelihood_num
+    if not num:
+        return
+    has_context = context_shape_of(config) is not None
+    if has_context or not make_codec(config).bounded:
+        raise ValueError(
+            f"evaluate.likelihood_num={num}: bits per dimension are those of pixels,"
+            f" and this model is one of {'contexts' if has_context else 'latents'}: set"
+            " it to 0."
+        )
 
 
 def _is_conditional(config: Config) -> bool:

@@ -230,7 +230,7 @@ class NotToBeHadError(Exception):
 
 
 def _inception(config: Config) -> FeatureSet:
-    if config.data.channels not in (1, 3):
+    if decoded_shape(config)[2] not in (1, 3):
         raise NotToBeHadError("no FID: these images are neither grey nor RGB.")
     if not config.evaluate.inception_weights:
         raise NotToBeHadError(
