@@ -158,7 +158,7 @@ def test_inception_sees_the_images_and_not_the_latents(folder):
 def test_latents_have_no_bits_per_dimension(folder):
     config = _config("evaluate", folder)
     config.evaluate.likelihood_num = 8
-    with pytest.raises(ValueError, match="likelihood_num=8: .* one of latents"):
+    with pytest.raises(ValueError, match=r"likelihood_num=8: .* one of latents"):
         check(config)
 
 
