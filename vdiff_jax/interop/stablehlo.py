@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from vdiff_jax import diffusion, samplers
-from vdiff_jax.codec import Autoencoder
+from vdiff_jax.codec import Autoencoder, Codec
 from vdiff_jax.files import weights
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.interop.model_file import params_of, tensors_of
@@ -97,7 +97,7 @@ def write(
     check_writable(sampler.model, decode=decode)
     files = {WEIGHTS: _float32(tensors_of(params))}
     if decode:
-        files[DECODER] = _of_decoder(sampler.model)
+        files[DECODER] = _of_decoder(sampler.model.codec)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: x for each in files.values() for name, x in each.items()}
     (folder / CODE).write_bytes(code(sampler, tensors, num_steps, decode=decode))
@@ -163,7 +163,7 @@ def code(
         if model.codec.bounded:
             return x
         latents = model.codec.from_x(x)
-        return _decoded(model, weights, latents) if decode else latents
+        return _decoded(model.codec, weights, latents) if decode else latents
 
     arguments = [
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in tensors.items()},
@@ -255,9 +255,10 @@ def _condition(model: Model, parts: tuple[Array, ...]) -> Condition:
     return jax.tree.unflatten(tree, parts)
 
 
-def _of_decoder(model: Model) -> dict[str, np.ndarray]:
-    """The weights that decode, by name."""
-    params = {name: x for name, x in model.codec.params.items() if name in OF_DECODER}
+def _of_decoder(codec: Codec) -> dict[str, np.ndarray]:
+    """The weights that decode, by name; from the file, of which no device has need."""
+    assert isinstance(codec, Autoencoder)
+    params = {name: x for name, x in codec.read().items() if name in OF_DECODER}
     return {PREFIX + name: x for name, x in _float32(tensors_of(params)).items()}
 
 
@@ -265,9 +266,8 @@ def _float32(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.asarray(x, np.float32) for name, x in tensors.items()}
 
 
-def _decoded(model: Model, weights: dict[str, Array], latents: Array) -> Array:
+def _decoded(codec: Codec, weights: dict[str, Array], latents: Array) -> Array:
     """Images of latents, one after the other: the memory is that of one."""
-    codec = model.codec
     assert isinstance(codec, Autoencoder)
     tensors = {
         name.removeprefix(PREFIX): x
