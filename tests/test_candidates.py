@@ -48,7 +48,7 @@ def _key(candidate):
     )
     bench = types.SimpleNamespace(
         _config=tiny.config("evaluate"), models=models, references=[],
-        _published=None, _judge=None,
+        _published=None, _judge=None, condition_of=None,
     )  # fmt: skip
     return Bench._key(bench, candidate)
 

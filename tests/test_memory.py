@@ -77,7 +77,7 @@ def _config(**changes):
 
 
 def _real(monkeypatch, num):
-    monkeypatch.setattr(references, "make_source", lambda config, split: _Images(num))
+    monkeypatch.setattr(references, "make_images", lambda config, split: _Images(num))
     return references.Real(_config(), "test", 0)
 
 

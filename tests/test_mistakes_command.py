@@ -437,9 +437,10 @@ PATHS = [path for path, field in FIELDS.items() if field.allowed.is_path]
 
 def test_every_field_of_a_place_is_known():
     assert set(PATHS) == {
-        "data.path", "distill.teacher", "evaluate.inception_weights",
-        "evaluate.reference_stats", "guide.teacher", "sample.from_file",
-        "sample.image", "sample.noise", "source.path", "train.init_from",
+        "data.autoencoder", "data.path", "distill.teacher", "evaluate.images",
+        "evaluate.inception_weights", "evaluate.reference_stats", "guide.teacher",
+        "sample.context", "sample.from_file", "sample.image", "sample.noise",
+        "source.path", "train.init_from",
     }  # fmt: skip
 
 

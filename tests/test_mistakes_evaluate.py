@@ -278,14 +278,14 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(
 def test_the_judge_and_the_likelihood_are_refused_first(workdir, monkeypatch):
     _no_drawing(monkeypatch)
     monkeypatch.setattr(references.Reference, "__init__", None)
-    make_source = references.make_source
+    make_images = references.make_images
 
     def no_test_split(config, split):
         if split == "test":
             raise ValueError("There is no split test.")
-        return make_source(config, split)
+        return make_images(config, split)
 
-    monkeypatch.setattr(references, "make_source", no_test_split)
+    monkeypatch.setattr(references, "make_images", no_test_split)
     with pytest.raises(ValueError, match="There is no split test"):
         launch.launch(_evaluation(likelihood_num=8), workdir)
 

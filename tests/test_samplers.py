@@ -193,6 +193,7 @@ def test_medium_variance_lies_between_on_a_log_scale():
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_a_traced_step_count_gives_the_same_samples_from_one_compilation(num_steps):
     data, z_1, keys = GaussianData(), _noise(), _keys(64)
+    jax.clear_caches()  # of other tests, beside which this one's might be let go
     compiled = jax.jit(
         lambda n: samplers.sample(
             data.denoise,
