@@ -109,7 +109,7 @@ class Bench:
         self.step = compiled_train_step(
             config, self.section, self.loss, self.feeder, self.mesh, self.shardings
         )
-        codec = self.model.codec.params if has_images(source) else None
+        codec = self.model.codec.params() if has_images(source) else None
         self.job = Job(jax.random.key(7), jnp.int32(STEPS), *teacher, codec=codec)
 
     def params(self, seed, model=None):

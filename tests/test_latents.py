@@ -61,7 +61,7 @@ def test_an_image_does_not_depend_on_its_part(codec):
 
 def test_images_in_a_step_are_those_that_were_encoded_before(codec):
     images = _images(5)
-    x = jax.jit(lambda params, data: codec.to_x(data, params))(codec.params, images)
+    x = jax.jit(lambda params, data: codec.to_x(data, params))(codec.params(), images)
     expected = codec.to_x(jnp.asarray(codec.of_images(images)))
     np.testing.assert_allclose(x, expected, atol=1e-4)
 

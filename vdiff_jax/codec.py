@@ -38,7 +38,6 @@ class Codec(Protocol):
     bounded: ClassVar[bool]
     decodes: ClassVar[bool]
 
-    @property
     def params(self) -> Params:
         """Parameters for `to_x`, read when they are first asked for; or None."""
         ...
@@ -79,7 +78,6 @@ class Pixels:
     bounded: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
 
-    @property
     def params(self) -> Params:
         """None: nothing is encoded."""
         return None
@@ -123,7 +121,6 @@ class Latents:
     bounded: ClassVar[bool] = False
     decodes: ClassVar[bool] = False
 
-    @property
     def params(self) -> Params:
         """None: nothing is encoded."""
         return None
@@ -173,7 +170,6 @@ class Autoencoder:
     bounded: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
 
-    @property
     def params(self) -> Params:
         """The parameters of the network, whole on every device."""
         return self._params
@@ -239,6 +235,6 @@ class Autoencoder:
             # The last part is filled up from the start: one shape, compiled once.
             index = np.arange(first, first + size) % len(flat)
             part = parallel.put(flat[index], parallel.split(mesh))
-            parts.append(parallel.fetch(function(self.params, part)))
+            parts.append(parallel.fetch(function(self.params(), part)))
         whole = np.concatenate(parts)[: len(flat)]
         return whole.reshape(*data.shape[:-3], *whole.shape[1:])

@@ -73,7 +73,7 @@ class LoadedModel:
         w: float | None = None,
         sampler: str | None = None,
         batch_size: int = BATCH_SIZE,
-    ) -> Num[np.ndarray, " num height width channels"]:
+    ) -> Num[np.ndarray, " num h w channels"]:
         """Draws images: number i of a seed is that of the command's `sample` stage.
 
         Args:

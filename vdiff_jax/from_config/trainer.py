@@ -77,7 +77,7 @@ def make_tools(
         feeder=feeder,
         data_sha256=sha256_of_sample(source),
         held_out=_held_out(config, section.batch_size, mesh),
-        codec=model.codec.params if has_images(source) else None,
+        codec=model.codec.params() if has_images(source) else None,
         condition_of=of_source(source) if model.context_shape else None,
         mesh=mesh,
         flops_per_image=passes * model.forward_flops() if known else 0.0,

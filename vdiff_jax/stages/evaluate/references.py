@@ -66,7 +66,7 @@ class Real:
         self.codec = make_codec(config)
         self.is_decoded = isinstance(whole, Decoded)
         if isinstance(self.codec, Autoencoder):
-            self.facts["autoencoder"] = params_sha256(self.codec.params)[:16]
+            self.facts["autoencoder"] = params_sha256(self.codec.params())[:16]
         if isinstance(whole, Decoded):
             # Decoded they are not the same bit for bit on every device.
             latents = Part(whole.latents, index)
