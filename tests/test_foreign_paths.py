@@ -267,7 +267,9 @@ def test_an_imported_model_draws_the_images_of_their_parts(place, w):
     theirs = x.numpy().transpose(0, 2, 3, 1)
     ours = _latents(place, place.teacher, w)
     images, their_images = _pngs(place.teacher / "sample"), place.decoded(x)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    # Of latents of standard deviation 1; these of random weights are larger.
+    atol = 1e-4 * max(1.0, float(np.std(theirs)))
+    np.testing.assert_allclose(ours, theirs, atol=atol)
     assert images.shape == (NUM, 2 * SIZE, 2 * SIZE, 3)
     _assert_same_images(images, their_images)
 
@@ -308,7 +310,7 @@ def student(place):
     return place
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_goes_on_from_an_import_is_converted_guided_and_distilled(student):
     place = student
     result = json.loads((place.workdir / "train" / "result.json").read_text())
@@ -323,7 +325,7 @@ def test_what_goes_on_from_an_import_is_converted_guided_and_distilled(student):
     assert {row["metric"] for row in rows} >= {"frechet_pixels"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("num_steps", [2, 1])
 def test_a_student_is_drawn_by_their_parts(student, num_steps, tmp_path):
     place = student

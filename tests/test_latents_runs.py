@@ -76,6 +76,7 @@ WAYS = (
 )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_twenty_steps_have_the_same_losses_in_every_way(told, way):
     """Contexts are left out, moments drawn and images encoded and mirrored alike."""
@@ -92,11 +93,13 @@ def test_twenty_steps_have_the_same_losses_in_every_way(told, way):
         assert found["bytes_here"] == 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["images", "texts"])
 def test_data_on_the_device_or_from_the_host_train_to_the_same_bits(told, kind):
     assert told[f"{kind} streamed"] == told[kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "way", ["drawn", "drawn by 16", "drawn on host 0", "drawn on host 1"]
 )
