@@ -14,6 +14,7 @@ from vdiff_jax.datasets.reader import Reader
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.evaluation import classifier, features, metrics
 from vdiff_jax.evaluation.features import Features
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.generation.batches import Drawn
 from vdiff_jax.model import Model
 from vdiff_jax.stages.evaluate import bench, likelihood, references
@@ -85,7 +86,7 @@ class _Models:
     """Models of which nothing is drawn."""
 
     def __init__(self, project):
-        del project
+        self.model = make_model(project.config)
 
     def trained(self, role):
         del role
@@ -133,8 +134,8 @@ def _likelihood(monkeypatch, folder, num):
     real = _real(monkeypatch, num)
 
     class Labels(Model):
-        def denoiser(self, params, label):
-            return label
+        def denoiser(self, params, condition):
+            return condition.label
 
     model = object.__new__(Labels)
 
@@ -147,7 +148,9 @@ def _likelihood(monkeypatch, folder, num):
 def _candidate(monkeypatch, folder, num):
     monkeypatch.setattr(bench, "Models", _Models)
     monkeypatch.setattr(bench, "draw", _draw)
-    monkeypatch.setattr(bench, "start_of_seed", lambda sampler, seed: None)
+    monkeypatch.setattr(
+        bench, "start_of_seed", lambda sampler, seed, condition_of: None
+    )
     _real(monkeypatch, 50)
     measuring = bench.Bench(Project(_config(num=num), folder))
     return lambda: measuring.rows(Candidate(BASE, "ddim", 2))

@@ -31,7 +31,7 @@ def write(folder, net=NET, **changes):
     rng = np.random.default_rng(0)
     config = {**CONFIG, **changes}
     own = {"z_channels": config["latent_channels"]}
-    net = NET.clone(**own, image_channels=config["in_channels"])
+    net = net.clone(**own, image_channels=config["in_channels"])
     params = jax.tree.map(
         lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(np.float32),
         abstract_params(net),
