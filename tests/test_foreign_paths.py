@@ -267,9 +267,8 @@ def test_an_imported_model_draws_the_images_of_their_parts(place, w):
     theirs = x.numpy().transpose(0, 2, 3, 1)
     ours = _latents(place, place.teacher, w)
     images, their_images = _pngs(place.teacher / "sample"), place.decoded(x)
-    # Of latents of standard deviation 1; these of random weights are larger.
-    atol = 1e-4 * max(1.0, float(np.std(theirs)))
-    np.testing.assert_allclose(ours, theirs, atol=atol)
+    # Of random networks latents are large, up to some 60.
+    np.testing.assert_allclose(ours, theirs, atol=5e-6 * np.abs(theirs).max())
     assert images.shape == (NUM, 2 * SIZE, 2 * SIZE, 3)
     _assert_same_images(images, their_images)
 

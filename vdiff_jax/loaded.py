@@ -68,7 +68,7 @@ class LoadedModel:
         *,
         steps: int | None = None,
         labels: Sequence[int | str] = (),
-        context: Float[np.ndarray, " contexts tokens width"] | None = None,
+        context: Float[np.ndarray, " contexts tokens features"] | None = None,
         mask: Bool[np.ndarray, " contexts tokens"] | None = None,
         w: float | None = None,
         sampler: str | None = None,
