@@ -41,7 +41,6 @@ LEGITIMATE = {
     ("data.path", "nonsense"): PLACE,
     ("data.train_split", "nonsense"): PLACE,
     ("data.test_split", "nonsense"): PLACE,
-    ("data.latent_shift", -1.0): "a mean may be negative",
     ("data.held_out", 0): NONE,
     ("data.workers", 0): NONE,
     ("loop.log_every_steps", 0): NONE,
@@ -195,6 +194,11 @@ def test_true_is_no_number_and_no_number_is_true():
             "distill.start_steps=2048: num_steps=2048 is more",
         ),
         ({"stage": "import"}, "source.path='' is empty"),
+        ({"data.latent_shift": 0.5}, "data.latent_shift=0.5 is of latents, and these"),
+        (
+            {"export.decode": True, "stage": "import", "source.path": "a/folder"},
+            r"export.decode=True is for stablehlo, and export.formats=\('safetensors'",
+        ),
         ({"export.decode": True}, "export.decode=True .* set data.autoencoder to"),
         (
             {"export.formats": ("diffusers",), "sample.sampler": "stochastic"},

@@ -256,6 +256,11 @@ def _check_data(config: Config) -> None:
     codec = make_codec(config)
     if isinstance(codec, Autoencoder):
         _check_fits(data, codec.latents)
+    elif data.latent_shift and not data.latent_scale:
+        raise ValueError(
+            f"data.latent_shift={data.latent_shift} is of latents, and these data are"
+            " images: set data.latent_scale or data.autoencoder too, or leave it out."
+        )
     clip = config.sample.clip
     if clip != "auto" and (clip == "x" or clip.startswith("dynamic")):
         _check_bounded(config)
@@ -375,6 +380,11 @@ def _check_export(config: Config) -> None:
         raise ValueError(
             "export.decode=True needs a model of latents with an autoencoder: set"
             " data.autoencoder to its folder, or leave export.decode out."
+        )
+    if export.decode and "stablehlo" not in export.formats:
+        raise ValueError(
+            f"export.decode=True is for stablehlo, and export.formats={export.formats}"
+            " has it not: add it, or leave export.decode out."
         )
     _check_num_steps(config, "export.steps", export.steps)
 

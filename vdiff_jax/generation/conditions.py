@@ -1,9 +1,8 @@
 """Contexts to draw images for, by the images' numbers."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Bool, Float
@@ -39,10 +38,10 @@ def of_arrays(
 
     def condition_of(index: np.ndarray) -> Condition:
         row = index % len(context)
-        parts = {"image": context, "context": context[row]}
+        parts: dict[str, Any] = {"context": context[row]}
         if mask is not None:
             parts["mask"] = mask[row]
-        return batch_of(parts).condition
+        return Condition(**parts)
 
     return condition_of
 
@@ -63,5 +62,4 @@ def conditioned(
     """
     if condition_of is None:
         return start
-    condition = jax.tree.map(np.asarray, condition_of(index))
-    return start._replace(condition=parallel.put(condition, place))
+    return start._replace(condition=parallel.put(condition_of(index), place))

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -113,8 +112,7 @@ def _encoder(
             classes = labels[index % len(labels)]
             condition = Condition(parallel.put(jnp.asarray(classes), split))
         elif condition_of is not None:
-            given = jax.tree.map(np.asarray, condition_of(index))
-            condition = parallel.put(given, split)
+            condition = parallel.put(condition_of(index), split)
         return sampler.encode(params, images, condition, np.int32(num_steps))
 
     return encode
