@@ -248,7 +248,7 @@ class Bench:
             "judge": None if self._judge is None else self._judge.facts,
         }
         if self.condition_of is not None:
-            causes["contexts"] = _sha256(self.condition_of)
+            causes["contexts"] = self._sha256_of_contexts
         return hashlib.sha256(json.dumps(causes).encode()).hexdigest()[:16]
 
     def _seeds(self) -> range:
@@ -331,13 +331,21 @@ class Bench:
                 by_metric |= self._published.measure(features[name])
         if self._judge is not None:
             logits = features[self._judge.features.name]
-            by_metric |= self._judge.measure(logits, self._asked(len(logits.logits)))
+            by_metric |= self._judge.measure(logits, self._asked)
         return by_metric
 
-    def _asked(self, num: int) -> np.ndarray | None:
-        """The classes of the examples whose contexts were asked for."""
+    @functools.cached_property
+    def _sha256_of_contexts(self) -> str:
+        """The hash of the contexts of the first images; there must be some."""
+        assert self.condition_of is not None
+        return _sha256(self.condition_of)
+
+    @functools.cached_property
+    def _asked(self) -> np.ndarray | None:
+        """The classes of the examples whose contexts are asked for."""
         if self.condition_of is None:
             return None
+        num = self._config.evaluate.num
         index = np.arange(num)
         parts = np.array_split(index, -(-num // LABELS_AT_ONCE))
         labels = [self.condition_of(part).label for part in parts]
