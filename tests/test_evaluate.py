@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import launch
 import tiny
 from draws import Draws
+from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.evaluation import classifier, figures
@@ -242,9 +244,59 @@ def test_statistics_of_other_pictures_are_refused(workdir):
         launch.launch(config, workdir)
 
 
+def doubled():
+    """Features of a user's: pixels, twice as bright. They follow a parameter."""
+    params = {"factor": jnp.float32(2.0)}
+
+    def features(params, images):
+        return params["factor"] * from_pixels(images).reshape(len(images), -1)
+
+    return params, features
+
+
+def of_images_together():
+    return {}, lambda params, images: from_pixels(images).mean(axis=0)
+
+
+def judge():
+    return doubled()
+
+
+def of_one():
+    return jnp.zeros(3)
+
+
+def test_distances_by_features_of_ones_own_have_their_name(workdir):
+    features = ("pixels", "test_evaluate:doubled")
+    launch.launch(tiny.small("evaluate", evaluate={"features": features}), workdir)
+    rows = _rows(workdir)
+    for candidate in {row["key"] for row in rows}:
+        by_name = {row["metric"]: row for row in rows if row["key"] == candidate}
+        ours, pixels = by_name["frechet_doubled"], by_name["frechet_pixels"]
+        # Four times, as squares are; recall does not know of units.
+        assert ours["value"] == pytest.approx(4 * pixels["value"], rel=1e-4)
+        for metric in ("precision", "recall", "density", "coverage"):
+            assert (
+                by_name[f"{metric}_doubled"]["value"]
+                == by_name[f"{metric}_pixels"]["value"]
+            )
+    assert "doubled features" in (workdir / "evaluate" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ({"features": ("test_evaluate:none",)}, "evaluate.features=.* neither built"),
+        ({"features": ("test_evaluate:judge",)}, "a name of its own in the table"),
+        (
+            {"features": ("test_evaluate:doubled", "tiny:doubled")},
+            "a name of its own in the table",
+        ),
+        ({"features": ("test_evaluate:of_one",)}, "returns parameters and a function"),
+        (
+            {"features": ("test_evaluate:of_images_together",)},
+            r"features of 2 images are float32 \[8, 8, 1\]",
+        ),
         ({"features": ("inception",)}, "no FID: fetch https://.*inception_weights"),
         ({"features": ("vgg",)}, r"evaluate\.features=\('vgg',\) must be a tuple of"),
         ({"samplers": ("euler",)}, r"evaluate\.samplers=\('euler',\) must be a tuple"),

@@ -31,7 +31,7 @@ from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.starts import class_numbers
 from vdiff_jax.interop import model_file
-from vdiff_jax.stages.evaluate import bench, references
+from vdiff_jax.stages.evaluate import bench, feature_sets, judge, references
 from vdiff_jax.stages.evaluate import stage as evaluate_stage
 from vdiff_jax.stages.sample import images as sample_stage
 from vdiff_jax.stages.sample import output
@@ -210,7 +210,7 @@ def test_a_classifier_that_is_not_what_was_written_is_not_taken(tmp_path, monkey
     config = tiny.small("evaluate")
 
     def trained():
-        return references._trained(
+        return feature_sets.trained_classifier(
             lambda split: references.Real(config, split, 20), tmp_path, "classifier"
         )
 
@@ -290,9 +290,9 @@ def test_the_judge_and_the_likelihood_are_refused_first(workdir, monkeypatch):
         launch.launch(_evaluation(likelihood_num=8), workdir)
 
     def no_classes(real, folder, kind):
-        raise references.NotToBeHadError(references.NO_CLASSES)
+        raise feature_sets.NotToBeHadError(feature_sets.NO_CLASSES)
 
-    monkeypatch.setattr(references, "_trained", no_classes)
+    monkeypatch.setattr(judge, "trained_classifier", no_classes)
     # As in a workdir whose model has classes, of data that have one class only.
     monkeypatch.setattr(launch, "check", lambda config: None)
     with pytest.raises(ValueError, match=r"evaluate\.judge=True: .*no classes"):

@@ -3,6 +3,7 @@
     inception    the network of FID; needs its weights, see `evaluation.inception`
     classifier   a small network trained on the labelled data themselves
     pixels       the images, averaged to at most 16 x 16 pixels
+    <function>   a network of the user's, by the name of the function that makes it
 
 Distances on different sets do not compare. Only those on Inception features have the
 names of the literature: FID, sFID, KID, Inception score.
@@ -22,6 +23,7 @@ from vdiff_jax import parallel
 from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.evaluation.inception import weights
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.progress import Bar
 from vdiff_jax.types import Params
 
@@ -51,7 +53,7 @@ class FeatureSet:
     """A way to compute features, with a name.
 
     Attributes:
-      name: inception, classifier, pixels or judge.
+      name: inception, classifier, pixels, judge, or that of a function of the user's.
       params: Parameters of its network.
       apply: (params, uint8 images) -> Features; pure.
       facts: Origin of the network, as JSON; equal facts mean equal features.
@@ -61,6 +63,20 @@ class FeatureSet:
     params: Params
     apply: Callable[[Params, Array], Features]
     facts: dict[str, Any]
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Refuses a network that does not give features of images of this shape.
+
+        Raises:
+          ValueError: If they are not [n, k] of floats.
+        """
+        images = jax.ShapeDtypeStruct((2, *shape), np.uint8)
+        pooled = jax.eval_shape(self.apply, self.params, images).pooled
+        is_float = np.issubdtype(pooled.dtype, np.floating)
+        if len(pooled.shape) != 2 or pooled.shape[0] != 2 or not is_float:
+            raise ValueError(
+                f"its features of 2 images are {pooled.dtype} {list(pooled.shape)}."
+            )
 
     def extract(
         self, images: UInt8[np.ndarray, " n height width channels"]
@@ -189,6 +205,26 @@ def of_classifier(trained: classifier.Trained) -> FeatureSet:
 
 def _classifier(params: Params, images: Array) -> Features:
     return Features(*classifier.apply(params, images))
+
+
+def of_user(
+    path: str, params: Params, apply: Callable[[Params, Array], Array]
+) -> FeatureSet:
+    """Features of a network of the user's.
+
+    Args:
+      path: The function that made it, "package.module:function"; the set is called as
+        the function.
+      params: Its parameters; statistics are kept by their fingerprint.
+      apply: (params, uint8 images [n, height, width, channels]) -> [n, features]; pure,
+        of JAX.
+    """
+
+    def pooled(params: Params, images: Array) -> Features:
+        return Features(apply(params, images).astype(np.float32), None, None)
+
+    facts = {"function": path, "params_sha256": params_sha256(params)[:16]}
+    return FeatureSet(path.partition(":")[2], params, pooled, facts)
 
 
 def of_judge(trained: classifier.Trained) -> FeatureSet:

@@ -614,8 +614,9 @@ _EVALUATE = {
     "features": Field(
         (),
         tuple_of(
-            one_of("inception", "classifier", "pixels"),
-            words="a tuple of inception, classifier, pixels, or empty",
+            own_or("inception", "classifier", "pixels"),
+            words="a tuple of inception, classifier, pixels, and functions of your own,"
+            " package.module:function; or empty",
         ),
         "What distances are measured on; empty: all that can be had.",
     ),

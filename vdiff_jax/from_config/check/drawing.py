@@ -10,7 +10,7 @@ from vdiff_jax.from_config.check.terms import (
     no_classes,
     runs,
 )
-from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.data import decoded_shape
 from vdiff_jax.from_config.fields import words_of
 from vdiff_jax.from_config.model import context_shape_of, has_guide, make_codec
@@ -74,6 +74,7 @@ def check_evaluate(config: Config) -> None:
     for field in ("w", "judge"):
         if evaluate[field] and not is_conditional(config):
             raise no_classes(f"evaluate.{field}", evaluate[field])
+    _check_features(evaluate.features)
     if "inception" in evaluate.features:
         if not evaluate.inception_weights:
             raise ValueError(
@@ -108,6 +109,21 @@ def check_evaluate(config: Config) -> None:
     check_num_steps(config, "evaluate.reference_steps", evaluate.reference_steps)
     for num_steps in evaluate.steps:
         check_num_steps(config, "evaluate.steps", num_steps)
+
+
+def _check_features(paths: tuple[str, ...]) -> None:
+    """Refuses functions that are not there, and two sets of one name."""
+    names = [path.rpartition(":")[2] for path in paths]
+    own = [name for path, name in zip(paths, names, strict=True) if path != name]
+    taken = {"inception", "classifier", "pixels", "judge"}.intersection(own)
+    if taken or len({*names}) < len(names):
+        raise ValueError(
+            f"evaluate.features={paths}: every set has a name of its own in the table,"
+            " that of its function behind the colon; give functions other names."
+        )
+    for path, name in zip(paths, names, strict=True):
+        if path != name:
+            user_function("evaluate.features", path)
 
 
 def _check_likelihood(config: Config) -> None:

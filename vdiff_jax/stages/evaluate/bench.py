@@ -40,14 +40,14 @@ from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate import parts
 from vdiff_jax.stages.evaluate.candidates import Candidate, candidate_of
 from vdiff_jax.stages.evaluate.counts import check_counts
+from vdiff_jax.stages.evaluate.feature_sets import feature_sets
+from vdiff_jax.stages.evaluate.judge import Judge
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.parts import Part
+from vdiff_jax.stages.evaluate.published import published
 from vdiff_jax.stages.evaluate.references import (
-    Judge,
     Real,
-    feature_sets,
     make_references,
-    published,
     reconstruction,
 )
 from vdiff_jax.workdir.layout import Project

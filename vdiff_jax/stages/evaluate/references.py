@@ -1,12 +1,10 @@
-"""The references of an evaluation: real images, and sets of features of them."""
+"""The references of an evaluation: real images, and their features."""
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import flax.serialization
 import numpy as np
 
 from vdiff_jax import parallel
@@ -15,24 +13,16 @@ from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.datasets.identity import evenly, sha256_of_sample
 from vdiff_jax.datasets.reader import Reader
 from vdiff_jax.datasets.source import Part, Source
-from vdiff_jax.evaluation import classifier, features, metrics, statistics_file
+from vdiff_jax.evaluation import metrics, statistics_file
 from vdiff_jax.evaluation.features import Features, FeatureSet
-from vdiff_jax.evaluation.frechet import frechet_distance, with_root
-from vdiff_jax.evaluation.inception.weights import WEIGHTS
-from vdiff_jax.evaluation.metrics import Measured, Ruler, Statistics
-from vdiff_jax.evaluation.moments import moments
-from vdiff_jax.evaluation.sample_size import warning
-from vdiff_jax.files.atomic import write_bytes, write_json
-from vdiff_jax.files.fingerprints import DamagedError, params_sha256
-from vdiff_jax.files.weights import sha256
+from vdiff_jax.evaluation.metrics import Ruler, Statistics
+from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import decoded_shape, make_images
 from vdiff_jax.from_config.model import make_codec
 from vdiff_jax.generation.decoded import Decoded
 from vdiff_jax.progress import Bar
-
-NO_CLASSES = "no classifier features: these data have no classes."
-SETS = ("inception", "classifier", "pixels")
 
 
 class Real:
@@ -193,191 +183,3 @@ def _extract(
                 extraction.add(images)
             bar.update(len(images))
     return {name: extraction.features for name, extraction in extractions.items()}
-
-
-def feature_sets(
-    config: Config, real: Callable[[Split], Real], folder: pathlib.Path
-) -> list[FeatureSet]:
-    """The sets of `evaluate.features`, or all that can be had; prints which cannot.
-
-    Args:
-      config: The whole config.
-      real: The real images of a split.
-      folder: The folder that keeps a trained classifier.
-
-    Raises:
-      ValueError: If a set was named that cannot be had.
-    """
-    chosen = tuple(config.evaluate.features)
-    makers = {
-        "inception": lambda: _inception(config),
-        "classifier": lambda: _classifier(real, folder),
-        "pixels": features.of_pixels,
-    }
-    sets = []
-    for name in chosen or SETS:
-        try:
-            sets.append(makers[name]())
-        except NotToBeHadError as error:
-            if chosen:
-                raise ValueError(str(error)) from error
-            print(f"evaluate: {error}")
-    return sets
-
-
-class NotToBeHadError(Exception):
-    """These data, or this config, do not allow a set of features."""
-
-
-def _inception(config: Config) -> FeatureSet:
-    if decoded_shape(config)[2] not in (1, 3):
-        raise NotToBeHadError("no FID: these images are neither grey nor RGB.")
-    if not config.evaluate.inception_weights:
-        raise NotToBeHadError(
-            f"no FID: fetch {WEIGHTS} and set evaluate.inception_weights to"
-            " where it lies. Distances on other features are not FID."
-        )
-    return features.of_inception(pathlib.Path(config.evaluate.inception_weights))
-
-
-def _classifier(real: Callable[[Split], Real], folder: pathlib.Path) -> FeatureSet:
-    """A classifier of the training split."""
-    return features.of_classifier(_trained(real, folder, "classifier"))
-
-
-def _trained(
-    real: Callable[[Split], Real],
-    folder: pathlib.Path,
-    kind: Literal["classifier", "judge"],
-) -> classifier.Trained:
-    """A network trained on the training split, or read from `folder`."""
-    train = real("train")
-    if "label" not in train.source[0]:
-        raise NotToBeHadError(NO_CLASSES)
-    test = real("test")
-    made_of = f"{train.facts}{test.facts}{classifier.NUM_UPDATES}"
-    name = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    path = folder / f"{kind}-{name}.msgpack"
-    if parallel.on_all_hosts(path.exists()):
-        return _read_trained(path)
-    labels = train.reader.labels
-    if labels.max() == labels.min():
-        raise NotToBeHadError(NO_CLASSES)
-    print(f"evaluate: training a {kind} on the data")
-    num, shown = classifier.NUM_UPDATES, parallel.is_main()
-    with Bar(f"train a {kind}", num, unit="updates", shown=shown, delay=5.0) as bar:
-        trained = classifier.train(
-            train.reader,
-            test.reader,
-            kind=kind,
-            seed=kind == "judge",
-            advance=bar.update,
-        )
-    if parallel.is_main():
-        write_bytes(path, flax.serialization.msgpack_serialize(trained._asdict()))
-    return trained
-
-
-def _read_trained(path: pathlib.Path) -> classifier.Trained:
-    """A network that `_trained` wrote.
-
-    Raises:
-      DamagedError: If the file cannot be read, or is not what was written.
-    """
-    try:
-        saved: Any = flax.serialization.msgpack_restore(path.read_bytes())
-        trained = classifier.Trained(**saved)
-        sha256 = params_sha256(trained.params)
-    except (OSError, AttributeError, TypeError, ValueError) as error:
-        raise DamagedError(
-            f"{path} cannot be read ({error}): remove it, and it is made again."
-        ) from error
-    if sha256 != trained.sha256:
-        raise DamagedError(
-            f"{path} has changed since it was written: remove it, and it is made again."
-        )
-    return trained
-
-
-class Judge:
-    """Measures how many images are of the class that was asked for.
-
-    Attributes:
-      features: Its logits of images, as a set of features.
-      facts: The classifier, which is not the one of the features.
-    """
-
-    def __init__(self, real: Callable[[Split], Real], folder: pathlib.Path):
-        """Reads the classifier from `folder`, or trains it.
-
-        Raises:
-          ValueError: If the data have no classes.
-        """
-        try:
-            trained = _trained(real, folder, "judge")
-        except NotToBeHadError as error:
-            raise ValueError(f"evaluate.judge=True: {error}") from error
-        self.features = features.of_judge(trained)
-        self._num_classes = trained.params["params"]["logits"]["bias"].size
-        self.facts = {"features": "judge", **self.features.facts}
-
-    def measure(
-        self, features: Features, asked: np.ndarray | None = None
-    ) -> dict[str, Measured]:
-        """The share of images that it takes for the class they should be of.
-
-        Args:
-          features: Its logits of the images.
-          asked: The class of each; None for i modulo the number of classes.
-        """
-        guess = features.logits.argmax(axis=1)
-        if asked is None:
-            asked = np.arange(len(guess)) % self._num_classes
-        return {"accuracy_judge": Measured(float((guess == asked).mean()), None)}
-
-
-class Published:
-    """Published statistics of Inception features, of images that we do not have.
-
-    Attributes:
-      facts: The file.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        """Reads the file of statistics.
-
-        Raises:
-          ValueError: If it is no such file.
-        """
-        self._root = with_root(statistics_file.published(path))
-        self._name = f"fid_to_{path.stem}"
-        self.facts = {"published": path.name, "sha256": sha256(path)}
-
-    def measure(self, features: Features) -> dict[str, Measured]:
-        """FID to them, as `fid_to_<name of the file>`."""
-        distance = frechet_distance(moments(features.pooled), self._root)
-        few = warning(
-            "frechet_distance", len(features.pooled), features.pooled.shape[1]
-        )
-        return {self._name: Measured(distance.value, few, distance.residual)}
-
-
-def published(config: Config, sets: list[FeatureSet]) -> Published | None:
-    """The statistics that `evaluate.reference_stats` names; None if it is empty.
-
-    Args:
-      config: The whole config.
-      sets: The sets of features that are measured on.
-
-    Raises:
-      ValueError: If it is no such file, or there are no Inception features.
-    """
-    path = config.evaluate.reference_stats
-    if not path:
-        return None
-    if not any(each.name == "inception" for each in sets):
-        raise ValueError(
-            f"evaluate.reference_stats={path!r} are of Inception features: set"
-            " evaluate.inception_weights too."
-        )
-    return Published(pathlib.Path(path))

@@ -1,0 +1,50 @@
+"""The judge of an evaluation: whether images are of the class that was asked for."""
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.evaluation import features
+from vdiff_jax.evaluation.features import Features
+from vdiff_jax.evaluation.metrics import Measured
+from vdiff_jax.stages.evaluate.feature_sets import NotToBeHadError, trained_classifier
+from vdiff_jax.stages.evaluate.references import Real
+
+
+class Judge:
+    """Measures how many images are of the class that was asked for.
+
+    Attributes:
+      features: Its logits of images, as a set of features.
+      facts: The classifier, which is not the one of the features.
+    """
+
+    def __init__(self, real: Callable[[Split], Real], folder: pathlib.Path):
+        """Reads the classifier from `folder`, or trains it.
+
+        Raises:
+          ValueError: If the data have no classes.
+        """
+        try:
+            trained = trained_classifier(real, folder, "judge")
+        except NotToBeHadError as error:
+            raise ValueError(f"evaluate.judge=True: {error}") from error
+        self.features = features.of_judge(trained)
+        self._num_classes = trained.params["params"]["logits"]["bias"].size
+        self.facts = {"features": "judge", **self.features.facts}
+
+    def measure(
+        self, features: Features, asked: np.ndarray | None = None
+    ) -> dict[str, Measured]:
+        """The share of images that it takes for the class they should be of.
+
+        Args:
+          features: Its logits of the images.
+          asked: The class of each; None for i modulo the number of classes.
+        """
+        guess = features.logits.argmax(axis=1)
+        if asked is None:
+            asked = np.arange(len(guess)) % self._num_classes
+        return {"accuracy_judge": Measured(float((guess == asked).mean()), None)}
