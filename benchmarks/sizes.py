@@ -2,7 +2,7 @@
 
 from typing import Any, TypeAlias
 
-from configs import cifar10, digits, imagenet64
+from configs import cifar10, digits, digits_dit, imagenet64
 
 # An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
 Config: TypeAlias = Any
@@ -31,6 +31,7 @@ _CIFAR4M = {
 SIZES: dict[str, tuple[Any, dict[str, Any]]] = {
     "tiny": (digits, _TINY),
     "digits": (digits, {}),
+    "digits_dit": (digits_dit, {}),
     "cifar4m": (cifar10, _CIFAR4M),
     "cifar10": (cifar10, {}),
     "imagenet64": (imagenet64, {}),
