@@ -48,12 +48,12 @@ def main() -> None:
     options = _parse()
     options.out.mkdir(parents=True, exist_ok=True)
     report = options.out / "latents.json"
-    results = json.loads(report.read_text()) if report.exists() else {}
     for part in options.part:
         if part != "digits" and options.data is None:
             raise SystemExit(f"--part {part} needs --data, a folder of photographs.")
         start = time.perf_counter()
         result = RUN[part](options.data, options.out)
+        results = json.loads(report.read_text()) if report.exists() else {}
         before = results.get(part, {}).get("seconds", 0.0)
         result["seconds"] = before + time.perf_counter() - start
         results[part] = result
