@@ -19,6 +19,7 @@ images to --out. Needs the extra `bench`.
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -96,7 +97,7 @@ def of_classes(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
     launch("cifar10_latents:sample", workdir, {"sample.steps": 4})
     launch("cifar10_latents:export", workdir, {"export.steps": 4})
     _reconstructions(data, autoencoder, out)
-    _grid(workdir, out / "classes.png")
+    _figure(workdir, out / "classes.png")
     return _rows(workdir)
 
 
@@ -114,7 +115,7 @@ def of_contexts(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
         "data.path": latents, "data.autoencoder": autoencoder, "evaluate.images": data,
     }  # fmt: skip
     launch("cifar10_contexts", workdir, fields)
-    _grid(workdir, out / "contexts.png")
+    _figure(workdir, out / "contexts.png")
     shares = _prompted("cifar10_contexts", workdir, names, out / "classes")
     return {**_rows(workdir), **shares}
 
@@ -244,13 +245,9 @@ def _reconstructions(
     save_image(out / "reconstructions.png", enlarge(sheet, 300))
 
 
-def _grid(workdir: pathlib.Path, path: pathlib.Path) -> None:
-    """A sheet: a row for each sampler that was measured, the same noise in each."""
-    folder = workdir / "evaluate" / "pictures"
-    rows = [np.load(file)[:20] for file in sorted(folder.glob("*.npy"))]
-    print([file.name for file in sorted(folder.glob("*.npy"))])
-    sheet = tile(np.concatenate(rows), 20)
-    save_image(path, enlarge(sheet, 400))
+def _figure(workdir: pathlib.Path, path: pathlib.Path) -> None:
+    """The images of every model by its guidance weight, of the same noise."""
+    shutil.copy(workdir / "evaluate" / "guidance.png", path)
 
 
 def _parse() -> argparse.Namespace:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-UPDATES, BATCH_SIZE, LEARNING_RATE, KL_WEIGHT = 1200, 32, 2e-3, 1e-6
-SAVE_EVERY, ENCODED_AT_ONCE, OF_SCALE = 100, 256, 2048
+UPDATES, BATCH_SIZE, LEARNING_RATE, KL_WEIGHT = 8000, 32, 2e-3, 1e-6
+SAVE_EVERY, ENCODED_AT_ONCE, OF_SCALE = 200, 256, 2048
 
 
 def train(images: np.ndarray, folder: pathlib.Path) -> None:

@@ -30,30 +30,27 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "diffusion": {"schedule": "cosine"},
             "train": {
-                "steps": 2500,
+                "steps": 12_000,
                 "batch_size": 64,
                 "learning_rate": 1e-3,
                 "label_dropout": 0.1,
-                "ema_decay": 0.998,
+                "ema_decay": 0.999,
                 "weight": "snr_trunc",
             },
             "distill": {
                 "start_steps": 16,
                 "end_steps": 4,
-                "updates": "200, 4: 400",
+                "updates": "400, 4: 800",
                 "batch_size": 64,
                 "learning_rate": 5e-4,
                 "ema_decay": 0.0,
                 "weight": "snr_trunc",
             },
-            "sample": {"w": ()},
             "evaluate": {
                 "steps": (4,),
                 "reference_steps": 16,
-                "w": (),
                 "judge": False,
             },
         }
     )
-    config.guide.steps = 0
     return config

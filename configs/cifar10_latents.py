@@ -12,11 +12,21 @@ of this; docs/latents.md explains.
 
 Not from a paper; the losses are those of configs/digits_guided.py:
 
-- A network of 0.8 M parameters on 2x2 latents, for the two cores of a small computer.
+- A network of 1.1 M parameters on 2x2 latents, for the two cores of a small computer.
 - Mirrored copies are encoded and stored, so the step mirrors nothing.
 - `sample.clip` is none, as `auto` makes it: latents are not bounded.
 
-Result: in docs/latents.md.
+Result: `frechet_classifier` (not FID) to 10,000 training images, on CIFAR-10 saved as
+JPEG; mean of the seeds 0 and 1 of 1,024 samples each. The real images, encoded and
+decoded by that autoencoder, are at 1.2; recall and accuracies are in docs/latents.md:
+
+    evaluations              1      2      4      8     32
+    distilled, w = 0         6.4    6.0    5.3    4.5
+    distilled, w = 1         7.4    7.6    7.5    7.4
+    base, w = 0, DDIM                                   6.4
+    base, w = 0, DPM-Solver++(2M)   91.9   36.5   11.1
+
+21 minutes of one core, and 14 for the evaluation.
 """
 
 from ml_collections import ConfigDict
@@ -55,25 +65,25 @@ def get_config(stage: str = "all") -> ConfigDict:
             "diffusion": {"schedule": "cosine"},
             "loop": {
                 "stratified_times": True,
-                "log_every_steps": 100,
-                "eval_every_steps": 1000,
-                "sample_every_steps": 1000,
+                "log_every_steps": 500,
+                "eval_every_steps": 2500,
+                "sample_every_steps": 2500,
                 "sample_steps": 32,
-                "checkpoint_every_steps": 500,
+                "checkpoint_every_steps": 1000,
             },
             "train": {
-                "steps": 3000,
+                "steps": 15_000,
                 "batch_size": 64,
                 "learning_rate": 1e-3,
-                "warmup_steps": 100,
+                "warmup_steps": 200,
                 "decay": "cosine",
                 "dropout": 0.0,
                 "label_dropout": 0.1,
-                "ema_decay": 0.998,
+                "ema_decay": 0.999,
                 "weight": "snr_trunc",
             },
             "guide": {
-                "steps": 1000,
+                "steps": 2000,
                 "w_range": (0.0, 4.0),
                 "w_features": 32,
                 "w_scale": 4.0,
@@ -86,7 +96,7 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "distill": {
                 "start_steps": 32,
-                "updates": "200, 4: 300, 2: 450, 1: 600",
+                "updates": "400, 4: 800, 2: 1200, 1: 1600",
                 "batch_size": 64,
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,

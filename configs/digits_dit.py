@@ -30,13 +30,13 @@ def get_config(stage: str = "all") -> ConfigDict:
         {
             "model": {
                 "net": "dit",
-                "dit": {"patch": 2, "depth": 4, "features": 64, "num_heads": 4},
+                "dit": {"patch": 4, "depth": 4, "features": 128, "num_heads": 4},
             },
             "diffusion": {"schedule": "cosine"},
             "train": {
-                "steps": 2000,
+                "steps": 2500,
                 "batch_size": 64,
-                "learning_rate": 2e-3,
+                "learning_rate": 6e-3,
                 "ema_decay": 0.998,
                 "weight": "snr_trunc",
             },
