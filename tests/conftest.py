@@ -16,6 +16,15 @@ import tiny
 from tests.faults.faults import Trial, prepare, prepared
 from tests.faults.runs import Lab
 
+# Half of what XLA takes to compile for a CPU: the older of its two code generators, and
+# one module for LLVM instead of 32. Processes that tests start inherit it.
+QUICK_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+FLAGS = os.environ.get("XLA_FLAGS", "")
+if QUICK_TO_COMPILE not in FLAGS:  # a worker of pytest-xdist has inherited it
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {QUICK_TO_COMPILE}".strip()
+
 # Two devices, so that every test of a step or a stage is a test of data parallelism.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

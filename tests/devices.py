@@ -34,6 +34,8 @@ from vdiff_jax.generation.sampler import request
 from vdiff_jax.training.step import Job, init_state, make_train_step
 
 STEPS, BATCH_SIZE, SEED = 20, 32, (0, 0)
+# What XLA_FLAGS of the tests turns off, for those that look into programs.
+AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}
 
 
 def config(**changes):
@@ -127,8 +129,16 @@ class Bench:
 
     @functools.cached_property
     def compiled(self):
+        return self._lowered().compile()
+
+    @functools.cached_property
+    def program(self):
+        """The step as it is compiled for users."""
+        return self._lowered().compile(AS_FOR_USERS)
+
+    def _lowered(self):
         feed = next(iter(self.feeds()))
-        return self.step.lower(self.new_state(), feed, self.job).compile()
+        return self.step.lower(self.new_state(), feed, self.job)
 
     def new_state(self):
         copy = jax.tree.map(jnp.copy, self.start)  # the step writes over its state
@@ -232,7 +242,7 @@ def pictures(bench, batch_size):
 
 def program(bench):
     """What the compiled step of the HLO says of traffic and memory."""
-    text = bench.compiled.as_text()
+    text = bench.program.as_text()
     traffic = []
     for line in text.splitlines():
         found = re.search(
@@ -248,7 +258,7 @@ def program(bench):
         for line in text.splitlines()
         if " constant(" in line
     ]
-    memory = bench.compiled.memory_analysis()
+    memory = bench.program.memory_analysis()
     aliases = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
     return {
         "traffic": traffic,
