@@ -1,5 +1,6 @@
 """What all tests share: devices, compiled programs, and what takes long to make."""
 
+import gc
 import json
 import os
 import pathlib
@@ -15,6 +16,15 @@ import launch
 import tiny
 from tests.faults.faults import Trial, prepare, prepared
 from tests.faults.runs import Lab
+
+# Half of what XLA takes to compile for a CPU: the older of its two code generators, and
+# one module for LLVM instead of 32. Processes that tests start inherit it.
+QUICK_TO_COMPILE = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+FLAGS = os.environ.get("XLA_FLAGS", "")
+if QUICK_TO_COMPILE not in FLAGS:  # a worker of pytest-xdist has inherited it
+    os.environ["XLA_FLAGS"] = f"{FLAGS} {QUICK_TO_COMPILE}".strip()
 
 # Two devices, so that every test of a step or a stage is a test of data parallelism.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -50,6 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for number, group in enumerate(groups.values()):
         parts[number % len(parts)] += group
     items[:] = [item for part in parts for item in part]
+
+
+def pytest_collection_finish() -> None:
+    """From here on, collects garbage seldom and not among modules.
+
+    It took a tenth of all time: tracing makes many objects, and few that are cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _tier(item: pytest.Item) -> int:

@@ -30,7 +30,11 @@ def told():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={"PYTHONPATH": str(HERE.parent), "PATH": "/usr/bin:/bin"},
+            env={
+                "PYTHONPATH": str(HERE.parent),
+                "PATH": "/usr/bin:/bin",
+                "XLA_FLAGS": os.environ["XLA_FLAGS"],
+            },
         )
         for devices in (1, 8)
     }

@@ -32,7 +32,7 @@ def step(request):
         model__unet__emb_channels=128, model__unet__groups=8, model__unet__head_dim=16,
     )  # fmt: skip
     bench = devices.Bench(config, request.param)
-    return request.param, bench.model, bench.compiled
+    return request.param, bench.model, bench.program
 
 
 def test_a_step_convolves_no_more_than_its_passes_need(step):
@@ -71,6 +71,7 @@ def test_a_sampler_joins_no_more_than_the_skips_of_its_network():
     sampler, params = make_sampler(config, model), model.abstract_params()
     start = jax.eval_shape(sampler.start, jnp.arange(64), jnp.int32(0))
     draw = type(sampler).draw
-    compiled = draw.lower(sampler, params, start, request(4)).compile()
+    lowered = draw.lower(sampler, params, start, request(4))
+    compiled = lowered.compile(devices.AS_FOR_USERS)
     # Of skips 3; the others are of the sinusoid and of the sampler's random numbers.
     assert compiled.as_text().count(" concatenate(") <= 7
