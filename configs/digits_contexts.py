@@ -12,12 +12,12 @@ The network is that of configs/digits.py, and attends to 8 vectors of width 32 i
 middle and at 4x4; training leaves one caption in ten out, and puts the null context in
 its place.
 
-Result: a judge takes 97 % of 1,000 samples of 4 steps for the digit of their caption. For
-the same noise and the captions of the next digit it is 96 % for that digit, and 0.4 % for
-the one before. `frechet_classifier` (not FID) to the training images and recall, mean of
-the seeds 0, 1 and 2 of 1,000 samples each: base at 16 steps of DDIM 6.3 and 0.83, student
-of 4 steps 6.9 and 0.82, base at 4 steps of DPM-Solver++(2M) 10.2 and 0.66; the standard
-deviation of the distances is about 1.1.
+Result: a judge takes 97 % of 1,000 samples of 4 steps for the digit of their caption.
+For the same noise and the captions of the next digit it is 96 % for that digit, and
+0.4 % for the one before. `frechet_classifier` (not FID) to the training images and
+recall, mean of the seeds 0, 1 and 2 of 1,000 samples each: base at 16 steps of DDIM 6.3
+and 0.83, student of 4 steps 6.9 and 0.82, base at 4 steps of DPM-Solver++(2M) 10.2 and
+0.66; the standard deviation of the distances is about 1.1.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,6 @@ import launch
 import tiny
 import vdiff_jax
 from vdiff_jax.datasets.digits import digits
-from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.starts import make_condition_of
@@ -55,27 +54,60 @@ def data(tmp_path_factory):
     return _write(tmp_path_factory.mktemp("captions"), **null)
 
 
-def test_image_number_i_has_the_condition_of_example_i():
+class Captioned:
+    """Examples with nothing but their conditions, in the order of their classes."""
+
+    def __init__(self, num):
+        rng = np.random.default_rng(1)
+        self.context = rng.normal(size=(num, TOKENS, WIDTH)).astype(np.float32)
+        self.mask = rng.random((num, TOKENS)) < 0.5
+        self.labels = np.arange(num, dtype=np.int32) * 10 // num
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {name: part[0] for name, part in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices):
+        rows = np.asarray(indices)
+        return {
+            "image": np.zeros((len(rows), 1, 1, 1), np.uint8),
+            "label": self.labels[rows],
+            "context": self.context[rows],
+            "mask": self.mask[rows],
+        }
+
+
+def test_given_contexts_are_taken_in_turn():
     context, mask = _context(np.arange(10))
-    labels = np.arange(10, dtype=np.int32)
-
-    class Captioned(Arrays):
-        def __getitems__(self, indices):
-            rows = np.asarray(indices)
-            return {
-                "image": np.zeros((len(rows), 1, 1, 1), np.uint8),
-                "label": labels[rows], "context": context[rows], "mask": mask[rows],
-            }  # fmt: skip
-
     index = np.array([3, 10, 25])
-    for of in (
-        of_source(Captioned(np.zeros((10, 1, 1, 1), np.uint8))),
-        of_arrays(context, mask),
-    ):
-        condition = of(index)
-        np.testing.assert_array_equal(condition.context, context[[3, 0, 5]])
-        np.testing.assert_array_equal(condition.mask, mask[[3, 0, 5]])
+    condition = of_arrays(context, mask)(index)
+    np.testing.assert_array_equal(condition.context, context[[3, 0, 5]])
+    np.testing.assert_array_equal(condition.mask, mask[[3, 0, 5]])
     assert of_arrays(context, None)(index).mask is None
+
+
+def test_the_first_images_have_conditions_of_all_the_data():
+    source = Captioned(1000)
+    condition_of = of_source(source)
+    whole = condition_of(np.arange(1000))
+    # Each example once, with its own parts.
+    order = whole.label.argsort(kind="stable")
+    np.testing.assert_array_equal(whole.label[order], source.labels)
+    rows = [
+        (source.context == context).all(axis=(1, 2)).nonzero()[0][0]
+        for context in whole.context
+    ]
+    assert sorted(rows) == list(range(1000))
+    np.testing.assert_array_equal(whole.label, source.labels[rows])
+    np.testing.assert_array_equal(whole.mask, source.mask[rows])
+    # Of ten classes in order the first 200 examples are of two.
+    assert np.bincount(whole.label[:200], minlength=10).min() > 5
+    # However the images are parted, and after the last example from the first.
+    np.testing.assert_array_equal(
+        condition_of(np.array([5, 1003])).context, whole.context[[5, 3]]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from vdiff_jax.evaluation.features import Features
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.generation.batches import Drawn
 from vdiff_jax.model import Model
-from vdiff_jax.stages.evaluate import bench, likelihood, references
+from vdiff_jax.stages.evaluate import bench, feature_sets, likelihood, references
 from vdiff_jax.stages.evaluate.candidates import Candidate
 from vdiff_jax.workdir.layout import Project
 
@@ -63,7 +63,7 @@ def _small(monkeypatch):
     """What is bounded by a number of images is bounded by a small one."""
     monkeypatch.setattr(metrics, "MOST_PAIRED", 100)
     monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 2)
-    monkeypatch.setattr(references.features, "of_pixels", lambda: FEW)
+    monkeypatch.setattr(feature_sets.features, "of_pixels", lambda: FEW)
 
 
 def _config(**changes):

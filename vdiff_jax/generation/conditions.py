@@ -18,10 +18,15 @@ ConditionOf: TypeAlias = Callable[[np.ndarray], Condition]
 
 
 def of_source(source: Source) -> ConditionOf:
-    """The conditions of a source's examples, in turn: of image number i, example i."""
+    """The conditions of a source's examples, each as often as any other.
+
+    Image number i has that of an example that depends on i only. Many sources are in
+    the order of their classes, so that the first examples are not like all.
+    """
+    order = np.random.default_rng(0).permutation(len(source))
 
     def condition_of(index: np.ndarray) -> Condition:
-        examples = read_many(source, (index % len(source)).tolist())
+        examples = read_many(source, order[index % len(source)].tolist())
         if isinstance(examples, list):
             names = examples[0].keys()
             examples = {n: np.stack([each[n] for each in examples]) for n in names}
