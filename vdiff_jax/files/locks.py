@@ -47,11 +47,11 @@ class Lock:
     def keeps_others_out(self) -> bool:
         """False once the file is gone or another, on which others find no lock."""
         try:
-            there = os.stat(self._path)
+            status = os.stat(self._path)
         except FileNotFoundError:
             return False
         own = os.fstat(self._file.fileno())
-        return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+        return (status.st_dev, status.st_ino) == (own.st_dev, own.st_ino)
 
 
 @contextlib.contextmanager

@@ -158,9 +158,9 @@ def save(
 
 def _see(opened: Open) -> None:
     """Opens again what is on the disk now and was not looked at since it was saved."""
-    there = steps(opened.folder)
+    on_disk = steps(opened.folder)
     for step, items in opened.unseen.items():
-        if step in there:  # not one that later ones have replaced already
+        if step in on_disk:  # not one that later ones have replaced already
             for name, tree in items.items():
                 check_readable(opened.folder / str(step) / name, tree)
     opened.unseen.clear()

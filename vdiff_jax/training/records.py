@@ -190,10 +190,10 @@ class _WeightsAndBiases:
 def _is_open_at(opened: int, folder: pathlib.Path) -> bool:
     """True if an open folder is the one that is at a path now."""
     try:
-        there = folder.stat()
+        status = folder.stat()
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(opened), there)
+    return os.path.samestat(os.fstat(opened), status)
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, str]:

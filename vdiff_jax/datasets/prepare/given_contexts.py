@@ -57,10 +57,10 @@ def read_contexts(path: pathlib.Path, files: Input, parts: Parts) -> GivenContex
         of_part = row[split] = {}
         for name, original in part.names.items():
             in_splits = f"{split}/{name}" if split else name
-            found = row_of.get(original, row_of.get(in_splits))
-            if found is None:
+            number = row_of.get(original, row_of.get(in_splits))
+            if number is None:
                 raise ValueError(f"{path} has no context for {in_splits}.")
-            of_part[name] = found
+            of_part[name] = number
         _check_finite(table, of_part, path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
