@@ -4,9 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test quick long lint faults bench
 
-# Two tests at a time: most of the time goes into compiling, on one core each. They
-# share on disk what takes long to make, so that whoever is done takes from the other.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+# Two modules at a time: most of the time goes into compiling, on one core each. The tests
+# of a module share what takes long to make, and stay with one worker.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: .venv/ready
 	$(BIN)/python launch.py --config configs/digits.py:train,distill

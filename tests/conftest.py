@@ -41,25 +41,15 @@ KILLS = 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left with one when the rest are done.
+    """The modules with the longest tests first, and in each the longest first.
 
-    pytest-xdist gives each worker a part of the list, in its order: every part is to
-    begin with some of the longest, and to have a module whole, whose tests share what
-    takes long to make.
+    pytest-xdist gives whole modules to its workers, in this order: at the end there are
+    short ones left, and no worker is long at work when the other is done.
     """
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("long")
     items.sort(key=_tier)
-    groups: dict[tuple[int, pathlib.Path], list[pytest.Item]] = {}
-    for item in items:
-        groups.setdefault((_tier(item), item.path), []).append(item)
-    parts: list[list[pytest.Item]] = [
-        [] for _ in range(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-    ]
-    for number, group in enumerate(groups.values()):
-        parts[number % len(parts)] += group
-    items[:] = [item for part in parts for item in part]
 
 
 def pytest_collection_finish() -> None:

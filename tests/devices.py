@@ -62,6 +62,11 @@ def config(**changes):
     return made
 
 
+def small(**changes):
+    """With the network below: for what does not depend on the network."""
+    return config(model__net="devices:make_net", **changes)
+
+
 class Net(nn.Module):
     """Quick to compile, with an array that is large enough to be split."""
 
@@ -221,8 +226,7 @@ def under_pmap(bench):
 def matching(run=Bench.run, **changes):
     """Moment matching of 4 steps and of 1, by one compiled step."""
     changes = {"distill__method": "moment_matching", **changes}
-    small = config(model__net="devices:make_net", **changes)
-    bench = Bench(small, "distill", steps=MATCHING_STEPS)
+    bench = Bench(small(**changes), "distill", steps=MATCHING_STEPS)
     told = {}
     for num_steps in (4, 1):
         bench.job = bench.job._replace(num_steps=jnp.int32(num_steps))
@@ -285,6 +289,7 @@ def main(devices):
     jax.config.update("jax_disable_most_optimizations", True)
     plain = Bench(config())
     told = {"plain": plain.run(), "pictures": pictures(plain, 48)}
+    told["small"] = Bench(small()).run()
     told["matching"] = {"plain": matching()}
     if devices > 1:
         told["matching"] |= {
@@ -295,17 +300,16 @@ def main(devices):
     if devices > 1:
         told |= {
             "pictures_by_16": pictures(plain, 16),
-            "pmap": under_pmap(plain),
             "fsdp": Bench(config(parallel__fsdp=2)).run(),
-            "accumulated": Bench(config(train__grad_accum_steps=4)).run(),
             "remat": Bench(config(parallel__remat=True)).run(),
             "bfloat16": Bench(config(model__dtype="bfloat16")).run(),
-            "streamed": Bench(config(data__on_device="never")).run(),
+            "pmap": under_pmap(Bench(small())),
+            "accumulated": Bench(small(train__grad_accum_steps=4)).run(),
+            "streamed": Bench(small(data__on_device="never")).run(),
         }
         jax.config.update("jax_disable_most_optimizations", False)
-        small = config(model__net="devices:make_net")
         told["train_program"] = program(Bench(config()))
-        told["distill_program"] = program(Bench(small, "distill"))
+        told["distill_program"] = program(Bench(small(), "distill"))
     print(json.dumps(told))
 
 
