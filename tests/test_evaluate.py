@@ -21,6 +21,8 @@ from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import model as from_config_model
 from vdiff_jax.model import Model
 from vdiff_jax.stages.evaluate import bench, page
+from vdiff_jax.stages.evaluate.candidates import of_finished
+from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import Trained
 
 pytestmark = pytest.mark.slow
@@ -196,6 +198,13 @@ def test_a_base_model_without_students_is_measured_alone(workdir, capsys):
     assert {row["model"] for row in _rows(workdir)} == {"base"}
     assert "no finished student of 2 steps" in capsys.readouterr().out
     assert "base, DDIM" in (workdir / "evaluate" / "report.html").read_text()
+
+
+def test_a_student_that_is_missing_is_named_once(tmp_path, capsys):
+    config = tiny.small("evaluate", evaluate={"w": (0.0, 1.0)})
+    assert of_finished(Project(config, tmp_path)) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("student of 2 steps" in line for line in lines) == 1
 
 
 def test_a_part_that_cannot_be_read_is_named(workdir):

@@ -65,11 +65,15 @@ def candidate_of(row: Measurement) -> Candidate:
 
 def of_finished(project: Project) -> list[Candidate]:
     """The `candidates` whose models are finished; prints which are not."""
-    return [
-        candidate
-        for candidate in candidates(project.config, methods_in(project))
-        if _is_there(project, candidate)
-    ]
+    wanted = candidates(project.config, methods_in(project))
+    finished = {
+        role: is_finished(project, role)
+        for role in dict.fromkeys(candidate.role for candidate in wanted)
+    }
+    for role, is_there in finished.items():
+        if not is_there:
+            print(f"evaluate: no finished {role}; it is left out")
+    return [candidate for candidate in wanted if finished[candidate.role]]
 
 
 def methods_in(project: Project) -> list[str]:
@@ -122,11 +126,3 @@ def _candidates_at(
 def _guidance_weights(config: Config) -> tuple[float, ...] | tuple[None]:
     """The guidance weights; one None if there is no guidance."""
     return tuple(config.evaluate.w) or (None,)
-
-
-def _is_there(project: Project, candidate: Candidate) -> bool:
-    """True if a candidate's model is finished; prints that it is not."""
-    if is_finished(project, candidate.role):
-        return True
-    print(f"evaluate: no finished {candidate.role}; it is left out")
-    return False
