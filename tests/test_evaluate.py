@@ -267,6 +267,10 @@ def of_images_together():
     return {}, lambda params, images: from_pixels(images).mean(axis=0)
 
 
+def of_a_tuple():
+    return {}, lambda params, images: (from_pixels(images).mean(axis=(1, 2, 3)),)
+
+
 def judge():
     return doubled()
 
@@ -301,10 +305,11 @@ def test_distances_by_features_of_ones_own_have_their_name(workdir):
             {"features": ("test_evaluate:doubled", "tiny:doubled")},
             "a name of its own in the table",
         ),
+        ({"features": ("test_evaluate:of_a_tuple",)}, r"images are \[1, 2\]"),
         ({"features": ("test_evaluate:of_one",)}, "returns parameters and a function"),
         (
             {"features": ("test_evaluate:of_images_together",)},
-            r"features of 2 images are float32 \[8, 8, 1\]",
+            r"features of 2 images are \[8, 8, 1\]",
         ),
         ({"features": ("inception",)}, "no FID: fetch https://.*inception_weights"),
         ({"features": ("vgg",)}, r"evaluate\.features=\('vgg',\) must be a tuple of"),
