@@ -19,11 +19,13 @@ from vdiff_jax.evaluation import classifier, figures
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import model as from_config_model
+from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages.evaluate import bench, page
 from vdiff_jax.stages.evaluate.candidates import of_finished
+from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import Trained
+from vdiff_jax.workdir.trained import Trained, role_in
 
 pytestmark = pytest.mark.slow
 
@@ -202,9 +204,81 @@ def test_a_base_model_without_students_is_measured_alone(workdir, capsys):
 
 def test_a_student_that_is_missing_is_named_once(tmp_path, capsys):
     config = tiny.small("evaluate", evaluate={"w": (0.0, 1.0)})
-    assert of_finished(Project(config, tmp_path)) == []
+    assert of_finished(config, Models(Project(config, tmp_path))) == []
     lines = capsys.readouterr().out.splitlines()
     assert sum("student of 2 steps" in line for line in lines) == 1
+
+
+@pytest.fixture(scope="module")
+def exported(project, once):
+    """The base and both students in files; for reading."""
+
+    def make(workdir):
+        shutil.copytree(project, workdir, dirs_exist_ok=True)
+        for model, steps in (("base", 8), ("distilled", 1), ("distilled", 2)):
+            spec = {"model": model, "steps": steps}
+            launch.launch(tiny.small("export", export=spec), workdir)
+
+    return sorted((once("exported", make) / "export").rglob("*.safetensors"))
+
+
+def test_files_of_export_are_measured_as_their_workdir_is(measured, exported, tmp_path):
+    files = {"files": tuple(map(str, exported))}
+    launch.launch(tiny.small("evaluate", evaluate=files), tmp_path)
+    ours, theirs = _numbers(tmp_path), _numbers(measured)
+    for row in (*ours, *theirs):
+        del row["key"]
+    assert ours == theirs
+    assert (tmp_path / "evaluate" / "likelihood.json").exists()
+    assert "distilled, 1 step" in (tmp_path / "evaluate" / "report.html").read_text()
+
+
+def test_another_file_is_measured_again(exported, project, tmp_path):
+    role = role_in(model_file.read_about(exported[0]))
+    other = tmp_path / "model.safetensors"
+    about, params = (
+        read(exported[0]) for read in (model_file.read_about, model_file.read)
+    )
+    params["Dense_0"]["bias"] = params["Dense_0"]["bias"] + 1.0
+    model_file.write(other, params, about)
+    config = tiny.small("evaluate")
+    keys = set()
+    for file in (exported[0], other):
+        config.evaluate.files = (str(file),)
+        trained = Models(Project(config, tmp_path)).trained(role)
+        keys.add(trained.sha256)
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda files: files[1:], "has no base model"),
+        (lambda files: [*files, files[1]], "are both of the student of 1 step"),
+        (lambda files: [*files, "none.safetensors"], "no file none.safetensors"),
+    ],
+)
+def test_files_that_cannot_be_compared_are_refused(exported, tmp_path, wrong, message):
+    files = {"files": tuple(map(str, wrong(exported)))}
+    with pytest.raises(ValueError, match=message):
+        launch.launch(tiny.small("evaluate", evaluate=files), tmp_path)
+    assert not (tmp_path / "evaluate").exists()
+
+
+def test_files_of_different_networks_are_refused(exported, tmp_path):
+    other = tmp_path / "other.safetensors"
+    about = model_file.read_about(exported[1])
+    about.fields["diffusion"]["schedule"] = "linear"
+    model_file.write(other, model_file.read(exported[1]), about)
+    files = {"files": (str(exported[0]), str(other))}
+    with pytest.raises(ValueError, match="different networks"):
+        launch.launch(tiny.small("evaluate", evaluate=files), tmp_path / "w")
+
+
+def test_files_of_other_images_are_refused(exported, tmp_path):
+    changes = {"evaluate": {"files": (str(exported[0]),)}, "data": {"image_size": 16}}
+    with pytest.raises(ValueError, match=r"of data\.image_size=8"):
+        launch.launch(tiny.small("evaluate", **changes), tmp_path)
 
 
 def test_a_part_that_cannot_be_read_is_named(workdir):

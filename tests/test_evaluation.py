@@ -13,7 +13,14 @@ from vdiff_jax.datasets.reader import Reader
 from vdiff_jax.datasets.source import Arrays
 from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
-from vdiff_jax.evaluation import classifier, features, figures, metrics, statistics_file
+from vdiff_jax.evaluation import (
+    classifier,
+    classifier_nets,
+    features,
+    figures,
+    metrics,
+    statistics_file,
+)
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.evaluation.metrics import Ruler
@@ -49,6 +56,79 @@ def test_the_updates_of_a_classifier_are_counted(monkeypatch):
     data, counts = Reader(digits("test")), []
     classifier.train(data, data, advance=counts.append)
     assert sum(counts) == 3
+
+
+def _photographs(num, size):
+    """Images whose class is the brighter half, upper or lower, with noise."""
+    rng = np.random.default_rng(num)
+    labels = rng.integers(2, size=num).astype(np.int32)
+    images = rng.integers(0, 200, (num, size, size, 3))
+    images[labels == 0, : size // 2] += 50
+    images[labels == 1, size // 2 :] += 50
+    return Arrays(images.astype(np.uint8), labels)
+
+
+@pytest.mark.parametrize(
+    ("num", "size", "plan"),
+    [
+        (1000, 16, (600, 0, False)),
+        (1000, 32, (600, 16, True)),
+        (12_800, 64, (1200, 16, True)),
+        (50_000, 32, (4687, 32, True)),
+        (1_280_000, 32, (20_000, 32, True)),
+    ],
+)
+def test_width_and_length_of_a_classifier_follow_the_data(num, size, plan):
+    class Images:
+        def __len__(self):
+            return num
+
+        def __getitem__(self, index):
+            return {"image": np.zeros((size, size, 3), np.uint8), "label": 0}
+
+    assert classifier.Plan.of(Reader(Images()), flip=True) == plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classifier", "judge"])
+def test_a_classifier_of_photographs_learns_and_is_the_same_every_time(
+    monkeypatch, kind
+):
+    for name, value in {"NUM_UPDATES": 40, "PASSES": 1, "BATCH_SIZE": 32}.items():
+        monkeypatch.setattr(classifier, name, value)
+    train, test = (Reader(_photographs(num, size=18)) for num in (512, 256))
+    trained = classifier.train(train, test, kind=kind, flip=True)
+    assert trained.accuracy > 0.95
+    assert classifier.train(train, test, kind=kind, flip=True).sha256 == trained.sha256
+
+
+@pytest.mark.parametrize("size", [32, 48, 64, 256])
+def test_photographs_of_any_size_have_as_many_spatial_features(size):
+    net = classifier_nets.ResidualClassifier(num_classes=3, width=8)
+    params = net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    images = jnp.zeros((2, size, size, 3), jnp.uint8)
+    features, spatial, logits = classifier_nets.apply(params, images)
+    assert features.ndim == 2
+    assert spatial.shape[1] in (3 * 3 * 7, 4 * 4 * 7)
+    assert logits.shape == (2, 3)
+
+
+def test_moved_photographs_are_shifted_ones_and_half_of_them_mirrored():
+    image = np.arange(8 * 8).reshape(1, 8, 8, 1).astype(np.uint8)
+    images = jnp.asarray(np.repeat(image, 512, axis=0))
+    padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)), mode="edge")
+    shifted = {
+        padded[i : i + 8, j : j + 8].tobytes() for i in range(5) for j in range(5)
+    }
+    mirrored = {
+        np.frombuffer(x, np.uint8).reshape(8, 8)[:, ::-1].tobytes() for x in shifted
+    }
+    plain = classifier_nets.moved(jax.random.key(0), images, flip=False)
+    assert {np.asarray(x).tobytes() for x in plain} == shifted
+    flipped = classifier_nets.moved(jax.random.key(0), images, flip=True)
+    kinds = [np.asarray(x).tobytes() in mirrored for x in flipped]
+    assert 0.4 < np.mean(kinds) < 0.6
+    assert {np.asarray(x).tobytes() for x in flipped} <= shifted | mirrored
 
 
 def test_unlabelled_data_have_no_classifier():

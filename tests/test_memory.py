@@ -11,6 +11,7 @@ import pytest
 
 import tiny
 from vdiff_jax.datasets.reader import Reader
+from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.evaluation import classifier, features, metrics
 from vdiff_jax.evaluation.features import Features
@@ -123,7 +124,12 @@ class _Linear(nn.Module):
 
 
 def _classifier(monkeypatch, folder, num):
+    def logits(params, images):
+        return _Linear(num_classes=2).apply(params, from_pixels(images))[2]
+
+    monkeypatch.setattr(classifier, "SMALL_PIXELS", 64)
     monkeypatch.setattr(classifier, "Classifier", _Linear)
+    monkeypatch.setitem(classifier.LOGITS, "classifier", logits)
     monkeypatch.setattr(classifier, "NUM_UPDATES", num // 128)
     examples, held_out = (Reader(_Images(many)) for many in (num, num // 4))
     monkeypatch.setattr(classifier, "MOST_PIXELS", 128 * 64 * 64)
@@ -146,13 +152,13 @@ def _likelihood(monkeypatch, folder, num):
 
 
 def _candidate(monkeypatch, folder, num):
-    monkeypatch.setattr(bench, "Models", _Models)
     monkeypatch.setattr(bench, "draw", _draw)
     monkeypatch.setattr(
         bench, "start_of_seed", lambda sampler, seed, condition_of: None
     )
     _real(monkeypatch, 50)
-    measuring = bench.Bench(Project(_config(num=num), folder))
+    project = Project(_config(num=num), folder)
+    measuring = bench.Bench(project, _Models(project))
     return lambda: measuring.rows(Candidate(BASE, "ddim", 2))
 
 
@@ -160,7 +166,8 @@ def _tuning(monkeypatch, folder, num):
     monkeypatch.setattr(bench, "TUNING_IMAGES", num)
     monkeypatch.setattr(bench, "VARIANCES", (0.5,))
     _candidate(monkeypatch, folder, num)
-    measuring = bench.Bench(Project(_config(num=num), folder))
+    project = Project(_config(num=num), folder)
+    measuring = bench.Bench(project, _Models(project))
     return lambda: measuring._variance(Candidate(BASE, "ancestral", 2))
 
 

@@ -285,6 +285,11 @@ def test_help_on_a_field_is_that_field(topic, field, capsys):
         ("evaluate.features", "classifier", ("classifier",)),
         ("evaluate.features", "('classifier', \"pixels\")", ("classifier", "pixels")),
         ("evaluate.steps", "1 2 4", (1, 2, 4)),
+        (
+            "evaluate.files",
+            "('a b/1,2.safetensors', \"c.safetensors\")",
+            ("a b/1,2.safetensors", "c.safetensors"),
+        ),
         ("export.formats", "orbax,stablehlo", ("orbax", "stablehlo")),
         ("distill.updates", "400", "400"),
         ("train.steps_per_call", "1e1", 10),

@@ -211,7 +211,10 @@ def test_a_classifier_that_is_not_what_was_written_is_not_taken(tmp_path, monkey
 
     def trained():
         return feature_sets.trained_classifier(
-            lambda split: references.Real(config, split, 20), tmp_path, "classifier"
+            config,
+            lambda split: references.Real(config, split, 20),
+            tmp_path,
+            "classifier",
         )
 
     first = trained()
@@ -225,6 +228,31 @@ def test_a_classifier_that_is_not_what_was_written_is_not_taken(tmp_path, monkey
     path.write_bytes(content[:at] + bytes([content[at] ^ 64]) + content[at + 1 :])
     with pytest.raises(DamagedError, match="has changed since it was written"):
         trained()
+
+
+def test_photographs_go_on_with_a_classifier_of_version_0_1(tmp_path, monkeypatch):
+    """Its file is named after NUM_UPDATES, whatever the data; its network is small."""
+    monkeypatch.setattr(classifier, "NUM_UPDATES", 1)
+    config = tiny.small("evaluate", data={"image_size": 32, "flip": True})
+
+    def trained():
+        return feature_sets.trained_classifier(
+            config,
+            lambda split: references.Real(config, split, 20),
+            tmp_path,
+            "classifier",
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classifier, "SMALL_PIXELS", 32)
+        before = trained()
+    again = trained()
+    assert again.sha256 == before.sha256
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    assert trained().sha256 != before.sha256
+    (other,) = tmp_path.iterdir()
+    assert other.name != path.name
 
 
 def test_metrics_of_too_few_images_are_left_out_by_name(workdir, capsys):

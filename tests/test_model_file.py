@@ -39,6 +39,18 @@ def test_a_model_comes_back_as_it_was(tmp_path):
     assert names == {"down_0.block_0/conv1/kernel", "norm_out/scale"}
 
 
+def test_half_of_the_digits_are_read_as_float32(tmp_path):
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    params = {"kernel": np.random.default_rng(0).normal(size=(64, 64)).astype("f4")}
+    model_file.write(whole, params, ABOUT)
+    model_file.write(half, params, ABOUT, "bfloat16")
+    read = model_file.read(half)["kernel"]
+    assert read.dtype == np.float32
+    error = np.abs(read - params["kernel"]) / np.abs(params["kernel"])
+    assert 2**-10 < error.max() <= 2**-8  # 8 binary digits, rounded to nearest
+    assert half.stat().st_size == whole.stat().st_size - 2 * 64 * 64
+
+
 def test_arrays_in_any_order_of_memory_are_written_as_they_are(tmp_path):
     x = np.arange(12.0, dtype=np.float32).reshape(3, 4)
     views = {"a": x.T, "b": x[:, ::2], "c": np.broadcast_to(x[0], (2, 4)), "d": x[1:]}

@@ -1,89 +1,46 @@
 """Features of a small classifier that is trained on the data themselves.
 
-They need no download and suit data that look nothing like ImageNet. The distance on
+They need no download and suit data that look nothing like ImageNet. What it is and how
+long it is trained follow the data; `classifier_nets` has the networks. The distance on
 them is called `frechet_classifier`; it is not FID, and compares only with itself.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array
 
 from vdiff_jax.datasets.reader import Reader
-from vdiff_jax.diffusion import from_pixels
+from vdiff_jax.evaluation.classifier_nets import (
+    Classifier,
+    FoldingJudge,
+    Judge,
+    ResidualClassifier,
+    apply,
+    judge,
+    moved,
+)
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.nets.convolution import conv3x3
 from vdiff_jax.types import Params
 
-NUM_UPDATES = 600
+Kind: TypeAlias = Literal["classifier", "judge"]
+LOGITS: dict[Kind, Callable[[Params, Array], Array]] = {
+    "classifier": lambda params, images: apply(params, images)[2],
+    "judge": judge,
+}
+
 BATCH_SIZE = 128
+NUM_UPDATES = 600  # for images of at most SMALL_PIXELS a side, and at least for others
+SMALL_PIXELS = 16
+PASSES = 12  # over photographs
+MOST_UPDATES = 20_000
+WIDE_FROM = 20_000  # images that are enough for the wider network
 MOST_PIXELS = 2**22  # of a batch of held-out images
-SPATIAL_CHANNELS = 7  # as many as sFID takes of the Inception network
-
-
-class Classifier(nn.Module):
-    """Convolutions down to at most 4x4 pixels, and a layer of features."""
-
-    num_classes: int
-    num_features: int = 64
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, " batch height width channels"]
-    ) -> tuple[
-        Float[Array, " batch features"],
-        Float[Array, " batch spatial"],
-        Float[Array, " batch classes"],
-    ]:
-        """Returns features, spatial features and class logits."""
-        h = nn.relu(conv3x3(32, name="conv_in")(x))
-        level = 0
-        while h.shape[1] > 4:
-            h = nn.avg_pool(h, (2, 2), strides=(2, 2))
-            h = nn.relu(conv3x3(64, name=f"conv_{level}")(h))
-            level += 1
-        spatial = h[..., :SPATIAL_CHANNELS].reshape(h.shape[0], -1)
-        h = h.reshape(h.shape[0], -1)
-        h = nn.relu(nn.Dense(self.num_features, name="features")(h))
-        return h, spatial, nn.Dense(self.num_classes, name="logits")(h)
-
-
-class Judge(nn.Module):
-    """A second classifier, which checks that an image is of the class it was drawn for.
-
-    It shares nothing with the one that gives features, so that a model which is good by
-    these is not good by the judge for that alone: strided convolutions of 5 x 5, no
-    pooling, and other activations.
-    """
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, " batch height width channels"]
-    ) -> Float[Array, " batch classes"]:
-        """Returns class logits."""
-        h = nn.gelu(nn.Conv(48, (5, 5), name="conv_in")(x))
-        level = 0
-        while h.shape[1] > 4:
-            h = nn.gelu(nn.Conv(96, (5, 5), strides=(2, 2), name=f"conv_{level}")(h))
-            level += 1
-        h = nn.gelu(nn.Dense(128, name="hidden")(h.reshape(h.shape[0], -1)))
-        return nn.Dense(self.num_classes, name="logits")(h)
-
-
-def judge(
-    params: Params, images: UInt8[Array, " batch height width channels"]
-) -> Float[Array, " batch classes"]:
-    """Class logits of the judge."""
-    net = Judge(num_classes=params["params"]["logits"]["bias"].size)
-    logits: Any = net.apply(params, from_pixels(images))
-    return logits
 
 
 class Trained(NamedTuple):
@@ -108,22 +65,48 @@ class Trained(NamedTuple):
         }
 
 
-def apply(
-    params: Params, images: UInt8[Array, " batch height width channels"]
-) -> tuple[Array, Array, Array]:
-    """Features, 7 channels of the last convolution with their places, class logits."""
-    outputs: Any = Classifier(
-        num_classes=params["params"]["logits"]["bias"].size
-    ).apply(params, from_pixels(images))
-    return outputs
+class Plan(NamedTuple):
+    """How a classifier is trained, as it suits the data.
+
+    Attributes:
+      num_updates: Updates, each of 128 images.
+      width: Channels of `ResidualClassifier`; 0 for the small `Classifier`.
+      flip: Whether half of the images are mirrored.
+    """
+
+    num_updates: int
+    width: int
+    flip: bool
+
+    @classmethod
+    def of(cls, examples: Reader, *, flip: bool) -> "Plan":
+        """The plan for these data; what is small or scarce takes less.
+
+        Args:
+          examples: Training images and their classes.
+          flip: Whether a mirrored photograph is one of its class.
+        """
+        if np.shape(examples.source[0]["image"])[0] <= SMALL_PIXELS:
+            return cls(NUM_UPDATES, width=0, flip=False)
+        num = len(examples)
+        updates = max(NUM_UPDATES, min(PASSES * num // BATCH_SIZE, MOST_UPDATES))
+        return cls(updates, width=32 if num >= WIDE_FROM else 16, flip=flip)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Adam, with decay and a warm-up for photographs."""
+        if not self.width:
+            return optax.adam(optax.cosine_decay_schedule(2e-3, self.num_updates))
+        rate = optax.cosine_onecycle_schedule(self.num_updates, 3e-3, 0.2)
+        return optax.adamw(rate, weight_decay=0.02)
 
 
 def train(
     examples: Reader,
     held_out: Reader,
     *,
-    kind: Literal["classifier", "judge"] = "classifier",
+    kind: Kind = "classifier",
     seed: int = 0,
+    flip: bool = False,
     advance: Callable[[int], None] = lambda updates: None,
 ) -> Trained:
     """Trains with a fixed seed: the same data give the same features.
@@ -133,6 +116,7 @@ def train(
       held_out: Those on which the accuracy is measured.
       kind: The network that gives features, or the judge.
       seed: Seed of the initialisation and the order.
+      flip: Whether a mirrored photograph is one of its class.
       advance: Called with the number of updates that were made since the last call.
 
     Raises:
@@ -144,34 +128,42 @@ def train(
             "Classifier features need labelled data of at least two classes; these have"
             " one. Leave the evaluate stage out."
         )
-    network, logits_of = {
-        "classifier": (Classifier, lambda *given: apply(*given)[2]),
-        "judge": (Judge, judge),
-    }[kind]
-    net = network(num_classes=int(labels.max()) + 1)
+    plan = Plan.of(examples, flip=flip)
+    net = _network(kind, int(labels.max()) + 1, plan.width)
+    logits_of = LOGITS[kind]
     # On one device: the sums of a small network are not worth their communication.
     shape = np.shape(examples.source[0]["image"])
     params = jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, *shape)))
-    optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, NUM_UPDATES))
-    order = np.random.default_rng(seed).integers(
-        len(examples), size=(NUM_UPDATES, BATCH_SIZE)
-    )
+    optimizer = plan.optimizer()
 
-    def loss(params: Params, image: Array, target: Array) -> Array:
+    def loss(params: Params, image: Array, label: Array) -> Array:
         logits = logits_of(params, image)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+        if not plan.width:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+        target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[1]), 0.05)
+        return optax.softmax_cross_entropy(logits, target).mean()
 
     @jax.jit
     def update(
-        params: Params, opt_state: optax.OptState, image: Array, target: Array
+        params: Params,
+        opt_state: optax.OptState,
+        key: jax.Array,
+        image: Array,
+        label: Array,
     ) -> tuple[Params, optax.OptState]:
-        grads = jax.grad(loss)(params, image, target)
-        updates, opt_state = optimizer.update(grads, opt_state)
+        if plan.width:
+            image = moved(key, image, flip=plan.flip)
+        grads = jax.grad(loss)(params, image, label)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     opt_state = optimizer.init(params)
-    for batch in examples.batches(order):
-        params, opt_state = update(params, opt_state, batch["image"], batch["label"])
+    order = _order(plan, len(examples), seed)
+    for step, batch in enumerate(examples.batches(order)):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        params, opt_state = update(
+            params, opt_state, key, batch["image"], batch["label"]
+        )
         jax.block_until_ready(params)  # what is only queued is not made
         advance(1)
     predict = jax.jit(lambda image: logits_of(params, image).argmax(axis=1))
@@ -180,6 +172,25 @@ def train(
         accuracy=_accuracy(predict, held_out),
         sha256=params_sha256(params),
     )
+
+
+def _network(kind: Kind, num_classes: int, width: int) -> nn.Module:
+    if kind == "judge":
+        judge = FoldingJudge if width else Judge
+        return judge(num_classes=num_classes)
+    if not width:
+        return Classifier(num_classes=num_classes)
+    return ResidualClassifier(num_classes=num_classes, width=width)
+
+
+def _order(plan: Plan, num: int, seed: int) -> np.ndarray:
+    """The images of each update, [num_updates, batch]."""
+    rng = np.random.default_rng(seed)
+    if not plan.width:
+        return rng.integers(num, size=(plan.num_updates, BATCH_SIZE))
+    passes = -(-plan.num_updates * BATCH_SIZE // num)
+    order = np.concatenate([rng.permutation(num) for _ in range(passes)])
+    return order[: plan.num_updates * BATCH_SIZE].reshape(-1, BATCH_SIZE)
 
 
 def _accuracy(predict: Callable[[Any], Array], held_out: Reader) -> float:

@@ -24,6 +24,7 @@ from vdiff_jax.from_config.ranges import (
     at_least,
     between,
     class_number_or_name,
+    file_of_export,
     finite,
     from_to_below,
     one_of,
@@ -490,6 +491,11 @@ _EXPORT = {
         ),
         "What to write.",
     ),
+    "dtype": Field(
+        "float32",
+        one_of("float32", "bfloat16"),
+        "The type of the parameters in safetensors.",
+    ),
     "model": Field("auto", _WHICH, "Which model; auto: the last that is finished."),
     "steps": Field(4, whole(1), "Steps of the sampler."),
     "w": Field(
@@ -586,6 +592,12 @@ _SAMPLE = {
 }
 
 _EVALUATE = {
+    "files": Field(
+        (),
+        tuple_of(file_of_export()),
+        "Files of export to measure in place of the workdir's models, a base among"
+        " them; empty: the workdir's.",
+    ),
     "images": Field(
         "",
         place("a file or a folder"),

@@ -145,6 +145,16 @@ def place(meaning: str) -> Range:
     return dataclasses.replace(any_text(meaning), is_path=True)
 
 
+def file_of_export() -> Range:
+    """Every place of a file that the export stage may have written."""
+    words = "a .safetensors file"
+
+    def contains(value: Any) -> bool:
+        return isinstance(value, str) and value.endswith(".safetensors")
+
+    return Range(words, contains, str, is_path=True)
+
+
 def one_of(*texts: str) -> Range:
     """Some texts; `""` is described as empty."""
     listed = ", ".join(text or '"" (empty)' for text in texts)

@@ -21,6 +21,8 @@ SWITCH = {
 _THOUSANDS = {"k": 1000, "K": 1000, "M": 1_000_000}
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)([kKM]?)")
 _TUPLE = re.compile(r"\(([^()\[\]]*)\)|\[([^()\[\]]*)\]|([^()\[\]]*)")
+# In quotes, or up to a comma or a space.
+_ENTRY = re.compile(r"""'[^']*'|"[^"]*"|[^,\s]+""")
 
 
 def read(allowed: Range, path: str, text: str) -> Any:
@@ -75,7 +77,7 @@ def _entries(text: str) -> list[str]:
     if match is None:
         raise ValueError(text)
     inside = next(group for group in match.groups() if group is not None)
-    return [entry.strip("'\"") for entry in re.split(r"[,\s]+", inside) if entry]
+    return [entry.strip("'\"") for entry in _ENTRY.findall(inside)]
 
 
 def _number(text: str) -> int | float:
@@ -93,7 +95,8 @@ def _as_tuple(each: Range, value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         return value
     # Others stay as they were written, for the message on them.
-    return tuple(of_type(each, x) if each.kind is int else x for x in value)
+    reads = each.kind is int or each.is_path
+    return tuple(of_type(each, x) if reads else x for x in value)
 
 
 def _as_whole(value: Any) -> Any:

@@ -10,8 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.typing import DTypeLike
 
 from vdiff_jax.distillation.role import RoleName
 from vdiff_jax.files import weights
@@ -38,20 +40,24 @@ class About(NamedTuple):
     facts: dict[str, Any]
 
 
-def write(path: pathlib.Path, params: Params, about: About) -> None:
+def write(
+    path: pathlib.Path, params: Params, about: About, dtype: DTypeLike = jnp.float32
+) -> None:
     """Writes a model.
 
     Args:
       path: The `.safetensors` file to write.
       params: The model's parameters.
       about: Its description; everything in it must be JSON.
+      dtype: The type of the parameters in the file; read, they are float32.
 
     Raises:
       OSError: If it cannot be written.
     """
     entry = {"version": VERSION, **about._asdict()}
     text = to_json(entry, sort_keys=True)
-    weights.write(path, tensors_of(params), {ENTRY: text})
+    tensors = {name: x.astype(dtype) for name, x in tensors_of(params).items()}
+    weights.write(path, tensors, {ENTRY: text})
 
 
 def read(path: pathlib.Path) -> Params:

@@ -73,7 +73,7 @@ def run(project: Project) -> None:
     writers = {
         "orbax": lambda folder: _write_orbax(folder, params, about),
         "safetensors": lambda folder: model_file.write(
-            folder / "model.safetensors", params, about
+            folder / "model.safetensors", params, about, section.dtype
         ),
         "diffusers": lambda folder: _write_diffusers(
             folder, config, sampler, params, w, about

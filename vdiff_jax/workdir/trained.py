@@ -19,6 +19,7 @@ from vdiff_jax.distillation.role import (
     methods_of,
     student,
 )
+from vdiff_jax.files import weights
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.check import check_sample
 from vdiff_jax.from_config.choices import Config
@@ -55,7 +56,9 @@ class Trained:
 
     @property
     def sha256(self) -> str | None:
-        """The fingerprint of its parameters, as its run left it."""
+        """The fingerprint of its parameters, as its run left it, or of its file."""
+        if self.folder.suffix == ".safetensors":
+            return weights.sha256(self.folder)[:16]
         return (layout.result(self.folder) or {}).get("params_sha256")
 
     @property

@@ -96,7 +96,7 @@ class Bench:
       reconstruction: Every metric of the real images, encoded and decoded; or empty.
     """
 
-    def __init__(self, project: Project):
+    def __init__(self, project: Project, models: Models):
         """Makes the references, or reads those of an earlier evaluation.
 
         Raises:
@@ -105,7 +105,7 @@ class Bench:
         """
         config = self._config = project.config
         section = config.evaluate
-        self.models = Models(project)
+        self.models = models
         self.out = project.output / "evaluate"
         self._parts = self.out / "parts"
         self._before = [
@@ -121,7 +121,7 @@ class Bench:
         # What is refused comes before what takes long.
         sets = feature_sets(config, real, folder)
         self._published = published(config, sets)
-        self._judge = Judge(real, folder) if section.judge else None
+        self._judge = Judge(config, real, folder) if section.judge else None
         self.references = make_references(sets, self.real, folder)
         for reference in self.references:
             (metric, value), *_ = reference.real_vs_real.items()

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vdiff_jax import samplers
-from vdiff_jax.distillation.methods import FIRST, METHODS
+from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import has_guide
 from vdiff_jax.from_config.sampler import PREDICTORS
-from vdiff_jax.workdir.layout import Project, students_folder
-from vdiff_jax.workdir.trained import is_finished
+from vdiff_jax.stages.evaluate.models import Models
 
 
 class Candidate(NamedTuple):
@@ -63,27 +62,17 @@ def candidate_of(row: Measurement) -> Candidate:
     return Candidate(row.role, row.sampler, row.steps, row.w)
 
 
-def of_finished(project: Project) -> list[Candidate]:
+def of_finished(config: Config, models: Models) -> list[Candidate]:
     """The `candidates` whose models are finished; prints which are not."""
-    wanted = candidates(project.config, methods_in(project))
+    wanted = candidates(config, models.methods)
     finished = {
-        role: is_finished(project, role)
+        role: models.has(role)
         for role in dict.fromkeys(candidate.role for candidate in wanted)
     }
     for role, is_there in finished.items():
         if not is_there:
             print(f"evaluate: no finished {role}; it is left out")
     return [candidate for candidate in wanted if finished[candidate.role]]
-
-
-def methods_in(project: Project) -> list[str]:
-    """The methods of the students of a project, and `distill.method`."""
-    return [
-        method
-        for method in METHODS
-        if method == project.config.distill.method
-        or students_folder(project.workdir, method).exists()
-    ]
 
 
 def candidates(config: Config, methods: Sequence[str] = (FIRST,)) -> list[Candidate]:

@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.serialization
 
@@ -39,7 +39,9 @@ def feature_sets(
     chosen = tuple(config.evaluate.features)
     makers = {
         "inception": lambda: _inception(config),
-        "classifier": lambda: _classifier(real, folder),
+        "classifier": lambda: features.of_classifier(
+            trained_classifier(config, real, folder, "classifier")
+        ),
         "pixels": features.of_pixels,
     }
     sets = []
@@ -84,42 +86,48 @@ def _inception(config: Config) -> FeatureSet:
     return features.of_inception(pathlib.Path(config.evaluate.inception_weights))
 
 
-def _classifier(real: Callable[[Split], Real], folder: pathlib.Path) -> FeatureSet:
-    """A classifier of the training split."""
-    return features.of_classifier(trained_classifier(real, folder, "classifier"))
-
-
 def trained_classifier(
+    config: Config,
     real: Callable[[Split], Real],
     folder: pathlib.Path,
-    kind: Literal["classifier", "judge"],
+    kind: classifier.Kind,
 ) -> classifier.Trained:
     """A network trained on the training split, or read from `folder`."""
     train = real("train")
     if "label" not in train.source[0]:
         raise NotToBeHadError(NO_CLASSES)
-    test = real("test")
-    made_of = f"{train.facts}{test.facts}{classifier.NUM_UPDATES}"
-    name = hashlib.sha256(made_of.encode()).hexdigest()[:12]
-    path = folder / f"{kind}-{name}.msgpack"
-    if parallel.on_all_hosts(path.exists()):
-        return _read_trained(path)
+    flip = config.data.flip
+    plan = classifier.Plan.of(train.reader, flip=flip)
+    made_of = f"{train.facts}{real('test').facts}"
+    before = _file_name(kind, f"{made_of}{classifier.NUM_UPDATES}")
+    name = _file_name(kind, f"{made_of}{plan}") if plan.width else before
+    # In version 0.1 photographs had NUM_UPDATES too: an evaluation that began with such
+    # a classifier goes on with it.
+    for path in (folder / name, folder / before):
+        if parallel.on_all_hosts(path.exists()):
+            return _read_trained(path)
     labels = train.reader.labels
     if labels.max() == labels.min():
         raise NotToBeHadError(NO_CLASSES)
     print(f"evaluate: training a {kind} on the data")
-    num, shown = classifier.NUM_UPDATES, parallel.is_main()
+    num, shown = plan.num_updates, parallel.is_main()
     with Bar(f"train a {kind}", num, unit="updates", shown=shown, delay=5.0) as bar:
         trained = classifier.train(
             train.reader,
-            test.reader,
+            real("test").reader,
             kind=kind,
             seed=kind == "judge",
+            flip=flip,
             advance=bar.update,
         )
     if parallel.is_main():
-        write_bytes(path, flax.serialization.msgpack_serialize(trained._asdict()))
+        content = flax.serialization.msgpack_serialize(trained._asdict())
+        write_bytes(folder / name, content)
     return trained
+
+
+def _file_name(kind: classifier.Kind, made_of: str) -> str:
+    return f"{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.msgpack"
 
 
 def _read_trained(path: pathlib.Path) -> classifier.Trained:

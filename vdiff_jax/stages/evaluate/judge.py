@@ -9,6 +9,7 @@ from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.evaluation import features
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.metrics import Measured
+from vdiff_jax.from_config.choices import Config
 from vdiff_jax.stages.evaluate.feature_sets import NotToBeHadError, trained_classifier
 from vdiff_jax.stages.evaluate.references import Real
 
@@ -21,14 +22,16 @@ class Judge:
       facts: The classifier, which is not the one of the features.
     """
 
-    def __init__(self, real: Callable[[Split], Real], folder: pathlib.Path):
+    def __init__(
+        self, config: Config, real: Callable[[Split], Real], folder: pathlib.Path
+    ):
         """Reads the classifier from `folder`, or trains it.
 
         Raises:
           ValueError: If the data have no classes.
         """
         try:
-            trained = trained_classifier(real, folder, "judge")
+            trained = trained_classifier(config, real, folder, "judge")
         except NotToBeHadError as error:
             raise ValueError(f"evaluate.judge=True: {error}") from error
         self.features = features.of_judge(trained)

@@ -15,7 +15,6 @@ from vdiff_jax.stages.evaluate import page
 from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.candidates import (
     candidates,
-    methods_in,
     of_finished,
 )
 from vdiff_jax.stages.evaluate.counts import check_num
@@ -23,8 +22,9 @@ from vdiff_jax.stages.evaluate.likelihood import (
     images_of_likelihood,
     measure_likelihood,
 )
+from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import check_can_be_guided, find
+from vdiff_jax.workdir.trained import check_can_be_guided
 
 GRID_COLUMNS = 12
 OF_GUIDANCE = ("trade_off.png", "guidance.png")
@@ -33,7 +33,7 @@ OF_GUIDANCE = ("trade_off.png", "guidance.png")
 def plan(project: Project) -> list[dict[str, Any]]:
     """The one entry of the stage, for --dry_run."""
     section = project.config.evaluate
-    models = candidates(project.config, methods_in(project))
+    models = candidates(project.config, Models(project).methods)
     return [
         {
             "stage": "evaluate",
@@ -53,6 +53,7 @@ def check(project: Project) -> None:
     """
     section = project.config.evaluate
     check_num(section)
+    _check_images(project)
     try:
         batch_size = project.config.sample.batch_size
         parallel.check_batch_size(batch_size, parallel.make_mesh())
@@ -64,14 +65,30 @@ def check(project: Project) -> None:
         statistics_file.published(pathlib.Path(section.reference_stats))
 
 
+def _check_images(project: Project) -> None:
+    """Refuses `evaluate.files` of images that are not those of the data."""
+    if not project.config.evaluate.files:
+        return
+    base = Models(project).trained(BASE)
+    data = project.config.data
+    size, _, channels = base.model.image_shape
+    if (size, channels) != (data.image_size, data.channels):
+        raise ValueError(
+            f"evaluate.files: {base.folder} is of data.image_size={size} and"
+            f" data.channels={channels}, and this config of {data.image_size} and"
+            f" {data.channels}: use the one that it was trained with."
+        )
+
+
 def run(project: Project) -> None:
     """Measures all candidates from the same noise; writes tables, figures, the page."""
-    base = find(project, BASE)  # which must be there
+    models = Models(project)
+    base = models.trained(BASE)  # which must be there
     if any(project.config.evaluate.w):
         check_can_be_guided(base.folder)
-    chosen = of_finished(project)
+    chosen = of_finished(project.config, models)
     held_out = images_of_likelihood(project.config)
-    bench = Bench(project)
+    bench = Bench(project, models)
     rows: list[Measurement] = []
     for candidate in chosen:
         rows += bench.rows(candidate)
