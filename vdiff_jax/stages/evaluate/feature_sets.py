@@ -92,17 +92,17 @@ def trained_classifier(
     folder: pathlib.Path,
     kind: classifier.Kind,
 ) -> classifier.Trained:
-    """A network trained on the training split, or read from `folder`."""
-    train = real("train")
-    if "label" not in train.source[0]:
+    """A network trained on the whole training split, or read from `folder`."""
+    part = real("train"), real("test")
+    if "label" not in part[0].source[0]:
         raise NotToBeHadError(NO_CLASSES)
+    train, test = (each.whole for each in part)
     flip = config.data.flip
     plan = classifier.Plan.of(train.reader, flip=flip)
-    made_of = f"{train.facts}{real('test').facts}"
-    before = _file_name(kind, f"{made_of}{classifier.NUM_UPDATES}")
-    name = _file_name(kind, f"{made_of}{plan}") if plan.width else before
-    # In version 0.1 photographs had NUM_UPDATES too: an evaluation that began with such
-    # a classifier goes on with it.
+    name = _file_name(kind, train, test, plan if plan.width else plan.num_updates)
+    # In version 0.1 it was trained on the reference alone, and with as many updates on
+    # photographs too: an evaluation that began with such a classifier goes on with it.
+    before = _file_name(kind, *part, classifier.NUM_UPDATES)
     for path in (folder / name, folder / before):
         if parallel.on_all_hosts(path.exists()):
             return _read_trained(path)
@@ -114,7 +114,7 @@ def trained_classifier(
     with Bar(f"train a {kind}", num, unit="updates", shown=shown, delay=5.0) as bar:
         trained = classifier.train(
             train.reader,
-            real("test").reader,
+            test.reader,
             kind=kind,
             seed=kind == "judge",
             flip=flip,
@@ -126,7 +126,10 @@ def trained_classifier(
     return trained
 
 
-def _file_name(kind: classifier.Kind, made_of: str) -> str:
+def _file_name(
+    kind: classifier.Kind, train: Real, test: Real, plan: classifier.Plan | int
+) -> str:
+    made_of = f"{train.facts}{test.facts}{plan}"
     return f"{kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}.msgpack"
 
 

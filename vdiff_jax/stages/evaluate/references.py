@@ -41,6 +41,8 @@ class Real:
         data = config.data
         whole = make_images(config, split)
         index = evenly(len(whole), most or len(whole))
+        self._config: Config = config
+        self._split: Split = split
         self.source: Source = Part(whole, index)
         self.reader = Reader(self.source, data.workers, data.worker_timeout)
         self.facts: dict[str, Any] = {
@@ -61,6 +63,13 @@ class Real:
             # Decoded they are not the same bit for bit on every device.
             latents = Part(whole.latents, index)
             self.facts["sha256_of_sample"] = sha256_of_sample(latents)
+
+    @property
+    def whole(self) -> "Real":
+        """All images of the split; this, if it has them."""
+        if self.facts["num_images"] == self.facts["of"]:
+            return self
+        return Real(self._config, self._split, 0)
 
 
 class Reference:
