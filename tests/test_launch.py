@@ -1,5 +1,9 @@
 """What the command says, and its exit status, for every way in which a run may end."""
 
+import pathlib
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -67,3 +71,11 @@ def test_what_nobody_foresaw_shows_where_it_was(end):
 def test_hosts_that_are_only_half_named_are_refused(flag, capsys):
     assert launch.main(["launch.py", "--config=configs/digits.py", flag]) == 2
     assert "need --coordinator" in capsys.readouterr().err
+
+
+def test_the_command_imports_nothing_slow_before_it_is_used():
+    """They would take seconds of every --help, and of runs that need them not."""
+    slow = {"torch", "matplotlib", "tensorflow", "tensorflow_datasets", "wandb"}
+    program = f"import launch, sys; assert not {slow} & set(sys.modules)"
+    root = pathlib.Path(launch.__file__).parent
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root)

@@ -1,5 +1,6 @@
 import json
 import sys
+import time
 
 import numpy as np
 import PIL.Image
@@ -76,6 +77,10 @@ def test_metrics_and_samples_go_to_weights_and_biases_too(tmp_path, monkeypatch)
     identities = set()
     for path in (tmp_path / "wandb").glob("offline-run-*/run-*.wandb"):
         identities.add(path.stem)
+        # A process of its own writes the file, on a busy machine after the run's end.
+        deadline = time.monotonic() + 30
+        while b"samples" not in path.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)
         content = path.read_bytes()
         assert b"loss" in content
         assert b"samples" in content

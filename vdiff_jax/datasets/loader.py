@@ -12,8 +12,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from vdiff_jax.datasets.shuffle import cursor, example_index
 from vdiff_jax.datasets.source import Source, read_many
@@ -192,13 +190,19 @@ def read_batches(
 def _read_once(
     source: Source, batches: Any, num_workers: int, timeout: float
 ) -> Iterator[dict[str, np.ndarray]]:
+    if not num_workers:
+        for indices in batches:
+            yield _stacked(read_many(source, indices))
+        return
+    from torch.utils.data import DataLoader  # here, because it takes seconds
+
     loader = DataLoader(
         _Reader(source),  # pyright: ignore[reportArgumentType]
         batch_sampler=batches,
         collate_fn=_as_it_is,
         num_workers=num_workers,
         worker_init_fn=_leave_interrupts_to_the_run,
-        multiprocessing_context=_processes() if num_workers else None,
+        multiprocessing_context=_processes(),
     )
     iterator = iter(loader)
     with _Watch(getattr(iterator, "_workers", []), timeout) as watch:
@@ -209,7 +213,7 @@ def _read_once(
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
-                if not num_workers or not _is_of_a_lost_worker(error):
+                if not _is_of_a_lost_worker(error):
                     raise
                 raise _LostWorkersError(watch.reason or _one_line(error)) from error
             if isinstance(batch, ValueError):
@@ -293,7 +297,7 @@ def _processes() -> Any:
     main = vars(sys.modules["__main__"]).values()
     imported = [value.__name__ for value in main if isinstance(value, ModuleType)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *imported])
+    context.set_forkserver_preload([__name__, "torch.utils.data", *imported])
     return context
 
 
@@ -306,7 +310,9 @@ class _Reader:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor] | ValueError:
+    def __getitems__(self, indices: list[int]) -> dict[str, Any] | ValueError:
+        import torch  # here, because it takes seconds
+
         # The loader would hide the message of an error in the traceback of a worker.
         try:
             batch = _stacked(read_many(self._source, indices))

@@ -4,16 +4,17 @@ import csv as csv_format
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure  # pyplot would need to know of a screen
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.distillation.role import BASE, Role, name_among
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.files.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Columns of the CSV.
 COLUMNS = (
@@ -151,7 +152,7 @@ def ladder_figure(
       rows: Rows of ladder.json, of one metric.
       real_vs_real: The distance between two halves of the reference, or None.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = _figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for (color, line), label, of_curve in _curves(rows):
         points = sorted(
@@ -187,7 +188,7 @@ def trade_off_figure(
       distances: Rows of ladder.json, of one metric.
       scores: Rows of another, of the same candidates.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = _figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     score_of = {row.candidate: row.value for row in scores}
     curves: dict[tuple[Role, int], list[tuple[float, float, float]]] = {}
@@ -230,10 +231,8 @@ def comparison_grid(
       labels: A name for each row.
     """
     columns = len(rows[0])
-    figure = Figure(
-        figsize=(0.6 * columns + 1.6, 0.6 * len(rows)),
-        layout=ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.01, wspace=0, hspace=0),
-    )
+    figure = _figure(figsize=(0.6 * columns + 1.6, 0.6 * len(rows)))
+    figure.set_layout_engine("constrained", w_pad=0.04, h_pad=0.01, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, images, label in zip(axes, rows, labels, strict=True):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
@@ -244,7 +243,14 @@ def comparison_grid(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> None:
+def _figure(**options: Any) -> "Figure":
+    # Here, because it takes a second; pyplot would need to know of a screen.
+    from matplotlib.figure import Figure
+
+    return Figure(**options)
+
+
+def _save(figure: "Figure", path: pathlib.Path) -> None:
     """Writes a PNG, whole or not at all."""
     with replacing(path) as half:
         figure.savefig(half, format="png", dpi=150)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import tensorboardX
 from jaxtyping import UInt8
 
 from vdiff_jax import parallel
@@ -145,6 +144,8 @@ class Board(Protocol):
 
 class _TensorBoard:
     def __init__(self, folder: pathlib.Path, done: int):
+        import tensorboardX  # here, because it imports torch, which takes seconds
+
         self._writer = tensorboardX.SummaryWriter(
             str(folder / "tensorboard"), purge_step=done + 1
         )
