@@ -30,7 +30,7 @@ if __name__ == "__main__":
 import jax
 from ml_collections import ConfigDict
 
-from vdiff_jax import parallel
+from vdiff_jax import compilation_cache, parallel
 from vdiff_jax.codec import Autoencoder
 from vdiff_jax.command import manual
 from vdiff_jax.command.parse import parse
@@ -94,6 +94,8 @@ def _run(argv: Sequence[str]) -> None:
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
     check_fields(config)
+    if flags.compilation_cache and not flags.dry_run:
+        print(f"launch: {compilation_cache.use()}")
     _join(flags)
     if not _joined():
         parallel.use_cores(_batch_sizes(_known(config, workdir, command.asked)))

@@ -75,12 +75,11 @@ def page(argv: Sequence[str]) -> str | None:
 
 def _command() -> str:
     stages = "".join(f"    {name:10}{text}\n" for name, text in _STAGES.items())
-    flags = "".join(f"    --{name:15}{flag.doc}\n" for name, flag in FLAGS.items())
+    width = max(map(len, FLAGS)) + 2
+    docs = {**{name: flag.doc for name, flag in FLAGS.items()}, "help": "This page."}
+    flags = "".join(f"    --{name:{width}}{doc}\n" for name, doc in docs.items())
     sections = _wrapped(", ".join(name for name in SECTIONS if name), "    ")
-    return (
-        f"{HEAD}{stages}\nFlags:\n{flags}    --{'help':15}This page.\n\n{EXAMPLES}\n"
-        f"Sections: \n{sections}\n"
-    )
+    return f"{HEAD}{stages}\nFlags:\n{flags}\n{EXAMPLES}\nSections: \n{sections}\n"
 
 
 def _about(topic: str) -> str:

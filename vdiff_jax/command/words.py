@@ -38,6 +38,11 @@ FLAGS = {
     "profile": Field(0, whole(0), "Trace so many updates, to profile/."),
     "replay": Field(None, whole(0), "Find where this update went wrong."),
     "traceback": Field(False, yes_or_no(), "Show the code that refused."),
+    "compilation_cache": Field(
+        True,
+        yes_or_no(),
+        "Keep compiled programs; --nocompilation_cache: none.",
+    ),
     "distributed": Field(False, yes_or_no(), "Join the other hosts of the cluster."),
     "coordinator": Field(None, any_text("host:port"), "Where process 0 listens."),
     "num_processes": Field(None, whole(1), "With --coordinator."),
@@ -57,6 +62,7 @@ class Flags:
     profile: int
     replay: int | None
     traceback: bool
+    compilation_cache: bool
     distributed: bool
     coordinator: str | None
     num_processes: int | None
