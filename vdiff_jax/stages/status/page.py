@@ -45,10 +45,11 @@ def _at_work(status: Status, now: float) -> list[str]:
     since = f"since {_date(holder.since)} ({_interval(now - holder.since)})"
     states = {run.seen.state for run in status.runs}
     states |= {status.evaluation.state} if status.evaluation else set()
-    if holder.lives or "running" in states:
-        where = "" if "running" in states else "; has written nothing here yet"
-        return textwrap.wrap(f"at work: {holder}, {since}{where}", WIDTH)
-    return _silent(holder)
+    if holder.lives is None and "running" not in states:
+        return _silent(holder)
+    is_between = "running" not in states and states != {"finished"}
+    where = "; it has not yet written to the next of these" if is_between else ""
+    return textwrap.wrap(f"at work: {holder}, {since}{where}", WIDTH)
 
 
 def _silent(holder: Holder) -> list[str]:
