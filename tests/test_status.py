@@ -131,7 +131,7 @@ def test_a_run_under_way_tells_its_speed_and_the_time_left(workdir):
     assert (state, updates) == ("running", "100 / 100,000")
     assert (images, loss, held_out) == ("16", "0.5", "0.25")
     # 99,900 / 2 s for this one, and 100,000 / 2 s more for the next.
-    assert "13 h 52 min left, 1 d 3 h for all students" in below
+    assert "13 h 52 min left, 1 d 3 h with the students after it" in below
     assert f"pid {os.getpid()}, since" in text
     assert _row(text, "distill 1")[0][1] == "not begun"
 
@@ -158,7 +158,7 @@ def test_a_process_of_another_host_is_judged_by_what_it_writes(workdir):
     assert "cannot ask" in text.replace("\n", " ")
     row, below = _row(text, "distill 1")
     assert row[1] == "silent"
-    assert "written to 1 h ago" in below
+    assert "last written to 1 h ago" in below
     os.utime(workdir / "lock")  # taken since, by one that has not come so far
     assert _row(_text(workdir), "distill 1")[0][1] == "stopped"
 
@@ -195,7 +195,7 @@ def test_an_evaluation_counts_its_candidates(workdir):
     total = int(re.fullmatch(r"1 / (\d+) measured", measured)[1])
     assert state == "stopped"
     assert total > 1
-    assert "1 parts of the next drawn" in below
+    assert "1 part of the next drawn" in below
     with lock(workdir / "lock"):
         os.utime(parts)
         assert _row(_text(workdir), "evaluate")[0][1] == "running"

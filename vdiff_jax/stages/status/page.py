@@ -91,7 +91,7 @@ def _details(seen: Seen, runs: list[Run], now: float) -> Iterator[str]:
     else:
         age = _interval(now - seen.saved.at)
         yield f"checkpoint of step {seen.saved.step:,}, {age} old"
-    yield f"written to {_interval(now - seen.written_at)} ago"
+    yield f"last written to {_interval(now - seen.written_at)} ago"
 
 
 def _of_all(runs: list[Run]) -> str:
@@ -106,7 +106,9 @@ def _of_all(runs: list[Run]) -> str:
     rest = [each.seen for each in (first, *later) if each.seen.state != "finished"]
     updates = sum(seen.num_updates - seen.step for seen in rest)
     seconds = seconds_for(updates, first.seen.updates_per_second)
-    return "" if seconds is None else f", {_interval(seconds)} for all students"
+    return (
+        "" if seconds is None else f", {_interval(seconds)} with the students after it"
+    )
 
 
 def _evaluation(evaluation: Evaluation, now: float) -> Iterator[str]:
@@ -114,9 +116,15 @@ def _evaluation(evaluation: Evaluation, now: float) -> Iterator[str]:
     measured = f"{evaluation.measured}{total} measured"
     yield _row("evaluate", evaluation.state, measured, "", "", "")
     if evaluation.state in UNDER_WAY:
-        drawn = [f"{evaluation.parts} parts of the next drawn"] * bool(evaluation.parts)
-        written = f"written to {_interval(now - evaluation.written_at)} ago"
-        yield from _indented(iter([*drawn, written]))
+        yield from _indented(_details_of_evaluation(evaluation, now))
+
+
+def _details_of_evaluation(evaluation: Evaluation, now: float) -> Iterator[str]:
+    """What is drawn and not measured, and how long nothing was written."""
+    if evaluation.parts:
+        parts = "1 part" if evaluation.parts == 1 else f"{evaluation.parts} parts"
+        yield f"{parts} of the next drawn"
+    yield f"last written to {_interval(now - evaluation.written_at)} ago"
 
 
 def _row(name: str, state: str, done: str, speed: str, loss: str, held_out: str) -> str:
