@@ -5,9 +5,9 @@ r"""The one command: runs the stages that a config describes.
 
 The words behind the colon select stages. The same command resumes. Any field of the
 config can be set: --config.train.batch_size=64. --dry_run only prints the plan,
---profile 20 traces 20 updates, --replay 1234 looks for the origin of a NaN in update
-1234, and --distributed joins the hosts of a cluster (docs/scaling.md). --help shows all
-flags, and --help train the fields of a section.
+--status how far every stage is, --profile 20 traces 20 updates, --replay 1234 looks for
+the origin of a NaN in update 1234, and --distributed joins the hosts of a cluster
+(docs/scaling.md). --help shows all flags, and --help train the fields of a section.
 
 Exit status: 0 done; 1 stopped by trouble that is named; 2 a mistake in the command, the
 config or the workdir; 130 and 143 ended by SIGINT and SIGTERM, everything saved.
@@ -26,6 +26,10 @@ from vdiff_jax.training import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # in the seconds that the next lines take as well
+    if "--status" in sys.argv:  # who only looks need not wait for them
+        from vdiff_jax.stages.status import command as status
+
+        sys.exit(status.main(sys.argv))
 
 import jax
 from ml_collections import ConfigDict
@@ -45,6 +49,8 @@ from vdiff_jax.interop.diffusers.autoencoder import abstract_params
 from vdiff_jax.stages import Stage, distill, export, guide, import_model, replay, train
 from vdiff_jax.stages.evaluate import stage as evaluate
 from vdiff_jax.stages.sample import images as sample
+from vdiff_jax.stages.status import page
+from vdiff_jax.stages.status.look import look
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import imported
@@ -88,11 +94,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    if (page := manual.page(argv[1:])) is not None:
-        print(page, end="")
+    if (help_page := manual.page(argv[1:])) is not None:
+        print(help_page, end="")
         return
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
+    if flags.status:
+        print(page.text(look(command)), end="")
+        return
     check_fields(config)
     if flags.compilation_cache and not flags.dry_run:
         print(f"launch: {compilation_cache.use()}")

@@ -14,9 +14,8 @@ from vdiff_jax.stages.evaluate.candidates import (
     Candidate,
     candidate_of,
     candidates,
-    methods_in,
 )
-from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.layout import Project, methods_in
 
 # The keys of rows and the names of files of kept images as they were before 0.2.
 BEFORE = [

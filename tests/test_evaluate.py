@@ -22,8 +22,7 @@ from vdiff_jax.from_config import model as from_config_model
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
 from vdiff_jax.stages.evaluate import bench, page
-from vdiff_jax.stages.evaluate.candidates import of_finished
-from vdiff_jax.stages.evaluate.models import Models
+from vdiff_jax.stages.evaluate.models import Models, of_finished
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import Trained, role_in
 

@@ -43,6 +43,14 @@ def test_a_run_survives(trial, name):
     assert sum(outcome.survived for outcome in outcomes) > 0
 
 
+def test_the_logs_of_a_run_have_whole_lines_and_no_carriage_returns(trial):
+    logs = [log.read_bytes() for log in trial.untouched.parent.glob("*.log")]
+    assert len(logs) == 2
+    for log in logs:
+        assert b"images/s" in log
+        assert b"\r" not in log
+
+
 def _on_two_hosts(lab, workdir, stage, *flags):
     """Runs a stage on two hosts of one device; returns what each printed."""
     one_device = dataclasses.replace(lab, devices=1)

@@ -35,6 +35,7 @@ FLAGS = {
         "Where sample, evaluate and export write; else the workdir.",
     ),
     "dry_run": Field(False, yes_or_no(), "Print what would be done, as JSON."),
+    "status": Field(False, yes_or_no(), "Print where every stage is; touches nothing."),
     "profile": Field(0, whole(0), "Trace so many updates, to profile/."),
     "replay": Field(None, whole(0), "Find where this update went wrong."),
     "traceback": Field(False, yes_or_no(), "Show the code that refused."),
@@ -59,6 +60,7 @@ class Flags:
     workdir: str | None
     out: str | None
     dry_run: bool
+    status: bool
     profile: int
     replay: int | None
     traceback: bool

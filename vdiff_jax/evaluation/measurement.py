@@ -1,12 +1,15 @@
 """One measurement: the value of a metric for a model and the way it was sampled."""
 
 import dataclasses
+import json
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
+from vdiff_jax.files.fingerprints import DamagedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,3 +104,19 @@ def _number(value: float | None) -> float:
 def of_metric(measurements: Sequence[Measurement], metric: str) -> list[Measurement]:
     """The measurements of one metric, in their order."""
     return [one for one in measurements if one.metric == metric]
+
+
+def read_rows(path: pathlib.Path) -> list[Measurement]:
+    """The rows of a ladder.json; none, if there is no such file.
+
+    Raises:
+      DamagedError: If it cannot be read.
+    """
+    if not path.exists():
+        return []
+    try:
+        return [from_json(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{path} cannot be read ({error!r}): remove it, and all is measured again."
+        ) from error

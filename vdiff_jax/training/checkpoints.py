@@ -32,6 +32,7 @@ from vdiff_jax.training.reading import (
     read_state,
     without_ema,
 )
+from vdiff_jax.training.saved import latest_step, steps
 from vdiff_jax.training.step import TrainState
 from vdiff_jax.types import Params
 
@@ -104,19 +105,6 @@ def _kept(keep: int, keep_every: int, keep_best: int) -> policies.AnyPreservatio
         )
         kept.append(best)
     return policies.AnyPreservationPolicy(kept)
-
-
-def steps(folder: pathlib.Path) -> list[int]:
-    """The steps of the whole checkpoints in a folder, in order."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-
-
-def latest_step(folder: pathlib.Path, at_most: int | None = None) -> int | None:
-    """The step of the newest whole checkpoint, up to a step, or None."""
-    candidates = [step for step in steps(folder) if at_most is None or step <= at_most]
-    return max(candidates, default=None)
 
 
 def save(

@@ -21,7 +21,8 @@ from vdiff_jax.generation.conditions import conditioned
 from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
-from vdiff_jax.training.records import HELD_OUT, Records
+from vdiff_jax.training.lines import HELD_OUT
+from vdiff_jax.training.records import Records
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Metrics, Networks, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput

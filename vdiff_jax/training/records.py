@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,11 +19,11 @@ from vdiff_jax import parallel
 from vdiff_jax.files.atomic import to_json, write_text
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 from vdiff_jax.progress import Bar, say
+from vdiff_jax.training.lines import HELD_OUT, METRICS
 from vdiff_jax.training.throughput import MEASURES
 
 # The values of a line of metrics.jsonl that are of the loop and not of the loss.
-OF_THE_LOOP = {"step", "grad_norm", "learning_rate", "skipped", *MEASURES}
-HELD_OUT = "held_out_"
+OF_THE_LOOP = {"step", "time", "grad_norm", "learning_rate", "skipped", *MEASURES}
 
 
 class Records:
@@ -51,7 +52,7 @@ class Records:
         Raises:
           ValueError: If there is a `wandb_project`, and wandb is not installed.
         """
-        self._metrics = folder / "metrics.jsonl"
+        self._metrics = folder / METRICS
         self._samples = folder / "samples"
         self._batch_size = batch_size
         self._folder, self._opened = folder, -1
@@ -92,12 +93,13 @@ class Records:
             say(text)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs one line of metrics."""
+        """Logs one line of metrics, with the time in seconds since the epoch."""
         if not parallel.is_main():
             return
         self.check_folder()
+        line = {"step": step, "time": round(time.time(), 3), **values}
         with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(to_json({"step": step, **values}) + "\n")
+            file.write(to_json(line) + "\n")
         for board in self._boards:
             board.scalars(step, values)
         if "loss" in values:
@@ -230,7 +232,7 @@ def curves_of_loss(folder: pathlib.Path) -> dict[str, Curves]:
     Args:
       folder: Folder of the run.
     """
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     curves = {"loss": Curves([], [])}
     for line in lines:

@@ -11,12 +11,10 @@ from jax.sharding import Mesh
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.generation.conditions import ConditionOf
 from vdiff_jax.generation.sampler import Request, Sampler
+from vdiff_jax.training.saved import CHECKPOINTS, RESULT
 from vdiff_jax.training.step import Job, Metrics, Networks, TrainState
 from vdiff_jax.training.throughput import Profile
 from vdiff_jax.types import Batch, Params
-
-# In the folder of a run.
-CHECKPOINTS, RESULT = "checkpoints", "result.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vdiff_jax.from_config.choices import as_json, updates_of
 from vdiff_jax.from_config.fields import TRAINING
 from vdiff_jax.from_config.losses import phases_of
 from vdiff_jax.from_config.moved import flat
-from vdiff_jax.training import checkpoints
+from vdiff_jax.training.saved import latest_step
 from vdiff_jax.workdir.layout import (
     Project,
     checkpoint_folder,
@@ -190,7 +190,7 @@ def _begun(workdir: pathlib.Path, section: str) -> list[int]:
     return [
         int(folder.name)
         for folder in folders
-        if checkpoints.latest_step(checkpoint_folder(folder)) is not None
+        if latest_step(checkpoint_folder(folder)) is not None
     ]
 
 
@@ -202,7 +202,7 @@ def _reached(workdir: pathlib.Path, section: str) -> dict[str, int]:
     return {
         folder.relative_to(workdir).as_posix(): step
         for folder in sorted(folders)
-        if (step := checkpoints.latest_step(checkpoint_folder(folder))) is not None
+        if (step := latest_step(checkpoint_folder(folder))) is not None
     }
 
 

@@ -12,11 +12,10 @@ from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files import locks
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.training import checkpoints
-from vdiff_jax.training.run import CHECKPOINTS, RESULT
+from vdiff_jax.training.saved import CHECKPOINTS, RESULT, latest_step
 from vdiff_jax.workdir.migration import read_config
 
-CONFIG = "config.json"
+CONFIG, LOCK = "config.json", "lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +74,16 @@ def students_folder(workdir: pathlib.Path, method: str) -> pathlib.Path:
     return workdir / section_of_students(method)
 
 
+def methods_in(project: Project) -> list[str]:
+    """The methods that have students in a project, and `distill.method`."""
+    return [
+        method
+        for method in METHODS
+        if method == project.config.distill.method
+        or students_folder(project.workdir, method).exists()
+    ]
+
+
 def section_of_students(method: str) -> str:
     """The name of a method's folder, and of its section in config.json."""
     return "distill" if method == FIRST else f"distill_{method}"
@@ -127,7 +136,7 @@ def status(folder: pathlib.Path, num_updates: int = 0) -> str:
     """
     if not _is_short(result(folder), num_updates):
         return "finished"
-    step = checkpoints.latest_step(checkpoint_folder(folder))
+    step = latest_step(checkpoint_folder(folder))
     return "new" if step is None else f"resume at step {step}"
 
 
@@ -179,7 +188,7 @@ def lock(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
 
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(locks.lock(workdir / "lock"))
+            held = stack.enter_context(locks.lock(workdir / LOCK))
         except locks.HeldError as error:
             raise ValueError(
                 f"Another run is at work in {workdir} ({error.holder}): wait for it,"

@@ -22,7 +22,7 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.evaluation.features import Extraction, Features
-from vdiff_jax.evaluation.measurement import Measurement, former_method, from_json
+from vdiff_jax.evaluation.measurement import Measurement, former_method, read_rows
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import DamagedError
@@ -425,19 +425,3 @@ def _save(path: pathlib.Path, images: np.ndarray) -> None:
     if parallel.is_main():
         with replacing(path) as half, half.open("wb") as file:
             np.save(file, images)
-
-
-def read_rows(path: pathlib.Path) -> list[Measurement]:
-    """The rows of a ladder.json; none, if there is no such file.
-
-    Raises:
-      DamagedError: If it cannot be read.
-    """
-    if not path.exists():
-        return []
-    try:
-        return [from_json(row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(
-            f"{path} cannot be read ({error!r}): remove it, and all is measured again."
-        ) from error

@@ -10,7 +10,6 @@ from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.model import has_guide
 from vdiff_jax.from_config.sampler import PREDICTORS
-from vdiff_jax.stages.evaluate.models import Models
 
 
 class Candidate(NamedTuple):
@@ -60,19 +59,6 @@ class Candidate(NamedTuple):
 def candidate_of(row: Measurement) -> Candidate:
     """The candidate that a measurement is about."""
     return Candidate(row.role, row.sampler, row.steps, row.w)
-
-
-def of_finished(config: Config, models: Models) -> list[Candidate]:
-    """The `candidates` whose models are finished; prints which are not."""
-    wanted = candidates(config, models.methods)
-    finished = {
-        role: models.has(role)
-        for role in dict.fromkeys(candidate.role for candidate in wanted)
-    }
-    for role, is_there in finished.items():
-        if not is_there:
-            print(f"evaluate: no finished {role}; it is left out")
-    return [candidate for candidate in wanted if finished[candidate.role]]
 
 
 def candidates(config: Config, methods: Sequence[str] = (FIRST,)) -> list[Candidate]:

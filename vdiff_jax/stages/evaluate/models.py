@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, Role
+from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.interop import model_file
+from vdiff_jax.stages.evaluate.candidates import Candidate, candidates
 from vdiff_jax.types import Params
-from vdiff_jax.workdir.layout import Project, students_folder
+from vdiff_jax.workdir.layout import Project, methods_in
 from vdiff_jax.workdir.trained import Trained, find, in_file, is_finished, role_in
 
 
@@ -39,15 +41,9 @@ class Models:
     @property
     def methods(self) -> list[str]:
         """The methods of the students, and `distill.method`."""
-        config, workdir = self._project.config, self._project.workdir
-        own = {role.method for role in self._files}
-        return [
-            method
-            for method in METHODS
-            if method in own
-            or (method == config.distill.method and not own)
-            or (not own and students_folder(workdir, method).exists())
-        ]
+        if own := {role.method for role in self._files}:
+            return [method for method in METHODS if method in own]
+        return methods_in(self._project)
 
     def sampler(self, role: Role, name: str) -> Sampler:
         """A sampler of a model, the same for all models of one network.
@@ -69,6 +65,19 @@ class Models:
 
     def _params(self, role: Role) -> Params:
         return self.trained(role).params()
+
+
+def of_finished(config: Config, models: Models) -> list[Candidate]:
+    """The `candidates` whose models are finished; prints which are not."""
+    wanted = candidates(config, models.methods)
+    finished = {
+        role: models.has(role)
+        for role in dict.fromkeys(candidate.role for candidate in wanted)
+    }
+    for role, is_there in finished.items():
+        if not is_there:
+            print(f"evaluate: no finished {role}; it is left out")
+    return [candidate for candidate in wanted if finished[candidate.role]]
 
 
 def _files_by_role(paths: Sequence[str]) -> dict[Role, pathlib.Path]:

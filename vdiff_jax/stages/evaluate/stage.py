@@ -13,16 +13,13 @@ from vdiff_jax.files.atomic import write_text
 from vdiff_jax.stages import Stage
 from vdiff_jax.stages.evaluate import page
 from vdiff_jax.stages.evaluate.bench import Bench
-from vdiff_jax.stages.evaluate.candidates import (
-    candidates,
-    of_finished,
-)
+from vdiff_jax.stages.evaluate.candidates import candidates
 from vdiff_jax.stages.evaluate.counts import check_num
 from vdiff_jax.stages.evaluate.likelihood import (
     images_of_likelihood,
     measure_likelihood,
 )
-from vdiff_jax.stages.evaluate.models import Models
+from vdiff_jax.stages.evaluate.models import Models, of_finished
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import check_can_be_guided
 
