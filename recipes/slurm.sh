@@ -22,8 +22,8 @@ config=${CONFIG:-configs/imagenet64.py}
 workdir=${WORKDIR:-/shared/imagenet64}
 python=${PYTHON:-python}
 
-# One process takes all GPUs of its node. JAX on SLURM would take one of them.
-if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
+# A process that is alone on its node takes all its GPUs. JAX on SLURM would take one.
+if [[ ${SLURM_NTASKS_PER_NODE:-1} == 1 && -n ${SLURM_GPUS_ON_NODE:-} ]]; then
     JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
     export JAX_LOCAL_DEVICE_IDS
 fi

@@ -151,6 +151,24 @@ def test_workers_of_a_tpu_get_the_command_word_by_word(tmp_path):
     assert "--worker=all" in (tmp_path / "gcloud.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "devices"), [("1", "4", "0,1,2,3"), ("8", "8", ""), ("1", "", "")]
+)
+def test_a_process_that_is_alone_on_its_node_takes_its_gpus(
+    tmp_path, tasks, gpus, devices
+):
+    _program(tmp_path, "srun", '#!/bin/bash\necho "$JAX_LOCAL_DEVICE_IDS"\n')
+    variables = {"SLURM_NTASKS_PER_NODE": tasks, "SLURM_GPUS_ON_NODE": gpus}
+    done = subprocess.run(
+        ["bash", SLURM],
+        env=_environment(tmp_path, **variables),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == devices
+
+
 # A srun of one machine: the processes of a step, each with what SLURM tells it.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
