@@ -136,11 +136,14 @@ def test_a_run_under_way_tells_its_speed_and_the_time_left(workdir):
     assert _row(text, "distill 1")[0][1] == "not begun"
 
 
-def test_lines_without_a_time_tell_the_speed_of_the_updates_alone(workdir):
+@pytest.mark.parametrize("times", [[{}, {}], [{"time": 4e9}, {"time": 4e9}]])
+def test_lines_of_no_time_tell_the_speed_of_the_updates_alone(workdir, times):
+    """Those of an earlier version have none, and a clock may stand still."""
     folder = _unfinished(workdir, "train")
     with lock(workdir / "lock"):
         speeds = {"updates_per_second": 0.5, "images_per_second": 4.0}
-        _log(folder, [{"step": 4, "loss": 0.5, **speeds}])
+        steps = ({"step": 2, **times[0]}, {"step": 4, **times[1]})
+        _log(folder, [{**step, "loss": 0.5, **speeds} for step in steps])
         (_, state, _, images, *_), below = _row(_text(workdir), "train")
     assert (state, images) == ("running", "4")
     assert below.startswith("4 s left;")
@@ -202,6 +205,12 @@ def test_an_evaluation_counts_its_candidates(workdir):
     assert _text(workdir, "--config.evaluate.steps=1") != _text(workdir)
 
 
+def test_the_page_of_the_docs_is_of_these_columns(small_project):
+    docs = pathlib.Path(launch.__file__).parent / "docs" / "workdir.md"
+    header = next(line for line in _text(small_project).splitlines() if "held" in line)
+    assert f"    {header}\n" in docs.read_text(encoding="utf-8")
+
+
 def test_only_the_stages_that_are_named_are_shown(small_project):
     text = _text(f"{small_project}:train")
     assert "train" in text
@@ -216,6 +225,7 @@ def test_only_the_stages_that_are_named_are_shown(small_project):
         (["--config=digits", "--workdir={}/nothing"], "There is no workdir"),
         (["--config={}/nothing"], "no config file or workdir"),
         (["--config=digits", "--workdir={}"], "holds runs of another config"),
+        (["--config=digits:train", "--workdir={}"], "holds runs of another config"),
         (["--config={}:sample"], "--status is for train, guide, distill, evaluate"),
     ],
 )

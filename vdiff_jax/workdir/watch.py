@@ -175,8 +175,9 @@ def _speed(
         return None, None
     updates, images = (logged[-1][f"{x}_per_second"] for x in ("updates", "images"))
     timed = [] if since is None else [x for x in logged if x.get("time", 0.0) > since]
-    if len(timed) < 2:
+    first, last = (timed[-LINES_OF_SPEED:] or logged)[0], logged[-1]
+    seconds = last["time"] - first["time"] if timed else 0.0
+    if seconds <= 0.0:
         return updates, images
-    first, last = timed[-LINES_OF_SPEED:][0], timed[-1]
-    by_clock = (last["step"] - first["step"]) / (last["time"] - first["time"])
+    by_clock = (last["step"] - first["step"]) / seconds
     return by_clock, by_clock * images / updates

@@ -83,14 +83,17 @@ def look(command: Command) -> Status:
         Run(role, watch.seen(project.folder(role), num_updates, holder))
         for role, num_updates in _runs(project, stages)
     ]
-    evaluation = _evaluation(project, holder) if "evaluate" in stages else None
+    evaluation = _evaluation(project) if "evaluate" in stages else None
     return Status(project, holder, runs, evaluation)
 
 
 def _stages(command: Command) -> list[str]:
     """The stages that are watched, of those that a command names."""
     words = words_of(command.config.stage)
-    stages = [word for word in WATCHED if word in words or words == ["all"]]
+    if words == ["all"]:
+        guided = has_guide(command.config)
+        words = [word for word in WATCHED if guided or word != "guide"]
+    stages = [word for word in WATCHED if word in words]
     if not stages:
         raise ValueError(
             f"--status is for {', '.join(WATCHED)}, and not for {command.config.stage}."
@@ -151,7 +154,7 @@ def _of_other_methods(project: Project) -> Iterator[tuple[Role, int]]:
             yield role, updates_of(updates, count)
 
 
-def _evaluation(project: Project, holder: Holder | None) -> Evaluation:
+def _evaluation(project: Project) -> Evaluation:
     folder = project.output / "evaluate"
     parts = folder / "parts"
     rows = read_rows((parts if parts.is_dir() else folder) / "ladder.json")
@@ -167,7 +170,7 @@ def _evaluation(project: Project, holder: Holder | None) -> Evaluation:
     if measured >= ready and rows and not parts.is_dir():
         state: State = "finished"
     else:
-        state = watch.state_of(holder, written_at)
+        state = watch.state_of(watch.holder(project.output), written_at)
     total = None if wanted is None else len(wanted)
     return Evaluation(state, len(measured), total, len(drawn), written_at)
 

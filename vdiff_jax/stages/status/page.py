@@ -106,9 +106,9 @@ def _of_all(runs: list[Run]) -> str:
     rest = [each.seen for each in (first, *later) if each.seen.state != "finished"]
     updates = sum(seen.num_updates - seen.step for seen in rest)
     seconds = seconds_for(updates, first.seen.updates_per_second)
-    return (
-        "" if seconds is None else f", {_interval(seconds)} with the students after it"
-    )
+    if seconds is None:
+        return ""
+    return f", {_interval(seconds)} with the students after it"
 
 
 def _evaluation(evaluation: Evaluation, now: float) -> Iterator[str]:
