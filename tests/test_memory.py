@@ -20,6 +20,7 @@ from vdiff_jax.generation.batches import Drawn
 from vdiff_jax.model import Model
 from vdiff_jax.stages.evaluate import bench, feature_sets, likelihood, references
 from vdiff_jax.stages.evaluate.candidates import Candidate
+from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.workdir.layout import Project
 
 SHAPE = (64, 64, 3)
@@ -83,7 +84,7 @@ def _real(monkeypatch, num):
     return references.Real(_config(), "test", 0)
 
 
-class _Models:
+class _Models(Models):
     """Models of which nothing is drawn."""
 
     def __init__(self, project):
@@ -125,7 +126,8 @@ class _Linear(nn.Module):
 
 def _classifier(monkeypatch, folder, num):
     def logits(params, images):
-        return _Linear(num_classes=2).apply(params, from_pixels(images))[2]
+        num_classes = params["params"]["logits"]["bias"].size
+        return _Linear(num_classes).apply(params, from_pixels(images))[2]
 
     monkeypatch.setattr(classifier, "SMALL_PIXELS", 64)
     monkeypatch.setattr(classifier, "Classifier", _Linear)
@@ -215,7 +217,8 @@ def test_real_images_are_read_once_for_all_sets(monkeypatch, tmp_path):
 def test_a_part_of_large_images_has_fewer_batches(monkeypatch, tmp_path):
     _candidate(monkeypatch, tmp_path, 500)
     monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 16)
-    drawing = bench.Bench(Project(_config(), tmp_path))
+    project = Project(_config(), tmp_path)
+    drawing = bench.Bench(project, _Models(project))
     assert drawing._in_parts(1500) == [range(1024), range(1024, 1500)]
     monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 3 * 64 * BYTES + 1)
     assert drawing._in_parts(500) == [range(192), range(192, 384), range(384, 500)]
