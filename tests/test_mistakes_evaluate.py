@@ -319,7 +319,7 @@ def test_the_judge_and_the_likelihood_are_refused_first(workdir, monkeypatch):
     with pytest.raises(ValueError, match="There is no split test"):
         launch.launch(_evaluation(likelihood_num=8), workdir)
 
-    def no_classes(real, folder, kind):
+    def no_classes(config, real, folder, kind):
         raise feature_sets.NotToBeHadError(feature_sets.NO_CLASSES)
 
     monkeypatch.setattr(judge, "trained_classifier", no_classes)
