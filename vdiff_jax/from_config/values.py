@@ -95,8 +95,12 @@ def _as_tuple(each: Range, value: Any) -> Any:
     if not isinstance(value, (list, tuple)):
         return value
     # Others stay as they were written, for the message on them.
-    reads = each.kind is int or each.is_path
-    return tuple(of_type(each, x) if reads else x for x in value)
+    return tuple(of_type(each, x) if _is_read(each, x) else x for x in value)
+
+
+def _is_read(each: Range, value: Any) -> bool:
+    """True for a whole number, and for a place that is a text."""
+    return each.kind is int or (each.is_path and isinstance(value, str))
 
 
 def _as_whole(value: Any) -> Any:
