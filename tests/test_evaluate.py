@@ -218,7 +218,9 @@ def exported(project, once):
             spec = {"model": model, "steps": steps}
             launch.launch(tiny.small("export", export=spec), workdir)
 
-    return sorted((once("exported", make) / "export").rglob("*.safetensors"))
+    return sorted(
+        (once("exported_for_evaluation", make) / "export").rglob("*.safetensors")
+    )
 
 
 def test_files_of_export_are_measured_as_their_workdir_is(measured, exported, tmp_path):
