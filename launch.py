@@ -49,8 +49,7 @@ from vdiff_jax.interop.diffusers.autoencoder import abstract_params
 from vdiff_jax.stages import Stage, distill, export, guide, import_model, replay, train
 from vdiff_jax.stages.evaluate import stage as evaluate
 from vdiff_jax.stages.sample import images as sample
-from vdiff_jax.stages.status import page
-from vdiff_jax.stages.status.look import look
+from vdiff_jax.stages.status import command as status
 from vdiff_jax.training.interrupts import InterruptedRunError
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import imported
@@ -72,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # any name of a file can be printed
             stream.reconfigure(errors="backslashreplace")
+    if "--status" in argv:
+        return status.main(argv)
     try:
         _run(argv)
         return 0
@@ -94,14 +95,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
-    if (help_page := manual.page(argv[1:])) is not None:
-        print(help_page, end="")
+    if (page := manual.page(argv[1:])) is not None:
+        print(page, end="")
         return
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
-    if flags.status:
-        print(page.text(look(command)), end="")
-        return
     check_fields(config)
     if flags.compilation_cache and not flags.dry_run:
         print(f"launch: {compilation_cache.use()}")

@@ -1,5 +1,6 @@
 """What is drawn and measured, for those who give a second command, or a wrong one."""
 
+import functools
 import json
 import os
 import pathlib
@@ -205,17 +206,17 @@ def test_a_damaged_file_of_an_earlier_evaluation_is_named(workdir, name, remedy)
     launch.launch(_evaluation(), workdir)
 
 
+def _classifier(folder):
+    """The classifier of 20 of the digits, trained or read."""
+    config = tiny.small("evaluate")
+    return feature_sets.trained_classifier(
+        config, lambda split: references.Real(config, split, 20), folder, "classifier"
+    )
+
+
 def test_a_classifier_that_is_not_what_was_written_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "NUM_UPDATES", 1)
-    config = tiny.small("evaluate")
-
-    def trained():
-        return feature_sets.trained_classifier(
-            config,
-            lambda split: references.Real(config, split, 20),
-            tmp_path,
-            "classifier",
-        )
+    trained = functools.partial(_classifier, tmp_path)
 
     first = trained()
     (path,) = tmp_path.iterdir()
@@ -234,15 +235,7 @@ def test_photographs_go_on_with_a_classifier_of_version_0_1(tmp_path, monkeypatc
     """It is of the reference alone, and has the network and the updates of digits."""
     monkeypatch.setattr(classifier, "NUM_UPDATES", 1)
     monkeypatch.setattr(classifier, "MOST_UPDATES", 2)
-    config = tiny.small("evaluate")
-
-    def trained():
-        return feature_sets.trained_classifier(
-            config,
-            lambda split: references.Real(config, split, 20),
-            tmp_path,
-            "classifier",
-        )
+    trained = functools.partial(_classifier, tmp_path)
 
     with monkeypatch.context() as patch:
         patch.setattr(references.Real, "whole", property(lambda real: real))

@@ -1,5 +1,6 @@
 """The references of an evaluation: real images, and their features."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ class Real:
             latents = Part(whole.latents, index)
             self.facts["sha256_of_sample"] = sha256_of_sample(latents)
 
-    @property
+    @functools.cached_property
     def whole(self) -> "Real":
         """All images of the split; this, if it has them."""
         if self.facts["num_images"] == self.facts["of"]:
