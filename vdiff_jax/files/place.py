@@ -329,17 +329,15 @@ def on_this_machine(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def kept_on_this_machine(path: pathlib.Path) -> pathlib.Path:
     """The path itself, or a copy of an object that stays for other processes.
 
-    Copies lie in $VDIFF_JAX_CACHE, or else in ~/.cache/vdiff_jax; an object that has
-    changed is copied anew.
+    An object that has changed is copied anew.
 
     Args:
       path: A file; one that is not there is returned as it is.
     """
     if not isinstance(path, StorePath) or not path.is_file():
         return path
-    cache = os.environ.get("VDIFF_JAX_CACHE") or "~/.cache/vdiff_jax"
     key = hashlib.sha256(f"{path} {path.version()}".encode()).hexdigest()[:24]
-    copy = pathlib.Path(cache).expanduser() / "objects" / key / path.name
+    copy = cache() / "objects" / key / path.name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
@@ -347,6 +345,12 @@ def kept_on_this_machine(path: pathlib.Path) -> pathlib.Path:
             path.download(half)
             half.replace(copy)
     return copy
+
+
+def cache() -> pathlib.Path:
+    """The folder of this machine for what lies in stores and is needed here."""
+    name = os.environ.get("VDIFF_JAX_CACHE") or "~/.cache/vdiff_jax"
+    return pathlib.Path(name).expanduser()
 
 
 def remove_tree(path: pathlib.Path) -> None:
