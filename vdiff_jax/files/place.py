@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
-from typing import Any, Self
+from typing import Any
 
 # What each scheme needs beside us, and the extra that installs it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -112,7 +112,7 @@ class StorePath(type(pathlib.Path())):
 
     else:
 
-        def __new__(cls, *parts: str | os.PathLike[str]) -> Self:
+        def __new__(cls, *parts: str | os.PathLike[str]) -> "StorePath":
             """Takes a URL, or parts of which the first is one."""
             return super().__new__(cls, *_rooted(parts))
 
@@ -178,16 +178,16 @@ class StorePath(type(pathlib.Path())):
         """False: stores have none."""
         return False
 
-    def iterdir(self) -> Generator[Self, None, None]:
+    def iterdir(self) -> "Generator[StorePath, None, None]":
         """What lies directly below; nothing, if nothing does."""
         return (self / name for name in self._names())
 
-    def glob(self, pattern: str, **_: Any) -> Generator[Self, None, None]:
+    def glob(self, pattern: str, **_: Any) -> "Generator[StorePath, None, None]":
         """What lies below and fits a pattern."""
         for name in self._ask("glob", f"{self}/{pattern}"):
             yield type(self)(f"{self.scheme}://{name}")
 
-    def rglob(self, pattern: str, **_: Any) -> Generator[Self, None, None]:
+    def rglob(self, pattern: str, **_: Any) -> "Generator[StorePath, None, None]":
         """The objects anywhere below whose names fit a pattern."""
         for name in self._ask("find", str(self)):
             path = type(self)(f"{self.scheme}://{name}")
@@ -244,7 +244,7 @@ class StorePath(type(pathlib.Path())):
         for path in reversed(in_order(self.rglob("*"), self)):
             path.unlink(missing_ok=True)
 
-    def rename(self, target: str | os.PathLike[str]) -> Self:
+    def rename(self, target: str | os.PathLike[str]) -> "StorePath":
         """Copies what is there and then removes it; those that mark a result last."""
         new = type(self)(target)
         if self.is_file():
@@ -256,15 +256,15 @@ class StorePath(type(pathlib.Path())):
         self.rmtree()
         return new
 
-    def resolve(self, strict: bool = False) -> Self:
+    def resolve(self, strict: bool = False) -> "StorePath":
         """The path itself."""
         return self
 
-    def absolute(self) -> Self:
+    def absolute(self) -> "StorePath":
         """The path itself."""
         return self
 
-    def expanduser(self) -> Self:
+    def expanduser(self) -> "StorePath":
         """The path itself."""
         return self
 

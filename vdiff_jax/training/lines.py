@@ -3,7 +3,7 @@
 import json
 import pathlib
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.files.place import is_in_store
@@ -12,6 +12,7 @@ from vdiff_jax.files.place import is_in_store
 SECONDS_BETWEEN_WRITES = 10.0
 
 
+@runtime_checkable
 class Lines(Protocol):
     """A file of lines, each a JSON object with its "step"."""
 
