@@ -47,6 +47,7 @@ class Lease:
         self._token = uuid.uuid4().hex
         self._renewed_at = time.monotonic()
         self._ended = threading.Event()
+        self._renewing = threading.Lock()
 
     def keeps_others_out(self) -> bool:
         """False once another has taken it over, or removed it."""
@@ -86,17 +87,26 @@ class Lease:
 
     def renew_until_ended(self) -> None:
         """Renews it again and again; for a thread of its own."""
-        while not self._ended.wait(SECONDS / RENEWALS):
+        while not self.trouble and not self._ended.wait(SECONDS / RENEWALS):
+            self._renew()
+
+    def see(self) -> None:
+        """Looks at once if it is still held, where that was not seen for too long.
+
+        As after this process was suspended.
+        """
+        if not self.trouble and time.monotonic() - self._renewed_at > SECONDS / 2:
+            self._renew()
+
+    def _renew(self) -> None:
+        with self._renewing:
             try:
                 if not self._write(self._generation) and not self._is_own():
-                    content = self._look()[1]
-                    self.trouble = f"{_holder(content)} has taken it over"
-                    return
+                    self.trouble = f"{_holder(self._look()[1])} has taken it over"
             except Exception as error:
                 # The store may be back in time: until then nobody else may write.
                 if time.monotonic() - self._renewed_at > SECONDS:
                     self.trouble = f"it could not be renewed ({_line(error)})"
-                    return
 
     def end(self) -> None:
         """Renews it no more, and removes it where it is still held."""
@@ -189,7 +199,10 @@ def check(path: pathlib.Path) -> None:
       OSError: With what became of it.
     """
     for held in _HELD:
-        if held.trouble and path.is_relative_to(held.path.parent):
+        if not path.is_relative_to(held.path.parent):
+            continue
+        held.see()
+        if held.trouble:
             raise OSError(
                 f"This run has lost its lease of {held.path.parent}: {held.trouble}."
                 " It stops, and writes no more there; the same command goes on from the"

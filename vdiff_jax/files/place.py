@@ -23,7 +23,6 @@ from typing import Any
 # What each scheme needs beside us, and the extra that installs it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 _URL = re.compile(r"(s3|gs)://")
-_ROOTED = re.compile(r"/(s3|gs)(?=/|$)")
 # What neither a glob nor a URL takes for more than it is.
 _PLAIN = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9_.+=@,-]+)*")
 # Requests that fail are sent again by botocore this often, with pauses, before an error
