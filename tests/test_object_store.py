@@ -426,6 +426,40 @@ def test_a_store_that_does_not_answer(other_client, capsys):
     assert "AWS_ENDPOINT_URL" in _line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (403, "may list, read and write"),
+        # Asked for again and again, for half a minute.
+        pytest.param(503, "slow down", marks=pytest.mark.long),
+    ],
+)
+def test_a_store_that_refuses(client, other_client, capsys, status, says):
+    with store.front(client["AWS_ENDPOINT_URL"], lambda _: status) as address:
+        other_client.setenv("AWS_ENDPOINT_URL", address)
+        assert _train("s3://bucket/run") == 2
+    assert says in _line(capsys)
+
+
+@pytest.mark.long
+def test_a_store_that_refuses_at_times_changes_no_bit(
+    client, other_client, url, small_project
+):
+    refusals = []
+
+    def refused(number):
+        if number % 7 != 3:
+            return 0
+        refusals.append(number)
+        return 503
+
+    with store.front(client["AWS_ENDPOINT_URL"], refused) as address:
+        other_client.setenv("AWS_ENDPOINT_URL", address)
+        launch.launch(tiny.small("train"), path_of(url))
+        assert _sha256(path_of(url)) == _sha256(small_project)
+    assert len(refusals) > 10
+
+
 def test_a_place_on_this_machine_is_not_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     check_reachable(pathlib.Path("nowhere"), "--workdir")
