@@ -18,9 +18,11 @@ import pytest
 import launch
 import store
 import tiny
+import tiny_digits
 import vdiff_jax
 from vdiff_jax.datasets.catalog import open_source
 from vdiff_jax.datasets.prepare.__main__ import main as prepare
+from vdiff_jax.datasets.tfds import TfdsFiles
 from vdiff_jax.files import lease, locks
 from vdiff_jax.files import place as places
 from vdiff_jax.files.atomic import replacing, write_json
@@ -316,6 +318,8 @@ def test_lines_beyond_a_step_are_dropped(url):
     second.append(json.dumps({"step": 3, "again": True}) + "\n")
     second.flush()
     assert path.read_text().endswith('{"step": 2}\n{"step": 3, "again": true}\n')
+    lines.of(path).drop_later(0)
+    assert path.read_text() == ""
 
 
 def test_a_place_in_a_store_is_a_path(url):
@@ -374,6 +378,18 @@ def test_data_are_prepared_into_a_store_and_read_from_it(
             assert remote[i]["label"] == local[i]["label"]
     with pytest.raises(ValueError, match=r"LMDB is read from a disk"):
         open_source("lmdb", path=path_of(url), **IMAGES)
+    with pytest.raises(ValueError, match=r"data\.path='s3://none/x' cannot be used"):
+        open_source("npz", path=path_of("s3://none/x"), **IMAGES)
+
+
+def test_a_data_set_of_tfds_is_read_from_a_store(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("VDIFF_JAX_CACHE", str(tmp_path / "cache"))
+    tiny_digits.prepare(tmp_path / "tfds")
+    path_of(url).upload(tmp_path / "tfds")
+    there = TfdsFiles("tiny_digits", "test", path_of(url))
+    here = TfdsFiles("tiny_digits", "test", tmp_path / "tfds")
+    assert len(there) == len(here)
+    assert there.read(7) == here.read(7)
 
 
 def _line(capsys):

@@ -9,7 +9,7 @@ from vdiff_jax.datasets.images import Files, Fit, Images
 from vdiff_jax.datasets.labels import classes_of_folder
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.splits import Renumbered, common_classes
-from vdiff_jax.files.place import is_in_store
+from vdiff_jax.files.place import check_reachable, is_in_store
 
 Split = Literal["train", "test"]
 NAMES = ("folder", "lmdb", "npz", "tfds", "cifar10", "digits")
@@ -50,6 +50,7 @@ def open_source(
         be read; if the test split has classes that the training split lacks.
     """
     sizes = (latent_size, image_shape[0]) if latent_size else (image_shape[0],)
+    check_reachable(path, "data.path")
     try:
         place = path / split_name
         if kind == "npz":

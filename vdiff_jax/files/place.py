@@ -288,9 +288,13 @@ class StorePath(type(pathlib.Path())):
             path.download(local.joinpath(*path.relative_to(self).parts))
 
     def version(self) -> str:
-        """A text that changes when the object does."""
-        info = self._ask("info", str(self))
-        return str([info.get(name) for name in ("ETag", "etag", "generation", "size")])
+        """A text that changes when the object does, or one below."""
+        if self.is_file():
+            infos = {str(self): self._ask("info", str(self))}
+        else:
+            infos = self._ask("find", str(self), detail=True)
+        names = ("ETag", "etag", "generation", "size")
+        return str([(k, *map(v.get, names)) for k, v in sorted(infos.items())])
 
 
 def in_order(paths: Any, folder: pathlib.Path) -> list[Any]:
@@ -326,14 +330,14 @@ def on_this_machine(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def kept_on_this_machine(path: pathlib.Path) -> pathlib.Path:
-    """The path itself, or a copy of an object that stays for other processes.
+    """The path itself, or a copy that stays for other processes.
 
-    An object that has changed is copied anew.
+    What has changed is copied anew.
 
     Args:
-      path: A file; one that is not there is returned as it is.
+      path: A file or a folder; what is not there is returned as it is.
     """
-    if not isinstance(path, StorePath) or not path.is_file():
+    if not isinstance(path, StorePath) or not path.exists():
         return path
     key = hashlib.sha256(f"{path} {path.version()}".encode()).hexdigest()[:24]
     copy = cache() / "objects" / key / path.name
