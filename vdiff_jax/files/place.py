@@ -35,6 +35,7 @@ _S3 = {
         "retries": {"max_attempts": 4, "mode": "standard"},
     },
 }
+_GS = {"use_listings_cache": False}
 
 
 def path_of(text: str | os.PathLike[str]) -> pathlib.Path:
@@ -389,8 +390,9 @@ def _filesystem(scheme: str) -> Any:
             f"{scheme}:// needs {PACKAGES[scheme]}, which is not installed: pip install"
             f" 'vdiff_jax[{scheme}]'."
         ) from error
-    if scheme == "s3":
-        fsspec.config.conf["s3"] = {**_S3, **fsspec.config.conf.get("s3", {})}
+    settings = fsspec.config.conf
+    settings["s3"] = {**_S3, **settings.get("s3", {})}
+    settings["gcs"] = {**_GS, **settings.get("gcs", {})}
     return fsspec.filesystem(scheme)
 
 
