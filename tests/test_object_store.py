@@ -192,10 +192,9 @@ def test_a_run_killed_inside_a_save_goes_on_to_the_same_bits(url, tmp_path):
     assert not _under_way(folder)
 
 
-def test_a_damaged_checkpoint_is_set_aside(url, tmp_path):
-    workdir, here = path_of(url), tmp_path / "run"
-    for place in (workdir, here):
-        launch.launch(tiny.small("train"), place)
+def test_a_damaged_checkpoint_is_set_aside(url, small_project):
+    workdir = path_of(url)
+    launch.launch(tiny.small("train"), workdir)
     folder = workdir / "train" / "checkpoints"
     newest = max(checkpoints.steps(folder))
     files = (folder / str(newest) / "ema_params").rglob("*")
@@ -204,7 +203,7 @@ def test_a_damaged_checkpoint_is_set_aside(url, tmp_path):
     (workdir / "train" / "result.json").unlink()
     launch.launch(tiny.small("train"), workdir)
     assert (workdir / "train" / "damaged" / str(newest)).is_dir()
-    assert _sha256(workdir) == _sha256(here)
+    assert _sha256(workdir) == _sha256(small_project)
 
 
 def _size(path):
