@@ -26,6 +26,7 @@ long: .venv/ready
 # Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
 faults: .venv/ready
 	$(BIN)/python -m tests.faults --tries 50
+	$(BIN)/python -m tests.faults --tries 20 --store
 
 # Ours and the peers in turn: keep the machine quiet for about 10 minutes.
 bench: .venv/ready

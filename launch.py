@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from vdiff_jax.files.place import check_reachable, is_in_store, path_of
 from vdiff_jax.training import interrupts
 
 if __name__ == "__main__":
@@ -101,6 +102,14 @@ def _run(argv: Sequence[str]) -> None:
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
     check_fields(config)
+    check_reachable(workdir, "--workdir")
+    if flags.out:
+        check_reachable(path_of(flags.out), "--out")
+    if flags.profile and is_in_store(workdir):
+        raise ValueError(
+            f"--profile={flags.profile}: a trace is written to a disk of this machine:"
+            " choose a --workdir there."
+        )
     if flags.compilation_cache and not flags.dry_run:
         print(f"launch: {compilation_cache.use()}")
     _join(flags)
@@ -113,7 +122,7 @@ def _run(argv: Sequence[str]) -> None:
             asked=command.asked,
             dry_run=flags.dry_run,
             profile=flags.profile,
-            out=pathlib.Path(flags.out) if flags.out else None,
+            out=path_of(flags.out) if flags.out else None,
         )
         return
     config = _checked(config, workdir, command.asked)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
+from vdiff_jax.files.place import check_reachable, path_of
 from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.defaults import defaults
@@ -199,7 +200,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     """Loads a model that was trained, distilled, imported or exported.
 
     Args:
-      path: A .safetensors file of the export stage; a workdir, of which the student of
+      path: A place on this machine, or in an object store (s3://, gs://):
+        a .safetensors file of the export stage; a workdir, of which the student of
         the fewest steps is taken (of several methods, of the first in
         `distillation.methods`), or else the guided model, or the base; the folder of
         a run, such as `runs/x/distill/0004`; or a folder of diffusers.
@@ -207,7 +209,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     Raises:
       ValueError: If there is no finished model.
     """
-    path = pathlib.Path(path)
+    path = path_of(path)
+    check_reachable(path, "path")
     if path.suffix == ".safetensors":
         config, trained = in_file(defaults("sample"), path)
     elif (place := role_of_folder(path)) is not None:

@@ -20,6 +20,8 @@ import numpy as np
 import PIL.Image
 
 from tests.faults.runs import PLACES, Child, Lab, free_address, results, steps
+from vdiff_jax.files.place import StorePath, is_in_store, path_of, remove_tree
+from vdiff_jax.training.saved import COMMITTED
 
 
 @dataclasses.dataclass
@@ -57,6 +59,7 @@ class Trial:
       untouched: The workdir of that run.
       trained: A finished train stage, to begin with distillation.
       tries: How often to try.
+      store: A place in an object store for the workdirs; "" for folders.
     """
 
     lab: Lab
@@ -64,11 +67,15 @@ class Trial:
     untouched: pathlib.Path
     trained: pathlib.Path
     tries: int
+    store: str = ""
 
     def new_workdir(self, name: str, trained: bool = False) -> pathlib.Path:
         """An empty workdir, or one with the base model."""
-        workdir = self.lab.folder / f"{name}-{time.monotonic_ns()}"
-        if trained:
+        place = path_of(self.store) if self.store else self.lab.folder
+        workdir = place / f"{name}-{time.monotonic_ns()}"
+        if trained and isinstance(workdir, StorePath):
+            workdir.upload(self.trained)
+        elif trained:
             shutil.copytree(self.trained, workdir)
         return workdir
 
@@ -112,7 +119,7 @@ def kills(trial: Trial, seed: int = 0) -> Iterator[Outcome]:
         failure = trial.difference(workdir, "distill")
         for which in hits:
             outcomes[which].count(failure)
-        shutil.rmtree(workdir)
+        remove_tree(workdir)
     yield from outcomes
 
 
@@ -137,12 +144,19 @@ def _inside_a_save(
     def saving() -> bool:
         for place in PLACES:
             folder = workdir / place / "checkpoints"
-            seen.update(str(path) for path in folder.glob("*tmp*"))
+            seen.update(map(str, _unfinished(folder)))
         return len(seen) >= number
 
     happened = child.wait_for(saving)
     time.sleep(rng.uniform(0.0, 0.05))
     return happened and child.running()
+
+
+def _unfinished(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Checkpoints that have begun and are not whole."""
+    if not is_in_store(folder):
+        return list(folder.glob("*tmp*"))
+    return [path for path in folder.iterdir() if not (path / COMMITTED).is_file()]
 
 
 def _as_a_run_ends(
@@ -485,6 +499,8 @@ FAULTS: dict[str, Fault] = {
         lost_host, name="gets SIGTERM", number=signal.SIGTERM, status=143
     ),
 }
+# Those that do not look into files of a disk.
+IN_STORE = ("kills", "sigterm", "sigterm_twice", "sigint", "sigint_twice")
 # One of each kind, for the tests. Lost workers are in test_loader.py too.
 SHORT = (
     "kills",

@@ -121,7 +121,9 @@ class Lab:
             "JAX_NUM_CPU_DEVICES": str(self.devices),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+            ),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{time.monotonic_ns()}.log"

@@ -7,6 +7,7 @@ from typing import Any
 
 from vdiff_jax.command.source import FINETUNE, Source, find
 from vdiff_jax.command.words import Flags, understand
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config import config_file, moved
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.moved import flat, nested, translated
@@ -50,7 +51,7 @@ def parse(argv: Sequence[str]) -> Command:
         config.update(nested(old))
     except (KeyError, TypeError) as error:
         raise ValueError(str(error.args[0])) from error
-    workdir = pathlib.Path(flags.workdir or source.workdir)
+    workdir = path_of(flags.workdir or source.workdir)
     return Command(config, workdir, frozenset(asked), flags)
 
 

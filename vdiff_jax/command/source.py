@@ -9,6 +9,7 @@ import importlib.util
 import pathlib
 from typing import NamedTuple
 
+from vdiff_jax.files.place import is_in_store, path_of
 from vdiff_jax.from_config.fields import PIPELINE, STAGES
 from vdiff_jax.from_config.ranges import shown
 from vdiff_jax.workdir.layout import CONFIG
@@ -73,12 +74,15 @@ def find(text: str | None) -> Source:
 
 def _place(text: str) -> pathlib.Path | None:
     """The file or the workdir of a name; None if there is none."""
-    path = pathlib.Path(text).expanduser()
+    try:
+        path = path_of(text).expanduser()
+    except ValueError:  # a URL with a stage behind it
+        return None
     if (path / CONFIG).is_file():
         return path
     for folder in (pathlib.Path(), *_folders()):
         for name in (path, path.with_name(f"{path.name}.py")):
-            if (folder / name).is_file():
+            if not is_in_store(path) and (folder / name).is_file():
                 return folder / name
     return None
 
@@ -93,7 +97,7 @@ def _folders() -> list[pathlib.Path]:
 
 
 def _missing(name: str) -> str:
-    path = pathlib.Path(name).expanduser()
+    path = path_of(name).expanduser()
     if path.is_dir():
         return (
             f"{name} is a folder without {CONFIG}, so it is no workdir: name a workdir"

@@ -8,6 +8,8 @@ import zlib
 
 import numpy as np
 
+from vdiff_jax.files.place import kept_on_this_machine
+
 # What NumPy and the standard library raise for files that are damaged, encrypted or
 # compressed in an unknown way.
 _UNREADABLE = (
@@ -32,7 +34,11 @@ def map_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       ValueError: If there is no such file, or it cannot be read as arrays.
     """
     try:
-        return _map_npy(path) if path.suffix == ".npy" else _map_npz(path)
+        return (
+            _map_npy(path)
+            if path.suffix == ".npy"
+            else _map_npz(kept_on_this_machine(path))
+        )
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}.") from None
     except _UNREADABLE as error:
@@ -41,10 +47,11 @@ def map_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _map_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The array of an .npy file, and labels from <name>_labels.npy if it is there."""
-    arrays = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+    place = kept_on_this_machine(path)
+    arrays = {"images": np.load(place, mmap_mode="r", allow_pickle=False)}
     labels = path.with_name(f"{path.stem}_labels.npy")
     if labels.is_file():
-        arrays["labels"] = np.load(labels, allow_pickle=False)
+        arrays["labels"] = np.load(kept_on_this_machine(labels), allow_pickle=False)
     return arrays
 
 

@@ -9,6 +9,7 @@ from vdiff_jax.datasets.images import Files, Fit, Images
 from vdiff_jax.datasets.labels import classes_of_folder
 from vdiff_jax.datasets.source import Source
 from vdiff_jax.datasets.splits import Renumbered, common_classes
+from vdiff_jax.files.place import check_reachable, is_in_store
 
 Split = Literal["train", "test"]
 NAMES = ("folder", "lmdb", "npz", "tfds", "cifar10", "digits")
@@ -49,6 +50,7 @@ def open_source(
         be read; if the test split has classes that the training split lacks.
     """
     sizes = (latent_size, image_shape[0]) if latent_size else (image_shape[0],)
+    check_reachable(path, "data.path")
     try:
         place = path / split_name
         if kind == "npz":
@@ -92,6 +94,7 @@ def _open(
                 _print_once(line)
             return decoded(folder)
         case "lmdb":
+            _refuse_store(path)
             from vdiff_jax.datasets.lmdb import open_lmdb
 
             return decoded(open_lmdb(place, image_shape[0]))
@@ -109,6 +112,15 @@ def _open(
             return digits(split)
         case _:
             raise ValueError(f"Unknown source {kind!r}; choose from {NAMES}.")
+
+
+def _refuse_store(path: pathlib.Path) -> None:
+    if is_in_store(path):
+        raise ValueError(
+            f"data.path={str(path)!r} lies in an object store, and an LMDB is read from"
+            " a disk: copy it to this machine, or prepare it with --format npz, which"
+            " is read from there (data.source=npz)."
+        )
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import numpy as np
 from vdiff_jax.datasets.labels import label
 from vdiff_jax.datasets.listing import list_folder
 from vdiff_jax.datasets.names import from_bytes, to_bytes
+from vdiff_jax.files.place import is_in_store
 
 
 class Folder:
@@ -30,6 +31,7 @@ class Folder:
         _check_is_folder(root)
         listing = list_folder(root)
         self._root = os.fsencode(root)
+        self._store = root if is_in_store(root) else None
         # Bytes of one width: a list of a million strings would be copied page by page
         # into every worker.
         self._names = np.array([to_bytes(name) for name in listing.images])
@@ -45,6 +47,8 @@ class Folder:
     def read(self, index: int) -> tuple[bytes, int | None]:
         """A file and its label."""
         label = None if self.labels is None else int(self.labels[index])
+        if self._store is not None:
+            return (self._store / self.name(index)).read_bytes(), label
         # A third of the time of `Path.read_bytes`, which small files would notice.
         path = os.path.join(self._root, bytes(self._names[index]))
         with open(path, "rb", buffering=0) as file:
@@ -56,6 +60,10 @@ class Folder:
 
     def _beside(self, name: str, most: int) -> bytes | None:
         """The beginning of a file that is no image; None if it is not there."""
+        if self._store is not None:
+            place = self._store / name
+            content = place.read_bytes() if place.is_file() else None
+            return content if content is None or most < 0 else content[:most]
         path = os.path.join(self._root, to_bytes(name))
         if not os.path.isfile(path):
             return None
@@ -64,9 +72,9 @@ class Folder:
 
 
 def _check_is_folder(root: pathlib.Path) -> None:
-    if os.path.isdir(root):
+    if root.is_dir():
         return
-    if os.path.isfile(root):
+    if root.is_file():
         raise ValueError(
             f"{root} is a file and not a folder of images: `python -m"
             " vdiff_jax.datasets.prepare` reads archives."

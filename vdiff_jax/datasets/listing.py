@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vdiff_jax.datasets.images import SUFFIXES
 from vdiff_jax.datasets.names import from_bytes, to_bytes
+from vdiff_jax.files.place import is_in_store
 
 # Read for its labels (labels.py), and so not left out.
 DATASET_JSON = "dataset.json"
@@ -140,17 +141,24 @@ def list_folder(root: pathlib.Path) -> Listing:
         there are no images.
     """
     left_out = LeftOut()
-    files = _walk(os.fsencode(root), b"", (), left_out)
+    files = _files(root, left_out)
     return sort_out(files, str(root), left_out)
 
 
 def has_image(root: pathlib.Path) -> bool:
     """True for a folder with an image below it; listed no further than to the first."""
-    files = _walk(os.fsencode(root), b"", (), LeftOut())
+    files = _files(root, LeftOut())
     return any(
         name.lower().endswith(SUFFIXES) and all(map(is_shown, name.split("/")))
         for name in files
     )
+
+
+def _files(root: pathlib.Path, left_out: LeftOut) -> Iterator[str]:
+    """Names of the files below a folder."""
+    if not is_in_store(root):
+        return _walk(os.fsencode(root), b"", (), left_out)
+    return (path.relative_to(root).as_posix() for path in root.rglob("*"))
 
 
 def _walk(

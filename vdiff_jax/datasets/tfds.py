@@ -1,8 +1,11 @@
 """Data sets of TensorFlow Datasets, read by random access and without TensorFlow."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from vdiff_jax.files.place import is_in_store, kept_on_this_machine
 
 
 class TfdsFiles:
@@ -23,7 +26,7 @@ class TfdsFiles:
         from tensorflow_datasets.proto import tf_example_pb2
 
         self._name, self._split, self._folder = name, split, folder
-        self._records = _records(name, split, folder)
+        self._records = _records(name, split, _on_this_machine(name, folder))
         # Parsed here, which takes a sixth of the time that TFDS takes, and decoded by
         # our own decoder, which treats all sources alike.
         Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,6 +67,13 @@ class TfdsFiles:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments only: another process opens the data set anew."""
         return TfdsFiles, (self._name, self._split, self._folder)
+
+
+def _on_this_machine(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """The folder, or that of a copy of the data set: ArrayRecord reads disks."""
+    if not is_in_store(folder):
+        return folder
+    return kept_on_this_machine(folder / re.split("[/:]", name)[0]).parent
 
 
 def _records(name: str, split: str, folder: pathlib.Path) -> Any:

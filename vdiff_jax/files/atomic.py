@@ -1,4 +1,8 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all.
+
+In an object store an object is whole or not there. A folder takes the place of another
+object by object: what marks it as a result goes first and comes last.
+"""
 
 import contextlib
 import json
@@ -6,8 +10,12 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from vdiff_jax.files import lease
+from vdiff_jax.files.place import StorePath
 
 # What writers of this process have begun: their halves, and where these are to go.
 _UNDER_WAY: dict[pathlib.Path, pathlib.Path] = {}
@@ -18,8 +26,13 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path to write to, which replaces `path` when all is well.
 
     A reader sees the old file or the new one, never half. The writer may leave a file
-    or a folder there; after an error it is removed, and `path` is unchanged.
+    or a folder there; after an error it is removed, and `path` is unchanged. For a path
+    in an object store it lies in the folder for temporary files, until it is whole.
     """
+    if isinstance(path, StorePath):
+        with _uploaded_to(path) as half:
+            yield half
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.half")
     remove(half)
@@ -35,6 +48,23 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
     finally:
         _UNDER_WAY.pop(half, None)
+
+
+@contextlib.contextmanager
+def _uploaded_to(path: StorePath) -> Iterator[pathlib.Path]:
+    """Yields a path of this machine to write to, which goes to a store at the end."""
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix="vdiff_jax-"))
+    _UNDER_WAY[scratch] = scratch
+    try:
+        half = scratch / path.name
+        yield half
+        lease.check(path)
+        if half.is_dir():
+            path.rmtree()
+        path.upload(half)
+    finally:
+        remove(scratch)
+        _UNDER_WAY.pop(scratch, None)
 
 
 def abandon() -> None:
@@ -105,6 +135,10 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Replaces a file by bytes, which are on the disk when this returns."""
+    if isinstance(path, StorePath):
+        lease.check(path)
+        path.write_bytes(content)
+        return
     with replacing(path) as half, half.open("wb") as file:
         file.write(content)
         file.flush()
@@ -113,6 +147,10 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 def remove(path: pathlib.Path) -> None:
     """Removes a file, a link or a folder, if it is there."""
+    if isinstance(path, StorePath):
+        path.rmtree()
+        path.unlink(missing_ok=True)
+        return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import IO
 
+from vdiff_jax.files import lease
+from vdiff_jax.files.place import StorePath
+
 
 class HeldError(ValueError):
     """An error of a lock that another process holds.
@@ -55,17 +58,24 @@ class Lock:
 
 
 @contextlib.contextmanager
-def lock(path: pathlib.Path, *, remove: bool = False) -> Iterator[Lock]:
+def lock(path: pathlib.Path, *, remove: bool = False) -> Iterator[Lock | lease.Lease]:
     """Holds a lock.
 
     Args:
-      path: Its file, made if it is not there, and the folders above it.
+      path: Its file, made if it is not there, and the folders above it; in an object
+        store, its lease, which is removed in the end.
       remove: Remove the file in the end.
 
     Raises:
       HeldError: If another process holds it.
       OSError: If the file cannot be written.
     """
+    if isinstance(path, StorePath):
+        with lease.lease(path) as taken:
+            if isinstance(taken, str):
+                raise HeldError(path, taken)
+            yield taken
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a+", encoding="utf-8", errors="replace") as file:

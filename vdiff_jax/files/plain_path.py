@@ -13,6 +13,9 @@ import re
 import tempfile
 from collections.abc import Iterator
 
+from vdiff_jax.files import orbax_stores
+from vdiff_jax.files.place import StorePath
+
 PLAIN = re.compile(r"[A-Za-z0-9_./+=@,-]+")
 
 
@@ -21,7 +24,7 @@ def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields an absolute path of plain characters that leads to a folder.
 
     It is the folder's own, or that of a link to it in the folder for temporary files,
-    which is removed at the end.
+    which is removed at the end. A place in an object store is plain already.
 
     Args:
       folder: A folder; what a link leads to need not be there yet.
@@ -29,6 +32,10 @@ def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       ValueError: If the folder for temporary files has no plain name either.
     """
+    if isinstance(folder, StorePath):
+        orbax_stores.teach()
+        yield folder
+        return
     folder = folder.resolve()
     if PLAIN.fullmatch(str(folder)):
         yield folder

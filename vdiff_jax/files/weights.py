@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from vdiff_jax.files.atomic import replacing, write_bytes
+from vdiff_jax.files.place import kept_on_this_machine
 
 Tensors = dict[str, np.ndarray]
 
@@ -43,7 +44,7 @@ def read(path: pathlib.Path) -> Tensors:
             f"{path} is of no known kind; weights are read from {', '.join(readers)}."
         )
     _check_is_file(path)
-    return readers[path.suffix](path)
+    return readers[path.suffix](kept_on_this_machine(path))
 
 
 def write(path: pathlib.Path, tensors: Tensors, metadata: dict[str, str]) -> None:
@@ -80,7 +81,9 @@ def metadata(path: pathlib.Path) -> dict[str, str]:
     """
     _check_is_file(path)
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(
+            kept_on_this_machine(path), framework="numpy"
+        ) as file:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise _unreadable(path) from error
@@ -93,7 +96,7 @@ def sha256(path: pathlib.Path) -> str:
       ValueError: If there is no such file.
     """
     _check_is_file(path)
-    with path.open("rb") as file:
+    with kept_on_this_machine(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

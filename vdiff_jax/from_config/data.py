@@ -11,6 +11,7 @@ from vdiff_jax.datasets import catalog, device_feed
 from vdiff_jax.datasets.device_feed import Feeder
 from vdiff_jax.datasets.source import Source, held_out_part
 from vdiff_jax.datasets.validation import Checked
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.model import context_shape_of, make_codec
 from vdiff_jax.generation.decoded import Decoded
@@ -91,7 +92,7 @@ def _source(config: Config, split: catalog.Split) -> Source:
             raise ValueError(f"data.source={data.source!r}: {error}") from error
     return catalog.open_source(
         data.source,
-        path=pathlib.Path(data.path),
+        path=path_of(data.path),
         name=data.name,
         split_name=names[split],
         split=split,
@@ -124,7 +125,7 @@ def make_images(config: Config, split: catalog.Split) -> Source:
 
 def _own_images(config: Config, split: catalog.Split) -> Source:
     """The images of `evaluate.images`, of which the data have the latents."""
-    path, shape = pathlib.Path(config.evaluate.images), shapes_of(config).image
+    path, shape = path_of(config.evaluate.images), shapes_of(config).image
     if shape is None:
         raise ValueError(
             f"evaluate.images={str(path)!r} is for data that are latents, with their"

@@ -1,7 +1,6 @@
 """The network, its output kind and its schedule."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import numpy as np
 
 from vdiff_jax import diffusion, schedules
 from vdiff_jax.codec import Autoencoder, Codec, Latents, Pixels
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.interop import conventions
 from vdiff_jax.interop.diffusers.autoencoder import (
@@ -103,7 +103,7 @@ def make_codec(config: Config) -> Codec:
 def _autoencoder(path: str, scale: float, dtype: str) -> Autoencoder:
     """The codec of an autoencoder, whose weights are read once in a process."""
     try:
-        net, scale, shift, folder = describe_autoencoder(pathlib.Path(path), scale)
+        net, scale, shift, folder = describe_autoencoder(path_of(path), scale)
     except ValueError as error:
         raise ValueError(
             f"data.autoencoder={path!r} cannot be taken: {error}"

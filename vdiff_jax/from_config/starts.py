@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
+from vdiff_jax.files.place import kept_on_this_machine, path_of
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.from_config.sampler import make_sampler
@@ -112,7 +113,8 @@ def _contexts(
     field = f"sample.context={path!r}"
     wanted = f"an .npz with context [n, {shape[0]}, {shape[1]}], and mask or none"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        place = kept_on_this_machine(path_of(path))
+        with np.load(place, allow_pickle=False) as arrays:
             context = np.asarray(arrays["context"], np.float32)
             mask = arrays["mask"].astype(bool) if "mask" in arrays else None
     except (OSError, KeyError, ValueError, zipfile.BadZipFile, AttributeError) as error:
@@ -193,7 +195,7 @@ def _noise(
         return None
     wanted = f"an .npy of z_1 of shape {shape}, standard normal"
     try:
-        noise = np.load(path, allow_pickle=False)
+        noise = np.load(kept_on_this_machine(path_of(path)), allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"sample.noise={path!r} cannot be read ({error}); it should be {wanted}."

@@ -13,6 +13,7 @@ from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import updates_of
 from vdiff_jax.from_config.losses import distill_loss, phases_of
 from vdiff_jax.from_config.model import (
@@ -328,7 +329,7 @@ def _check_teachers(project: Project) -> None:
     """Refuses students of another teacher than the one that theirs is now."""
     named = project.config.distill.teacher
     role = GUIDED if has_guide(project.config) else BASE
-    first = previous = pathlib.Path(named) if named else project.folder(role)
+    first = previous = path_of(named) if named else project.folder(role)
     for phase in phases_of(project.config):
         folder = project.folder(_role(project, phase))
         check_same_teacher(folder, first if phase.teacher == "teacher" else previous)
@@ -347,7 +348,7 @@ def _check_sound(project: Project) -> None:
 def _first_teacher(project: Project) -> pathlib.Path:
     named = project.config.distill.teacher
     role = GUIDED if has_guide(project.config) else BASE
-    folder = pathlib.Path(named) if named else project.folder(role)
+    folder = path_of(named) if named else project.folder(role)
     if layout.result(folder) is None:
         raise ValueError(
             f"No finished teacher in {folder}: run the {role.stage} stage in this"

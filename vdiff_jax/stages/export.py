@@ -15,6 +15,7 @@ from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import Role
 from vdiff_jax.evaluation.measurement import from_json
 from vdiff_jax.files.atomic import replacing, write_json
+from vdiff_jax.files.place import path_of
 from vdiff_jax.files.plain_path import plain
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.sampler import clip_of, make_sampler
@@ -151,7 +152,7 @@ def _latents(codec: Codec, autoencoder: str) -> dict[str, Any]:
     return {
         "latent_scale": codec.latents.scale,
         "latent_shift": codec.latents.shift,
-        "autoencoder": str(pathlib.Path(autoencoder).resolve()),
+        "autoencoder": str(path_of(autoencoder).resolve()),
     }
 
 
@@ -199,7 +200,7 @@ def _write_diffusers(
     steps, model = config.export.steps, sampler.model
     vae = None
     if isinstance(model.codec, Autoencoder):
-        place = pathlib.Path(config.data.autoencoder)
+        place = path_of(config.data.autoencoder)
         vae = describe_autoencoder(place, model.codec.latents.scale).folder
     write_folder(
         folder,

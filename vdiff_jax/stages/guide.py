@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE, GUIDED
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import make_model, w_range
@@ -109,7 +110,7 @@ def under_way(project: Project) -> tuple[Tools, Run]:
 
 def _teacher(project: Project) -> pathlib.Path:
     named = project.config.guide.teacher
-    folder = pathlib.Path(named) if named else project.folder(BASE)
+    folder = path_of(named) if named else project.folder(BASE)
     if layout.result(folder) is None:
         raise ValueError(
             f"No finished teacher in {folder}: run the train stage in this workdir"

@@ -11,6 +11,7 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.files.place import kept_on_this_machine, path_of
 from vdiff_jax.from_config.choices import Config, as_json, section_of
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.moved import current
@@ -60,7 +61,7 @@ def check(project: Project) -> None:
     text = project.config.source.path
     if not text:  # a network of the user's own
         return
-    path, field = pathlib.Path(text), f"source.path={text!r}"
+    path, field = path_of(text), f"source.path={text!r}"
     of_hub = _HUB.fullmatch(text)
     if not path.exists() and of_hub:
         raise ValueError(
@@ -88,7 +89,7 @@ def run(project: Project) -> None:
     if source.params is None:
         params = model.init(jax.random.key(config.seed))
     else:
-        path = pathlib.Path(config.source.path)
+        path = path_of(config.source.path)
         params = placed(source.params, model.abstract_params(), path)
     facts = {
         "params_sha256": params_sha256(params),
@@ -132,7 +133,7 @@ def _check_autoencoder(fields: Fields) -> None:
     data = fields["data"]
     if not data.get("autoencoder"):
         return
-    place, scale = pathlib.Path(data["autoencoder"]), data.get("latent_scale", 0.0)
+    place, scale = path_of(data["autoencoder"]), data.get("latent_scale", 0.0)
     net, _, _, folder = describe_autoencoder(place, scale)
     if net.latent_channels != data["channels"]:
         raise ValueError(
@@ -150,13 +151,13 @@ def _with_autoencoder(fields: Fields, workdir: pathlib.Path) -> Fields:
     if not place:
         return fields
     folder = describe_autoencoder(
-        pathlib.Path(place), fields["data"].get("latent_scale", 0.0)
+        path_of(place), fields["data"].get("latent_scale", 0.0)
     ).folder
     with replacing(workdir / AUTOENCODER) as half:
         half.mkdir()
         indices = folder.glob("*.index*.json")
         for path in (folder / "config.json", *weight_files(folder), *indices):
-            shutil.copy(path, half / path.name)
+            shutil.copy(kept_on_this_machine(path), half / path.name)
     return {**fields, "data": {**fields["data"], "autoencoder": AUTOENCODER}}
 
 
@@ -167,7 +168,7 @@ def described(config: Config) -> Config:
 
 def _kind(config: Config) -> Kind:
     """The kind of source that `source.path` names."""
-    path = pathlib.Path(config.source.path)
+    path = path_of(config.source.path)
     if not config.source.path:
         return "function"
     if path.suffix == ".safetensors":
@@ -186,7 +187,7 @@ def _read(config: Config) -> Imported:
 
 
 def _model(config: Config) -> Imported:
-    kind, path = _kind(config), pathlib.Path(config.source.path)
+    kind, path = _kind(config), path_of(config.source.path)
     if kind == "diffusers":
         return of_latents(_of_diffusers(path), path, config.data.latent_scale)
     if kind == "released":

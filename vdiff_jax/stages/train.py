@@ -17,6 +17,7 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config, section_of
 from vdiff_jax.from_config.data import class_names, null_context
 from vdiff_jax.from_config.losses import train_loss
@@ -179,7 +180,7 @@ def _brings_null_context(config: Config) -> bool:
     folder = config.train.init_from
     if not folder:
         return False
-    return layout.made_with(pathlib.Path(folder))["train"].get("label_dropout", 0) > 0
+    return layout.made_with(path_of(folder))["train"].get("label_dropout", 0) > 0
 
 
 def _nobody(config: Config) -> str:
@@ -198,7 +199,7 @@ def _classes(config: Config) -> dict[str, Any]:
 def _init_from(project: Project) -> pathlib.Path | None:
     """The folder that the first weights come from, if not from chance."""
     folder = project.config.train.init_from
-    return pathlib.Path(folder) if folder else None
+    return path_of(folder) if folder else None
 
 
 STAGE = Stage(

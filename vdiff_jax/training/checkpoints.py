@@ -24,7 +24,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vdiff_jax.files import lease
 from vdiff_jax.files.fingerprints import DamagedError, fingerprint
+from vdiff_jax.files.place import is_in_store
 from vdiff_jax.files.plain_path import plain
 from vdiff_jax.training.reading import (
     check_readable,
@@ -73,6 +75,7 @@ def open_folder(
     if keep < 1:
         raise ValueError(f"keep_checkpoints must be at least 1, got {keep}.")
     options = ocp.CheckpointManagerOptions(
+        atomicity_options=_atomicity(folder),
         preservation_policy=_kept(keep, keep_every, keep_best),
         cleanup_tmp_directories=True,
         create=True,
@@ -89,6 +92,13 @@ def open_folder(
             with _writing(folder):
                 manager.close()
         _see(opened)
+
+
+def _atomicity(folder: pathlib.Path) -> ocp.options.AtomicityOptions:
+    """How a checkpoint becomes whole: renamed; in a store, by what is written last."""
+    modes = ocp.options.AtomicityMode
+    mode = modes.COMMIT_FILE if is_in_store(folder) else modes.AUTO
+    return ocp.options.AtomicityOptions(mode=mode)
 
 
 def _kept(keep: int, keep_every: int, keep_best: int) -> policies.AnyPreservationPolicy:
@@ -126,6 +136,7 @@ def save(
         one before it cannot be read again.
     """
     step, manager = int(state.step), opened.manager
+    lease.check(opened.folder)
     if step in manager.all_steps():
         return
     with _writing(opened.folder):

@@ -424,6 +424,7 @@ class _Loop:
                 self._records.grid(step, to_show(images))
         if due.save or self.granted >= Vote.SAVE:
             self._records.check_folder()
+            self._records.flush()
             info = {
                 "seconds": self._seconds(),
                 "skipped": self._skipped,

@@ -22,6 +22,7 @@ from vdiff_jax.files.fingerprints import (
     fingerprint,
     named_leaves,
 )
+from vdiff_jax.files.place import StorePath
 from vdiff_jax.files.plain_path import plain
 from vdiff_jax.training.step import TrainState
 from vdiff_jax.types import Params
@@ -187,6 +188,8 @@ def _obstacle(path: pathlib.Path) -> str:
     """Why a file or folder of a checkpoint cannot be opened; empty if all can be."""
     if not path.is_dir():
         return "there is no such folder any more"
+    if isinstance(path, StorePath):
+        return _obstacle_in_store(path)
     obstacles: list[OSError] = []
     for folder, _, names in os.walk(path, onerror=obstacles.append):
         for name in names:
@@ -197,6 +200,16 @@ def _obstacle(path: pathlib.Path) -> str:
     if not obstacles:
         return ""
     return f"{obstacles[0].strerror}: {obstacles[0].filename}"
+
+
+def _obstacle_in_store(path: StorePath) -> str:
+    """Why an object of a checkpoint cannot be read; empty if all can be."""
+    try:
+        for each in path.rglob("*"):
+            each.version()
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
+    return ""
 
 
 def _touch(path: str) -> None:

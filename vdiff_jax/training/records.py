@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -16,10 +17,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vdiff_jax import parallel
-from vdiff_jax.files.atomic import to_json, write_text
+from vdiff_jax.files import lease
+from vdiff_jax.files.atomic import remove, to_json, write_bytes
+from vdiff_jax.files.place import is_in_store
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 from vdiff_jax.progress import Bar, say
-from vdiff_jax.training.lines import HELD_OUT, METRICS
+from vdiff_jax.training import lines
 from vdiff_jax.training.throughput import MEASURES
 
 # The values of a line of metrics.jsonl that are of the loop and not of the loss.
@@ -52,16 +55,17 @@ class Records:
         Raises:
           ValueError: If there is a `wandb_project`, and wandb is not installed.
         """
-        self._metrics = folder / METRICS
+        self._metrics = lines.of(folder / lines.METRICS)
         self._samples = folder / "samples"
         self._batch_size = batch_size
         self._folder, self._opened = folder, -1
         self._boards: list[Board] = []
         if parallel.is_main():
             folder.mkdir(parents=True, exist_ok=True)
-            # While it is open, no later folder has its number.
-            self._opened = os.open(folder, os.O_RDONLY)
-            _drop_later_lines(self._metrics, done)
+            if not is_in_store(folder):
+                # While it is open, no later folder has its number.
+                self._opened = os.open(folder, os.O_RDONLY)
+            self._metrics.drop_later(done)
             self._boards.append(_TensorBoard(folder, done))
             if wandb_project:
                 self._boards.append(_WeightsAndBiases(folder, wandb_project, name))
@@ -83,7 +87,9 @@ class Records:
 
         Raises:
           FileNotFoundError: If it was removed or replaced.
+          OSError: If it is in a store, and this run has lost its lease.
         """
+        lease.check(self._folder)
         if self._opened >= 0 and not _is_open_at(self._opened, self._folder):
             raise FileNotFoundError(f"{self._folder} was removed while in use.")
 
@@ -98,8 +104,7 @@ class Records:
             return
         self.check_folder()
         line = {"step": step, "time": round(time.time(), 3), **values}
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(to_json(line) + "\n")
+        self._metrics.append(to_json(line) + "\n")
         for board in self._boards:
             board.scalars(step, values)
         if "loss" in values:
@@ -114,6 +119,13 @@ class Records:
         for board in self._boards:
             board.image(step, grid)
 
+    def flush(self) -> None:
+        """Puts what was logged where it is to lie; a checkpoint comes after it."""
+        if parallel.is_main():
+            self._metrics.flush()
+            for board in self._boards:
+                board.flush()
+
     def __enter__(self) -> "Records":
         """Returns itself: the files are open already."""
         return self
@@ -125,6 +137,8 @@ class Records:
             os.close(self._opened)
         for board in self._boards:
             board.close()
+        if parallel.is_main():
+            self._metrics.flush()
 
 
 @runtime_checkable
@@ -139,6 +153,10 @@ class Board(Protocol):
         """Shows a grid of samples."""
         ...
 
+    def flush(self) -> None:
+        """Writes what is left so far."""
+        ...
+
     def close(self) -> None:
         """Writes what is left."""
         ...
@@ -146,11 +164,19 @@ class Board(Protocol):
 
 class _TensorBoard:
     def __init__(self, folder: pathlib.Path, done: int):
+        self._folder, self._parts = folder / "tensorboard", 0
+        self._scratch: pathlib.Path | None = None
+        if is_in_store(folder):
+            self._scratch = pathlib.Path(tempfile.mkdtemp(prefix="vdiff_jax-"))
+        self._writer = self._open(purge_step=done + 1)
+
+    def _open(self, **options: Any) -> Any:
         import tensorboardX  # here, because it imports torch, which takes seconds
 
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=done + 1
-        )
+        if self._scratch is not None:
+            self._parts += 1
+            options["filename_suffix"] = f".{os.getpid()}-{self._parts:06d}"
+        return tensorboardX.SummaryWriter(str(self._scratch or self._folder), **options)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -159,8 +185,24 @@ class _TensorBoard:
     def image(self, step: int, image: UInt8[np.ndarray, " height width c"]) -> None:
         self._writer.add_image("samples", image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        if self._scratch is not None:  # an object cannot be appended to: parts of a log
+            self._upload()
+            self._writer = self._open()
+
     def close(self) -> None:
+        if self._scratch is None:
+            self._writer.close()
+        else:
+            self._upload()
+            remove(self._scratch)
+
+    def _upload(self) -> None:
         self._writer.close()
+        assert self._scratch is not None
+        for path in self._scratch.iterdir():
+            write_bytes(self._folder / path.name, path.read_bytes())
+            path.unlink()
 
 
 class _WeightsAndBiases:
@@ -172,10 +214,11 @@ class _WeightsAndBiases:
                 f"wandb_project={project!r} needs Weights & Biases: pip install"
                 " 'vdiff_jax[wandb]', or leave wandb_project empty."
             ) from error
+        place = None if is_in_store(folder) else str(folder)
         # The folder names the run, so that a resumed one goes on in the same.
         identity = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
         self._run = self._wandb.init(
-            project=project, name=name, id=identity, resume="allow", dir=str(folder)
+            project=project, name=name, id=identity, resume="allow", dir=place
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -185,6 +228,9 @@ class _WeightsAndBiases:
         # Pillow takes grey images without an axis of channels.
         shown = image[..., 0] if image.shape[-1] == 1 else image
         self._run.log({"samples": self._wandb.Image(shown)}, step=step)
+
+    def flush(self) -> None:
+        pass
 
     def close(self) -> None:
         self._run.finish()
@@ -232,27 +278,17 @@ def curves_of_loss(folder: pathlib.Path) -> dict[str, Curves]:
     Args:
       folder: Folder of the run.
     """
-    path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    path = folder / lines.METRICS
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     curves = {"loss": Curves([], [])}
-    for line in lines:
+    for line in text.splitlines():
         values: dict[str, Any] = json.loads(line)
         for name in values:
             if name in OF_THE_LOOP:
                 continue
-            metric = name.removeprefix(HELD_OUT)
+            metric = name.removeprefix(lines.HELD_OUT)
             curve = curves.setdefault(metric, Curves([], []))
             points = curve.training if name == metric else curve.held_out
             if values[name] is not None:  # null: not finite
                 points.append((values["step"], values[name]))
     return curves
-
-
-def _drop_later_lines(path: pathlib.Path, step: int) -> None:
-    """Drops the lines beyond a step, which a resumed run logs again."""
-    if path.exists():
-        # A killed run, or a full disk, leaves half a line.
-        lines = path.read_text(errors="replace").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("}\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        write_text(path, "".join(kept))

@@ -5,15 +5,22 @@ Needs neither JAX nor Orbax, for who only looks.
 
 import pathlib
 
+from vdiff_jax.files.place import is_in_store
+
 # In the folder of a run.
 CHECKPOINTS, RESULT = "checkpoints", "result.json"
+# The object that Orbax writes last into a checkpoint in a store.
+COMMITTED = "commit_success.txt"
 
 
 def steps(folder: pathlib.Path) -> list[int]:
     """The steps of the whole checkpoints in a folder, in order."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    numbered = [path for path in folder.iterdir() if path.name.isdigit()]
+    if is_in_store(folder):
+        numbered = [path for path in numbered if (path / COMMITTED).is_file()]
+    return sorted(int(path.name) for path in numbered)
 
 
 def latest_step(folder: pathlib.Path, at_most: int | None = None) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from vdiff_jax import parallel
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, student
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import as_json, updates_of
 from vdiff_jax.from_config.fields import TRAINING
 from vdiff_jax.from_config.losses import phases_of
@@ -119,7 +120,7 @@ def _as_recorded(project: Project, section: str) -> dict[str, Any]:
     for path in PATHS:
         name, _, field = path.partition(".")
         if config[name][field]:
-            config[name][field] = str(pathlib.Path(config[name][field]).absolute())
+            config[name][field] = str(path_of(config[name][field]).absolute())
     if section.startswith("distill_"):  # a workdir may have several methods
         config[section] = config["distill"]
     return config

@@ -3,6 +3,7 @@
 import pathlib
 
 from vdiff_jax.distillation.role import BASE
+from vdiff_jax.files.place import path_of
 from vdiff_jax.interop import model_file
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.trained import Trained
@@ -29,5 +30,5 @@ def class_names(trained: Trained) -> tuple[str, ...]:
         if place is not None and place[1] == BASE:
             break  # with `train.init_from` it may be of other data than its teacher
         teacher = result.get("teacher")
-        folder = None if teacher is None else pathlib.Path(teacher)
+        folder = None if teacher is None else path_of(teacher)
     return ()

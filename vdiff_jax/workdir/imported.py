@@ -9,6 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.moved import current
 
@@ -30,7 +31,7 @@ def of_source(config: Config) -> Fields | None:
     The network and the noise schedule are that model's, but it predicts what the config
     asks for. The facts of its training hold no longer.
     """
-    path = pathlib.Path(config.train.init_from).parent / FILE
+    path = path_of(config.train.init_from).parent / FILE
     if not config.train.init_from or not path.exists():
         return None
     fields = _read(path)
@@ -85,7 +86,7 @@ def _read(path: pathlib.Path) -> Fields:
 def _autoencoder(fields: dict[str, Any]) -> str:
     """The autoencoder that came with a model; "" if it is not where it was."""
     place = fields.get("autoencoder", "")
-    if place and not pathlib.Path(place).exists():
+    if place and not path_of(place).exists():
         print(
             f"The autoencoder {place} of this model is not there any more: it draws"
             " latents, unless data.autoencoder names its folder.",

@@ -10,7 +10,7 @@ from typing import Any
 from vdiff_jax import parallel
 from vdiff_jax.distillation.methods import FIRST, METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
-from vdiff_jax.files import locks
+from vdiff_jax.files import lease, locks
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.training.saved import CHECKPOINTS, RESULT, latest_step
 from vdiff_jax.workdir.migration import read_config
@@ -183,6 +183,7 @@ def lock(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
         return
 
     def check_still_there() -> None:
+        lease.check(workdir)
         if not held.keeps_others_out():
             raise FileNotFoundError(f"{workdir} was removed while in use.")
 

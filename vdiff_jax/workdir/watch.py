@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vdiff_jax.files.holders import Holder, holder_of
 from vdiff_jax.training.lines import HELD_OUT, METRICS, last_lines
-from vdiff_jax.training.saved import latest_step
+from vdiff_jax.training.saved import COMMITTED, latest_step
 from vdiff_jax.workdir import layout
 
 State: TypeAlias = Literal["finished", "running", "silent", "stopped", "not begun"]
@@ -154,7 +154,10 @@ def _finished(result: Mapping[str, Any]) -> Seen:
 def _saved(folder: pathlib.Path) -> Saved | None:
     checkpoints = layout.checkpoint_folder(folder)
     step = latest_step(checkpoints)
-    return None if step is None else Saved(step, last_change(checkpoints / str(step)))
+    if step is None:
+        return None
+    whole = checkpoints / str(step)
+    return Saved(step, last_change(whole, whole / COMMITTED))
 
 
 def _last(lines: Sequence[Mapping[str, Any]], name: str) -> float | None:

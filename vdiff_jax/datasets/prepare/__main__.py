@@ -29,6 +29,7 @@ from vdiff_jax.datasets.prepare.encoding import DTYPES, Encoding
 from vdiff_jax.datasets.prepare.task import Task, check
 from vdiff_jax.datasets.prepare.work import CHUNK, prepare
 from vdiff_jax.datasets.prepare.writers import FORMATS
+from vdiff_jax.files.place import path_of
 
 SHOWN = 20
 
@@ -186,7 +187,10 @@ def _path(text: str) -> pathlib.Path:
     """A path as people write it; the shell expands ~ in `--out ~/x` only."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path names nothing")
-    return pathlib.Path(os.path.expanduser(text))
+    try:
+        return path_of(os.path.expanduser(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pathlib
 from vdiff_jax.datasets.images import Fit, Resize
 from vdiff_jax.datasets.names import to_bytes
 from vdiff_jax.datasets.prepare.encoding import Encoding
+from vdiff_jax.files.place import check_reachable, is_in_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +75,25 @@ def check(task: Task) -> None:
             f"--out={task.out} lies in PATH, {task.path}, whose images are to stay what"
             " they are: choose a folder outside of it."
         )
+    if is_in_store(task.path):
+        raise ValueError(
+            f"{task.path} lies in an object store, and images are prepared from a disk:"
+            " copy it to this machine; --out may be in a store."
+        )
     if not task.path.exists():
         raise ValueError(
             f"{task.path} is not a folder, a zip or a tar: nothing is there."
         )
+    _check_stores(task)
     if task.encoding is not None:
         task.encoding.check(task.sizes, task.channels, task.format)
+
+
+def _check_stores(task: Task) -> None:
+    """Refuses an output in a store that cannot be there."""
+    if is_in_store(task.out) and task.format == "lmdb":
+        raise ValueError(
+            f"--out={task.out} lies in an object store, and an LMDB is read from a"
+            " disk: add --format npz."
+        )
+    check_reachable(task.out, "--out")

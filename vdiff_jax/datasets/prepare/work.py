@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
@@ -29,6 +30,7 @@ from vdiff_jax.datasets.prepare.task import Task, check
 from vdiff_jax.datasets.prepare.writers import Writer, make_writer
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.locks import HeldError, lock
+from vdiff_jax.files.place import StorePath, cache, is_in_store, remove_tree
 from vdiff_jax.progress import Bar
 
 CHUNK = 32
@@ -62,7 +64,7 @@ def prepare(task: Task) -> dict[str, Any]:
 
 
 def _prepare(task: Task) -> dict[str, Any]:
-    partial = task.out.with_name(f"{task.out.name}.partial")
+    partial = _partial(task.out)
     with contextlib.ExitStack() as to_undo:
         to_undo.callback(_remove_new, partial, _decompressed(partial))
         files = open_input(task.path, partial)
@@ -74,7 +76,7 @@ def _prepare(task: Task) -> dict[str, Any]:
             if task.encoding is not None and task.encoding.contexts is not None:
                 contexts = read_contexts(task.encoding.contexts, files, parts)
             about = describe(task, files, parts, contexts)
-            if task.out.exists():
+            if _is_finished(task.out):
                 return finished(task, files, parts, about)
             check_begun(task, partial, files, parts, about)
             to_undo.pop_all()  # from here on `partial` is of this task
@@ -93,8 +95,26 @@ def _prepare(task: Task) -> dict[str, Any]:
     about["left_out"] = parts.left_out
     write_json(partial / "prepared.json", about)
     _tidy(partial)
-    os.replace(partial, task.out)
+    if isinstance(task.out, StorePath):
+        task.out.upload(partial)
+        remove_tree(partial)
+    else:
+        os.replace(partial, task.out)
     return about
+
+
+def _partial(out: pathlib.Path) -> pathlib.Path:
+    """The place of an unfinished output; of one in a store it is on this machine."""
+    name = f"{out.name}.partial"
+    if not is_in_store(out):
+        return out.with_name(name)
+    key = hashlib.sha256(str(out).encode()).hexdigest()[:24]
+    return cache() / "prepare" / key / name
+
+
+def _is_finished(out: pathlib.Path) -> bool:
+    """True if an output is there; one that was half uploaded is uploaded again."""
+    return (out / "prepared.json").is_file() if is_in_store(out) else out.exists()
 
 
 def _decompressed(partial: pathlib.Path) -> set[pathlib.Path]:

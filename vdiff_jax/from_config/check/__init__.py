@@ -8,8 +8,7 @@ its number of steps): that is asked of the stages that will run.
 Checks that need the devices, the data or a workdir are those of the stages.
 """
 
-import pathlib
-
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config import packages
 from vdiff_jax.from_config.check.data import check_data
 from vdiff_jax.from_config.check.drawing import (
@@ -95,7 +94,7 @@ def check_files(config: Config) -> None:
     if not runs(config, "evaluate"):
         return
     for path in ("evaluate.inception_weights", "evaluate.reference_stats"):
-        if config[path] and not pathlib.Path(config[path]).is_file():
+        if config[path] and not path_of(config[path]).is_file():
             raise ValueError(f"{path}={config[path]!r} must be a file; there is none.")
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax.codec import Autoencoder, Codec, Latents
+from vdiff_jax.files.place import on_this_machine
 from vdiff_jax.interop.diffusers import dit_names
 from vdiff_jax.interop.diffusers.folder import VERSION, write_part
 from vdiff_jax.interop.diffusers.writable import refuse
@@ -55,7 +56,8 @@ def write_folder(
     net = _net_of(model)
     if vae is not None:
         check_vae(vae, model.codec)
-        shutil.copytree(vae, folder / "vae")
+        with on_this_machine(vae) as place:
+            shutil.copytree(place, folder / "vae")
     files = files_of(net, model, class_names, has_vae=vae is not None)
     tensors = {"transformer": tensors_of(net, params, w)}
     for path, content in files.items():

@@ -10,7 +10,6 @@ import hashlib
 import json
 import pathlib
 import re
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from vdiff_jax.evaluation.measurement import Measurement, former_method, read_ro
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.files.place import remove_tree
 from vdiff_jax.from_config.sampler import clip_of
 from vdiff_jax.from_config.starts import make_condition_of
 from vdiff_jax.generation.batches import (
@@ -181,7 +181,8 @@ class Bench:
         """
         path = self._path_of_images(candidate_of(row), row.key)
         try:
-            return np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                return np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DamagedError(
                 f"{path} cannot be read ({error}): remove it, and it is drawn again."
@@ -193,7 +194,7 @@ class Bench:
             write_json(self._parts / "ladder.json", [row.to_json() for row in rows])
             for key in {row.key for row in rows}:
                 # With its rows, its parts are not needed any more.
-                shutil.rmtree(self._parts / key, ignore_errors=True)
+                remove_tree(self._parts / key)
 
     def finish(self, rows: Sequence[Measurement]) -> None:
         """Writes ladder.json and reference.json; removes what was of other rows."""
@@ -207,7 +208,7 @@ class Bench:
             facts.append({"reconstruction": self.reconstruction})
         write_json(self.out / "reference.json", facts)
         write_json(self.out / "ladder.json", [row.to_json() for row in rows])
-        shutil.rmtree(self._parts, ignore_errors=True)
+        remove_tree(self._parts)
         kept = {self._path_of_images(candidate_of(row), row.key) for row in rows}
         for path in (self.out / "pictures").iterdir():
             if path not in kept and OURS.fullmatch(path.name):

@@ -14,6 +14,7 @@ from vdiff_jax.evaluation.features import FeatureSet
 from vdiff_jax.evaluation.inception.weights import WEIGHTS
 from vdiff_jax.files.atomic import write_bytes
 from vdiff_jax.files.fingerprints import DamagedError, params_sha256
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config, user_function
 from vdiff_jax.from_config.data import decoded_shape
 from vdiff_jax.progress import Bar
@@ -83,7 +84,7 @@ def _inception(config: Config) -> FeatureSet:
             f"no FID: fetch {WEIGHTS} and set evaluate.inception_weights to"
             " where it lies. Distances on other features are not FID."
         )
-    return features.of_inception(pathlib.Path(config.evaluate.inception_weights))
+    return features.of_inception(path_of(config.evaluate.inception_weights))
 
 
 def trained_classifier(

@@ -8,6 +8,7 @@ from vdiff_jax.evaluation.frechet import frechet_distance, with_root
 from vdiff_jax.evaluation.metrics import Measured
 from vdiff_jax.evaluation.moments import moments
 from vdiff_jax.evaluation.sample_size import warning
+from vdiff_jax.files.place import path_of
 from vdiff_jax.files.weights import sha256
 from vdiff_jax.from_config.choices import Config
 
@@ -56,4 +57,4 @@ def published(config: Config, sets: list[FeatureSet]) -> Published | None:
             f"evaluate.reference_stats={path!r} are of Inception features: set"
             " evaluate.inception_weights too."
         )
-    return Published(pathlib.Path(path))
+    return Published(path_of(path))

@@ -10,6 +10,7 @@ from vdiff_jax.evaluation import figures, statistics_file
 from vdiff_jax.evaluation.inception import weights
 from vdiff_jax.evaluation.measurement import Measurement, of_metric
 from vdiff_jax.files.atomic import write_text
+from vdiff_jax.files.place import path_of
 from vdiff_jax.stages import Stage
 from vdiff_jax.stages.evaluate import page
 from vdiff_jax.stages.evaluate.bench import Bench
@@ -57,9 +58,9 @@ def check(project: Project) -> None:
     except ValueError as error:
         raise ValueError(f"sample.{error}") from error
     if section.inception_weights:
-        weights.load(pathlib.Path(section.inception_weights))
+        weights.load(path_of(section.inception_weights))
     if section.reference_stats:
-        statistics_file.published(pathlib.Path(section.reference_stats))
+        statistics_file.published(path_of(section.reference_stats))
 
 
 def _check_images(project: Project) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Num, UInt8
 from vdiff_jax import parallel
 from vdiff_jax.evaluation import figures
 from vdiff_jax.files.fingerprints import params_sha256
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.starts import StartOf, Starts
 from vdiff_jax.generation.batches import draw
@@ -91,7 +92,7 @@ def _trained(project: Project) -> tuple[Config, Trained]:
     """The model that is asked for, and the config with the fields of its file."""
     config, section = project.config, project.config.sample
     if section.from_file:
-        return in_file(config, pathlib.Path(section.from_file))
+        return in_file(config, path_of(section.from_file))
     trained = find(project, *roles_named(config, section.model, section.steps))
     config = config.copy_and_resolve_references()
     config.sample.sampler = sampler_of(trained.role, section.sampler)

@@ -19,8 +19,9 @@ import numpy as np
 from jaxtyping import Num
 
 from vdiff_jax import parallel
-from vdiff_jax.files import weights
+from vdiff_jax.files import locks, weights
 from vdiff_jax.files.atomic import replacing, write_json
+from vdiff_jax.files.place import is_in_store, path_of
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.generation.grids import save_image
 from vdiff_jax.workdir.trained import Trained
@@ -52,6 +53,11 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
     if not parallel.is_main():
         yield
         return
+    if is_in_store(workdir):
+        with _leased(workdir):
+            _check_replaceable(workdir / FOLDER)
+            yield
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     folder = os.open(workdir, os.O_RDONLY)
     try:
@@ -60,6 +66,18 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _leased(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        with locks.lock(workdir / "sample.lock"):
+            yield
+    except locks.HeldError as error:
+        raise ValueError(
+            f"Another command draws images in {workdir} ({error.holder}): wait for it,"
+            " or use another --workdir."
+        ) from None
 
 
 def _lock(folder: int, workdir: pathlib.Path) -> None:
@@ -78,7 +96,9 @@ def _lock(folder: int, workdir: pathlib.Path) -> None:
 
 
 def _check_replaceable(folder: pathlib.Path) -> None:
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    files = list(folder.rglob("*"))
+    if not is_in_store(folder):  # which has no folders
+        files = [path for path in files if not path.is_dir()]
     names = [path.relative_to(folder).as_posix() for path in files]
     others = sorted(
         name
@@ -103,7 +123,7 @@ def about(config: Config, trained: Trained, params_sha256: str) -> dict[str, Any
       params_sha256: The fingerprint of its parameters.
     """
     section, role = config.sample, trained.role
-    inputs = {name: pathlib.Path(section[name]) for name in ("noise", "image")}
+    inputs = {name: path_of(section[name]) for name in ("noise", "image")}
     return {
         "version": importlib.metadata.version("vdiff_jax"),
         "model": {

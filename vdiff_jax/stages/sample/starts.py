@@ -11,6 +11,7 @@ from jaxtyping import Int
 from vdiff_jax import parallel
 from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.distillation.role import BASE, student
+from vdiff_jax.files.place import kept_on_this_machine, path_of
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import decoded_shape, shapes_of
 from vdiff_jax.from_config.sampler import make_sampler
@@ -28,7 +29,7 @@ def read(config: Config, model: Model) -> np.ndarray:
     Raises:
       ValueError: If there are none, or they are not what the model takes.
     """
-    path = pathlib.Path(config.sample.image)
+    path = path_of(config.sample.image)
     try:
         images = _read(path, config)
     except (OSError, ValueError) as error:
@@ -44,7 +45,7 @@ def read(config: Config, model: Model) -> np.ndarray:
 
 def _read(path: pathlib.Path, config: Config) -> np.ndarray:
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        return np.load(kept_on_this_machine(path), allow_pickle=False)
     files = [path]
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)

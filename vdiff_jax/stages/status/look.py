@@ -157,10 +157,11 @@ def _of_other_methods(project: Project) -> Iterator[tuple[Role, int]]:
 def _evaluation(project: Project) -> Evaluation:
     folder = project.output / "evaluate"
     parts = folder / "parts"
-    rows = read_rows((parts if parts.is_dir() else folder) / "ladder.json")
+    ladder = (parts if parts.is_dir() else folder) / "ladder.json"
+    rows = read_rows(ladder)
     measured = {candidate_of(row) for row in rows}
     drawn = [*parts.glob("*/*.npz")]
-    written_at = watch.last_change(folder, folder / "reference", parts, *drawn)
+    written_at = watch.last_change(folder, folder / "reference", parts, ladder, *drawn)
     if project.config.evaluate.files:  # which may be anywhere
         wanted = None
     else:
