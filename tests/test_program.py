@@ -48,7 +48,8 @@ def test_a_step_convolves_no_more_than_its_passes_need(step):
 
 def test_a_step_has_few_operations_and_little_scratch(step):
     stage, _, compiled = step
-    operations = re.findall(r" = \S+ ([a-z-]+)\(", compiled.as_text())
+    # The places of gradients in their sum are copied too, a number each.
+    operations = re.findall(r" = (?!s32\[\])\S+ ([a-z-]+)\(", compiled.as_text())
     counts = dict(collections.Counter(operations))
     counts["temporaries"] = compiled.memory_analysis().temp_size_in_bytes
     most = MOST[stage]
@@ -60,8 +61,10 @@ def test_a_step_has_few_operations_and_little_scratch(step):
 def test_gradients_are_cut_out_where_only_the_run_knows(step):
     """At constant places each array's update would be compiled by itself."""
     _, model, compiled = step
-    cuts = compiled.as_text().count(" dynamic-slice(")
-    assert cuts >= len(jax.tree.leaves(model.abstract_params()))
+    text, arrays = compiled.as_text(), len(jax.tree.leaves(model.abstract_params()))
+    assert text.count(" dynamic-slice(") >= arrays
+    # Nor is a sum compiled for each place.
+    assert len(re.findall(r"^%fused\S* \(.*\) -> s32\[\] \{", text, re.M)) < arrays / 2
 
 
 def test_a_sampler_joins_no_more_than_the_skips_of_its_network():

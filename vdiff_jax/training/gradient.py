@@ -1,10 +1,11 @@
 """The gradient of a batch, shared out over the devices of a mesh."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
@@ -58,14 +59,32 @@ def _as_one_array(gradient: Gradient, mesh: Mesh) -> Gradient:
 def _cut(joined: Array, like: Tree, *, zero: Array) -> Tree:
     """The arrays of a tree, cut out of all of them joined.
 
-    `zero` is 0, but known only when the program runs; so each array's place is, too.
-    With constant places the work on an array would be compiled for every array, and not
-    once for all of a shape: twice the time to compile.
+    Args:
+      joined: All arrays as one.
+      like: The tree.
+      zero: 0, known only when the program runs.
     """
     leaves, structure = jax.tree.flatten(like)
-    starts = np.cumsum([0] + [leaf.size for leaf in leaves])[:-1]
+    starts = np.cumsum([0] + [leaf.size for leaf in leaves])[:-1].tolist()
     parts = [
-        jax.lax.dynamic_slice(joined, (zero + start,), (leaf.size,)).reshape(leaf.shape)
-        for start, leaf in zip(starts, leaves, strict=True)
+        jax.lax.dynamic_slice(
+            joined, (start,), (leaf.size,), allow_negative_indices=False
+        ).reshape(leaf.shape)
+        for start, leaf in zip(_late(starts, zero), leaves, strict=True)
     ]
     return structure.unflatten(parts)
+
+
+def _late(numbers: Sequence[int], zero: Array) -> list[Array]:
+    """Numbers, from 0 up, that the compiler cannot know: of a loop that makes no turn.
+
+    XLA compiles for a CPU what is done to an array once for all arrays of a shape. With
+    a constant place in `joined` it would compile it for each; and, where the place is a
+    constant added to `zero`, at least that sum. A sum as the body of the loop would be
+    seen through; that the numbers change places is not.
+    """
+    return jax.lax.while_loop(
+        lambda numbers: numbers[0] < zero,
+        lambda numbers: [*numbers[1:], numbers[0]],
+        [jnp.int32(number) for number in numbers],
+    )
