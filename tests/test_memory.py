@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 import tiny
@@ -16,11 +17,12 @@ from vdiff_jax.distillation.role import BASE
 from vdiff_jax.evaluation import classifier, features, metrics
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.generation.batches import Drawn
+from vdiff_jax.generation.batches import Drawn, in_parts
 from vdiff_jax.model import Model
 from vdiff_jax.stages.evaluate import bench, feature_sets, likelihood, references
 from vdiff_jax.stages.evaluate.candidates import Candidate
 from vdiff_jax.stages.evaluate.models import Models
+from vdiff_jax.stages.sample import output
 from vdiff_jax.workdir.layout import Project
 
 SHAPE = (64, 64, 3)
@@ -224,3 +226,48 @@ def test_a_part_of_large_images_has_fewer_batches(monkeypatch, tmp_path):
     assert drawing._in_parts(500) == [range(192), range(192, 384), range(384, 500)]
     monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 1)
     assert drawing._in_parts(100) == [range(64), range(64, 100)]
+
+
+def _written(folder, dtype, num, part=50):
+    def parts():
+        for first in range(0, num, part):
+            yield np.stack([_image(i) for i in range(first, first + part)]).astype(
+                dtype
+            )
+
+    return lambda: output.write(folder, {None: parts()}, {}, num=num, keep=64)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_samples_are_not_held(dtype, tmp_path):
+    peaks = []
+    for num in (200, 200, 600):
+        folder = tmp_path / str(num)
+        peaks.append(_peak(_written(folder, dtype, num)))
+    assert peaks[2] - peaks[1] < 400 * BYTES * np.dtype(dtype).itemsize / 10
+    names = {path.name for path in (folder / "sample").iterdir()} - {"sample.json"}
+    if dtype == np.uint8:
+        assert names == {f"{i:06d}.png" for i in range(600)}
+        read = np.stack(
+            [PIL.Image.open(folder / f"sample/{i:06d}.png") for i in (0, 599)]
+        )
+    else:
+        read = np.load(folder / "sample" / "latents.npz")["latents"]
+        assert read.shape == (600, *SHAPE)
+        read = read[[0, 599]]
+    np.testing.assert_array_equal(read, [_image(0), _image(599)])
+
+
+def test_the_first_samples_are_kept_for_the_grid(tmp_path):
+    images = np.stack([_image(i) for i in range(6)])
+    drawn = {0.5: np.split(images, 3)}
+    first = output.write(tmp_path, drawn, {}, num=6, keep=3)
+    np.testing.assert_array_equal(first[0.5], images[:3])
+
+
+def test_parts_are_of_whole_batches():
+    assert in_parts(50, 4, 1, most_batches=4) == [
+        range(16), range(16, 32), range(32, 48), range(48, 50)
+    ]  # fmt: skip
+    assert in_parts(9, 4, 100, most_bytes=800) == [range(8), range(8, 9)]
+    assert in_parts(9, 4, 100, most_bytes=1) == [range(4), range(4, 8), range(8, 9)]
