@@ -199,6 +199,7 @@ class _Kept:
                 self._kept.append(images[:missing].copy())
                 missing -= len(images)
             yield images
+            del images  # or it would be there until the next is drawn
 
     @property
     def images(self) -> Images:
@@ -213,12 +214,20 @@ def _short(w: float | None) -> str:
 
 def _write(folder: pathlib.Path, parts: Iterable[Part], num: int) -> None:
     parts = iter(parts)
-    first = next(parts)
-    parts = itertools.chain([first], parts)
-    if first.dtype == np.uint8:
-        for i, image in enumerate(itertools.chain.from_iterable(parts)):
+    begun = [next(parts)]
+    shape, dtype = begun[0].shape[1:], begun[0].dtype
+    whole = _joined(begun, parts)
+    if dtype == np.uint8:
+        for i, image in enumerate(itertools.chain.from_iterable(whole)):
             save_image(folder / f"{i:06d}.png", image)
     else:
-        blocks = (np.ascontiguousarray(latents).tobytes() for latents in parts)
-        latents = Stream((num, *first.shape[1:]), first.dtype, blocks)
+        blocks = (np.ascontiguousarray(latents).tobytes() for latents in whole)
+        latents = Stream((num, *shape), dtype, blocks)
         write_npz(folder / "latents.npz", {"latents": latents})
+
+
+def _joined(begun: list[Part], more: Iterator[Part]) -> Iterator[Part]:
+    """Yields the parts of both, and lets go of them."""
+    while begun:
+        yield begun.pop(0)
+    yield from more
