@@ -1,6 +1,6 @@
 r"""Start-up and memory with a million images, and with tens of thousands of samples.
 
-    python -m benchmarks.large --files 1300000        # ten minutes; 6 GB of disk
+    python -m benchmarks.large --files 1300000        # ten minutes; 3 GB of disk
     python -m benchmarks.large --ways folder lmdb     # a minute, of 130,000 files
 
 Each is measured for a tenth of so many files and for all, in processes of their own,
