@@ -1,7 +1,6 @@
 """Programs that are compiled once are found again, by any later process."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import jax
 import pytest
 
 from vdiff_jax import compilation_cache
+from vdiff_jax.files import place
 
 PROGRAM = """
 import logging, sys
@@ -71,4 +71,24 @@ def test_another_cpu_has_another_folder(monkeypatch):
     monkeypatch.setattr(compilation_cache, "_cpu_features", lambda: "flags: none")
     assert compilation_cache._folder() != ours
     assert compilation_cache._folder().parent == ours.parent
-    assert ours.is_relative_to(pathlib.Path.home()) or "XDG_CACHE_HOME" in os.environ
+    assert ours.is_relative_to(place.cache())
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "home/.cache/vdiff_jax"),
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/vdiff_jax"),
+        ({"XDG_CACHE_HOME": "xdg", "VDIFF_JAX_CACHE": "own"}, "own"),
+    ],
+)
+def test_one_folder_of_the_user_has_all_that_is_kept(
+    monkeypatch, tmp_path, variables, folder
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("XDG_CACHE_HOME", "VDIFF_JAX_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    assert place.cache() == tmp_path / folder
+    assert compilation_cache._folder().parent == tmp_path / folder / "compiled"

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import os
 import pathlib
 import threading
@@ -12,6 +13,7 @@ from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.loader import LoaderError, load, prefetch, read_all
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.datasets.source import Arrays, Part, Source
+from vdiff_jax.training.loop import Calls
 
 
 def _source(length):
@@ -164,6 +166,28 @@ def test_a_source_that_only_copies_starts_no_process(monkeypatch):
     assert len(_labels(_source(10), [(0, 2)], num_workers=2)) == 1
     with pytest.raises(AssertionError, match="a worker was started"):
         _labels(_OneByOne(), [(0, 2)], num_workers=2)
+
+
+def test_batches_are_asked_for_as_they_are_needed():
+    asked = []
+
+    def batches():
+        for number in itertools.count():
+            asked.append(number)
+            yield [number % 10]
+
+    some = itertools.islice(loader.read_batches(_source(10), batches()), 12)
+    assert [int(batch["label"][0]) for batch in some] == [*range(10), 0, 1]
+    assert len(asked) == 12
+
+
+def test_the_calls_of_a_run_are_cut_where_those_of_a_whole_run_are():
+    whole = [(0, 4), (4, 4), (8, 2)]
+    assert list(Calls(0, 10, 4)) == whole
+    assert list(Calls(3, 10, 4)) == [(3, 1), *whole[1:]]
+    endless = Calls(0, 10**15, 1)
+    feeds = load(_source(10), batch_size=4, seed=(0,), calls=endless)
+    assert [len(next(feeds)["label"]) for _ in range(3)] == [1, 1, 1]
 
 
 # An example of the 16th of 20 batches.

@@ -473,7 +473,8 @@ def test_two_commands_do_not_draw_into_one_folder(workdir):
 
 def test_no_two_guidance_weights_share_a_folder(tmp_path):
     images = np.zeros((1, 8, 8, 1), np.uint8)
-    output.write(tmp_path, dict.fromkeys((0.5, 1.0, 1.0000001), images), {})
+    drawn = {w: [images] for w in (0.5, 1.0, 1.0000001)}
+    output.write(tmp_path, drawn, {}, num=1, keep=1)
     names = ["sample.json", "w_0.5", "w_1", "w_1.0000001"]
     assert sorted(path.name for path in (tmp_path / "sample").iterdir()) == names
 

@@ -2,6 +2,8 @@
 
 import collections
 import io
+import itertools
+import json
 import os
 import pathlib
 import pickle
@@ -14,6 +16,7 @@ import PIL.Image
 import pytest
 
 from vdiff_jax.datasets import catalog
+from vdiff_jax.datasets import lmdb as lmdb_source
 from vdiff_jax.datasets.cifar10 import cifar10
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.folder import Folder
@@ -292,6 +295,32 @@ def test_an_lmdb_of_another_tool_is_read(tmp_path):
     for i in (0, 1):
         np.testing.assert_array_equal(source[i]["image"], pixels[i])
         np.testing.assert_array_equal(copy[i]["image"], pixels[i])
+
+
+@pytest.mark.parametrize(
+    "keys", list(itertools.permutations(["sizes", "classes", "names"]))
+)
+def test_the_facts_of_an_lmdb_are_read_in_any_order(tmp_path, monkeypatch, keys):
+    values = {"sizes": [8], "classes": ['a, "names": [', "b"], "names": ["x/0", "y/1"]}
+    pngs = {f"8_{i:05d}": _png(_noise(8, 8, 3)) for i in range(2)}
+    meta = json.dumps({key: values[key] for key in keys}).encode()
+    labels = np.array([1, 0], "<i4").tobytes()
+    _lmdb(tmp_path / "a", length=b"2", labels=labels, meta=meta, **pngs)
+    for glance in (2**20, 60):
+        monkeypatch.setattr(lmdb_source, "_GLANCE_BYTES", glance)
+        source = Lmdb(tmp_path / "a", 8)
+        assert source.classes == tuple(values["classes"])
+        assert [source.name(i) for i in (0, 1)] == values["names"]
+
+
+def test_the_names_in_an_lmdb_are_read_when_one_is_asked_for(tmp_path):
+    names = [f"{i:0500d}" for i in range(5000)]  # 2.5 MB
+    meta = json.dumps({"sizes": [8], "classes": [], "names": names}).encode()
+    _lmdb(tmp_path / "a", length=b"5000", meta=meta, **{"8_00000": b"png"})
+    source = Lmdb(tmp_path / "a", 8)
+    assert "_names" not in vars(source)
+    assert source.name(4999) == names[-1]
+    assert len(pickle.dumps(source)) < 1000
 
 
 def test_an_lmdb_of_another_layout_or_size_is_refused(tmp_path):

@@ -1,11 +1,12 @@
 """The folder of compiled programs that every later start of a command finds again."""
 
 import hashlib
-import os
 import pathlib
 import platform
 
 import jax
+
+from vdiff_jax.files.place import cache
 
 MOST_BYTES = 4 * 2**30
 # What takes less to compile would take as long to read.
@@ -36,8 +37,7 @@ def use() -> str:
 
 def _folder() -> pathlib.Path:
     """A folder for this kind of machine, as code for one CPU may not run on another."""
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "vdiff_jax" / "compiled" / _machine()
+    return cache() / "compiled" / _machine()
 
 
 def _machine() -> str:

@@ -10,6 +10,9 @@ import numpy as np
 
 from vdiff_jax.files.place import kept_on_this_machine
 
+# Names and labels of a hundred shards, read into memory, would come to as much as those
+# of one file.
+MAPPED_FROM_BYTES = 2**16
 # What NumPy and the standard library raise for files that are damaged, encrypted or
 # compressed in an unknown way.
 _UNREADABLE = (
@@ -45,6 +48,21 @@ def map_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} cannot be read as arrays ({error}).") from error
 
 
+def check_whole(path: pathlib.Path) -> None:
+    """Reads an .npz file once, and compares its checksums.
+
+    Raises:
+      ValueError: If there is no such file, or it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as arrays ({error}).") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged in {damaged}.")
+
+
 def _map_npy(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The array of an .npy file, and labels from <name>_labels.npy if it is there."""
     place = kept_on_this_machine(path)
@@ -66,7 +84,7 @@ def _map_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
             if not member.filename.endswith(".npy"):
                 continue
             name = member.filename.removesuffix(".npy")
-            large = member.file_size > 2**20
+            large = member.file_size > MAPPED_FROM_BYTES
             if large and member.compress_type == zipfile.ZIP_STORED:
                 arrays[name] = _map_member(path, member)
             else:

@@ -5,7 +5,7 @@ Both feeds give the same batches in the same order.
 
 import dataclasses
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -34,7 +34,7 @@ class Feeder(Protocol):
         ...
 
     def feeds(
-        self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
+        self, calls: Iterable[tuple[int, int]], seed: Sequence[int]
     ) -> Generator[Feed, None, None]:
         """Yields the feed of each call, (first step, number of steps)."""
         ...
@@ -69,7 +69,7 @@ class Streamed:
         return len(self.source)
 
     def feeds(
-        self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
+        self, calls: Iterable[tuple[int, int]], seed: Sequence[int]
     ) -> Generator[Feed, None, None]:
         """Yields stacks of batches, already on their way to the devices."""
         stacks = load(
@@ -114,7 +114,7 @@ class Resident:
         return len(self.data.image)
 
     def feeds(
-        self, calls: Sequence[tuple[int, int]], seed: Sequence[int]
+        self, calls: Iterable[tuple[int, int]], seed: Sequence[int]
     ) -> Generator[Feed, None, None]:
         """Yields cursors, a few bytes a step."""
         start = functools.partial(

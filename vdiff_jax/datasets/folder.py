@@ -1,10 +1,13 @@
 """A folder of images, flat or with one sub-folder for each class."""
 
+import functools
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from vdiff_jax.datasets.kept_listings import KeptFile, Listed, Trail, kept
 from vdiff_jax.datasets.labels import label
 from vdiff_jax.datasets.listing import list_folder
 from vdiff_jax.datasets.names import from_bytes, to_bytes
@@ -29,16 +32,45 @@ class Folder:
             lie in sub-folders and some do not, or if dataset.json lacks a label.
         """
         _check_is_folder(root)
-        listing = list_folder(root)
         self._root = os.fsencode(root)
         self._store = root if is_in_store(root) else None
+        # The file that other processes map, in the place of a copy for each.
+        self._file: KeptFile | None = None
+        if self._store is None:
+            listed, self._file = kept(root, functools.partial(self._list, root))
+        else:  # which has no times of folders by which a change would show
+            listed = self._list(root, Trail())
+        self._names, self.classes, self.labels, self.unread = listed
+
+    def _list(self, root: pathlib.Path, trail: Trail) -> Listed:
+        def beside(name: str, most: int) -> bytes | None:
+            if self._store is None:
+                trail.file(to_bytes(name), self._root)
+            return self._beside(name, most)
+
+        listing = list_folder(root, trail)
         # Bytes of one width: a list of a million strings would be copied page by page
         # into every worker.
-        self._names = np.array([to_bytes(name) for name in listing.images])
-        labelled = label(listing.images, str(root), self._beside, listing.beside)
-        self.classes, self.labels = labelled.classes, labelled.labels
+        names = np.array([to_bytes(name) for name in listing.images])
+        labelled = label(listing.images, str(root), beside, listing.beside)
         left_out = f"{root}: left out {listing.left_out}." if listing.left_out else ""
-        self.unread = [line for line in (left_out, labelled.unread) if line]
+        unread = [line for line in (left_out, labelled.unread) if line]
+        return Listed(names, labelled.classes, labelled.labels, unread)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: not the names, if another process can map them."""
+        state = dict(self.__dict__)
+        if self._file is None or not self._file.is_there:
+            return {**state, "_file": None}
+        del state["_names"], state["labels"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes what was pickled; maps what was not."""
+        self.__dict__.update(state)
+        if self._file is not None:
+            listed = self._file.listed()
+            self._names, self.labels = listed.names, listed.labels
 
     def __len__(self) -> int:
         """Number of images."""

@@ -135,18 +135,22 @@ def classify(
     Raises:
       ValueError: If some of the images lie in a folder and some do not.
     """
-    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    classes = tuple(sorted(set(folders), key=to_bytes))
+    place: dict[str, int] = {}  # of each folder among all, in the order of the names
+    folders = (name.partition("/")[0] if "/" in name else "" for name in names)
+    places = np.fromiter(
+        (place.setdefault(folder, len(place)) for folder in folders), np.int32
+    )
+    classes = tuple(sorted(place, key=to_bytes))
     if classes == ("",):
         return (), None
     if "" in classes:
-        loose = names[folders.index("")]
+        loose = names[int(np.argmax(places == place[""]))]
         raise ValueError(
             f"{where} has images in folders, which are classes, and others that lie"
             f" beside these folders, such as {loose}: sort them into classes too."
         )
     number = {name: i for i, name in enumerate(classes)}
-    return classes, np.array([number[folder] for folder in folders], np.int32)
+    return classes, np.array([number[folder] for folder in place], np.int32)[places]
 
 
 def classes_of_folder(root: pathlib.Path) -> tuple[str, ...]:

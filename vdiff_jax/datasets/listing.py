@@ -1,5 +1,6 @@
 """Which files are images by their names, and what is left out beside them."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from vdiff_jax.datasets.images import SUFFIXES
+from vdiff_jax.datasets.kept_listings import Trail
 from vdiff_jax.datasets.names import from_bytes, to_bytes
 from vdiff_jax.files.place import is_in_store
 
@@ -130,34 +132,38 @@ def _may_hold_labels(name: str) -> bool:
     return path.suffix in _MAY_BE_LABELS and words
 
 
-def list_folder(root: pathlib.Path) -> Listing:
+def list_folder(root: pathlib.Path, trail: Trail | None = None) -> Listing:
     """The files below a folder.
 
     Hidden files and folders are left out, and so are pipes, sockets and devices. Links
     are followed, but not to a folder that they lie in.
+
+    Args:
+      root: The folder.
+      trail: Takes in every folder that is looked at.
 
     Raises:
       ValueError: If there is no such folder, if it or one in it cannot be listed, or if
         there are no images.
     """
     left_out = LeftOut()
-    files = _files(root, left_out)
+    files = _files(root, left_out, trail or Trail())
     return sort_out(files, str(root), left_out)
 
 
 def has_image(root: pathlib.Path) -> bool:
     """True for a folder with an image below it; listed no further than to the first."""
-    files = _files(root, LeftOut())
+    files = _files(root, LeftOut(), Trail())
     return any(
         name.lower().endswith(SUFFIXES) and all(map(is_shown, name.split("/")))
         for name in files
     )
 
 
-def _files(root: pathlib.Path, left_out: LeftOut) -> Iterator[str]:
+def _files(root: pathlib.Path, left_out: LeftOut, trail: Trail) -> Iterator[str]:
     """Names of the files below a folder."""
     if not is_in_store(root):
-        return _walk(os.fsencode(root), b"", (), left_out)
+        return _walk(os.fsencode(root), b"", (), left_out, trail)
     return (path.relative_to(root).as_posix() for path in root.rglob("*"))
 
 
@@ -166,28 +172,46 @@ def _walk(
     below: bytes,
     above: tuple[tuple[int, int], ...],
     left_out: LeftOut,
+    trail: Trail,
 ) -> Iterator[str]:
     """Names of the files below a folder; hidden folders by themselves."""
     folder = os.path.join(root, below)
-    try:
+    with _naming(folder):
         facts = os.stat(folder)
-        here = facts.st_dev, facts.st_ino
-        if here in above:
-            return
-        entries = list(os.scandir(folder))
+    trail.folder(below, facts)
+    here = facts.st_dev, facts.st_ino
+    if here in above:
+        return
+    for entry in _entries(folder):
+        name = os.path.join(below, entry.name)
+        kind = _kind(entry)
+        if kind == "folder" and is_shown(from_bytes(entry.name)):
+            yield from _walk(root, name, (*above, here), left_out, trail)
+            continue
+        text = from_bytes(name)
+        if entry.is_symlink() and not text.lower().endswith(SUFFIXES):
+            # It may become one to a folder, and nothing here would have changed.
+            trail.doubt()
+        if kind == "other":
+            left_out.add("that are pipes, sockets or devices", text)
+        else:
+            yield text
+
+
+def _entries(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
+    """The entries of a folder, one by one, as there may be a million of them."""
+    with _naming(folder), os.scandir(folder) as entries:
+        yield from entries
+
+
+@contextlib.contextmanager
+def _naming(folder: bytes) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"The folder {os.fsdecode(folder)} cannot be listed ({error.strerror})."
         ) from error
-    for entry in entries:
-        name = os.path.join(below, entry.name)
-        kind = _kind(entry)
-        if kind == "folder" and is_shown(from_bytes(entry.name)):
-            yield from _walk(root, name, (*above, here), left_out)
-        elif kind == "other":
-            left_out.add("that are pipes, sockets or devices", from_bytes(name))
-        else:
-            yield from_bytes(name)
 
 
 def _kind(entry: os.DirEntry[bytes]) -> Literal["folder", "file", "other"]:

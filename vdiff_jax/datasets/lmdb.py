@@ -11,6 +11,8 @@ Ours, which is that of many PyTorch projects too:
 hashes and whose values are WebP or JPEG files of any size; `keyed_lmdb` reads it.
 """
 
+import contextlib
+import functools
 import json
 import pathlib
 from typing import Any
@@ -21,6 +23,10 @@ from vdiff_jax.datasets.images import Files
 from vdiff_jax.datasets.keyed_lmdb import KeyedLmdb
 from vdiff_jax.datasets.lmdb_file import LmdbFile
 from vdiff_jax.datasets.names import from_bytes, to_bytes
+
+# No text of JSON can have this in it, for there a quotation mark is escaped.
+_NAMES = b', "names": ['
+_GLANCE_BYTES = 2**20
 
 
 def open_lmdb(path: pathlib.Path, size: int) -> Files:
@@ -59,7 +65,7 @@ class Lmdb:
                 f" {length!r} (docs/data.md has the layout)."
             )
         self._length = int(length)
-        meta = self._meta(path)
+        meta = self._meta()
         if not self._length or self._file.get(self._key(0)) is None:
             raise ValueError(
                 f"{path} has no image {image_key(size, 0)!r}: it holds {self._length}"
@@ -73,15 +79,31 @@ class Lmdb:
             )
         self.labels = None if labels is None else np.frombuffer(labels, "<i4")
         self.classes = tuple(meta["classes"]) if "classes" in meta else None
-        names = meta.get("names")
-        self._names = names and np.array([to_bytes(name) for name in names])
 
-    def _meta(self, path: pathlib.Path) -> dict[str, Any]:
+    def _meta(self, *, names: bool = False) -> dict[str, Any]:
+        """The facts on all images, their names only if these are asked for."""
+        if not names:
+            # A million names come to 50 MB; `prepare` writes them last.
+            start = self._file.get(b"meta", _GLANCE_BYTES) or b""
+            with contextlib.suppress(ValueError):
+                meta = json.loads(start.partition(_NAMES)[0] + b"}")
+                if meta.keys() >= {"sizes", "classes"}:
+                    return meta
         try:
             meta = json.loads(self._file.get(b"meta") or b"{}")
         except ValueError as error:
+            path = self._file.path
             raise ValueError(f"{path}: its key 'meta' is no JSON ({error}).") from error
         return meta if isinstance(meta, dict) else {}
+
+    @functools.cached_property
+    def _names(self) -> np.ndarray | None:
+        names = self._meta(names=True).get("names")
+        return names and np.array([to_bytes(name) for name in names])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the path only: another process opens the LMDB anew."""
+        return Lmdb, (self._file.path, self._size)
 
     def __len__(self) -> int:
         """Number of images."""

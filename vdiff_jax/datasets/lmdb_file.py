@@ -25,15 +25,21 @@ class LmdbFile:
         self.path = path.resolve()
         _environment(self.path, os.getpid())
 
-    def get(self, key: bytes) -> bytes | None:
+    def get(self, key: bytes, most: int | None = None) -> bytes | None:
         """The value of a key; None if it is not there.
+
+        Args:
+          key: The key.
+          most: Bytes of it to read, from its beginning; None for all.
 
         Raises:
           ValueError: If the LMDB is damaged there.
         """
         try:
-            with _environment(self.path, os.getpid()).begin() as transaction:
-                return transaction.get(key)
+            environment = _environment(self.path, os.getpid())
+            with environment.begin(buffers=True) as transaction:
+                value = transaction.get(key)
+                return None if value is None else bytes(value[:most])
         except lmdb.Error as error:
             raise ValueError(f"{self.path} is damaged ({error})") from error
 

@@ -1,13 +1,15 @@
 """Batches for each call of the training step, through the torch `DataLoader`."""
 
+import collections
 import contextlib
+import itertools
 import multiprocessing
 import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -37,7 +39,7 @@ class Order:
         *,
         batch_size: int,
         seed: Sequence[int],
-        steps: Sequence[int],
+        steps: Iterable[int],
         rows: np.ndarray,
     ):
         """Keeps its arguments; the order is computed as it is read.
@@ -51,20 +53,6 @@ class Order:
         """
         self._length, self._batch_size, self._seed = length, batch_size, seed
         self._steps, self._rows = steps, rows.astype(np.uint32)
-
-    def __len__(self) -> int:
-        """Number of steps."""
-        return len(self._steps)
-
-    def __getitem__(self, which: slice) -> "Order":
-        """The order of some of the steps."""
-        return Order(
-            self._length,
-            batch_size=self._batch_size,
-            seed=self._seed,
-            steps=self._steps[which],
-            rows=self._rows,
-        )
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields the indices of one step after another."""
@@ -80,7 +68,7 @@ def load(
     *,
     batch_size: int,
     seed: Sequence[int],
-    calls: Sequence[tuple[int, int]],
+    calls: Iterable[tuple[int, int]],
     num_workers: int = 0,
     rows: np.ndarray | None = None,
     timeout: float = TIMEOUT_SECONDS,
@@ -101,7 +89,8 @@ def load(
       ValueError: If an example cannot be read, in the words of the source.
       LoaderError: If workers die or hang at one batch again and again.
     """
-    steps = [step for first, count in calls for step in range(first, first + count)]
+    calls, of_steps = itertools.tee(calls)
+    steps = (step for first, count in of_steps for step in range(first, first + count))
     rows = np.arange(batch_size) if rows is None else rows
     order = Order(len(source), batch_size=batch_size, seed=seed, steps=steps, rows=rows)
     batches = read_batches(source, order, num_workers, timeout)
@@ -125,20 +114,41 @@ def read_all(
       LoaderError: If workers die or hang at one batch again and again.
     """
     everything: dict[str, np.ndarray] = {}
-    parts = [
+    parts = (
         list(range(first, min(first + 256, len(source))))
         for first in range(0, len(source), 256)
-    ]
+    )
+    done = 0
     with Bar("read", len(source), delay=2.0) as bar:
-        batches = read_batches(source, parts, num_workers, timeout)
-        for part, batch in zip(parts, batches, strict=True):
+        for batch in read_batches(source, parts, num_workers, timeout):
+            count = len(batch["label"])
             for name, values in batch.items():
                 if name not in everything:
                     shape = (len(source), *values.shape[1:])
                     everything[name] = np.empty(shape, values.dtype)
-                everything[name][part] = values
-            bar.update(len(part))
+                everything[name][done : done + count] = values
+            done += count
+            bar.update(count)
     return everything
+
+
+class _Asked:
+    """Batches that are asked for, kept until they have come, and no longer."""
+
+    def __init__(self, batches: Iterable[list[int]]):
+        self._more = iter(batches)
+        self._waiting: collections.deque[list[int]] = collections.deque()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields those that have not come yet, and then more."""
+        yield from tuple(self._waiting)
+        for batch in self._more:
+            self._waiting.append(batch)
+            yield batch
+
+    def has_come(self) -> None:
+        """Takes in that the first of them has come."""
+        self._waiting.popleft()
 
 
 class _LostWorkersError(Exception):
@@ -147,7 +157,7 @@ class _LostWorkersError(Exception):
 
 def read_batches(
     source: Source,
-    batches: Any,
+    batches: Iterable[list[int]],
     num_workers: int = 0,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -157,8 +167,7 @@ def read_batches(
 
     Args:
       source: The examples.
-      batches: The indices of each batch, a list; in a sequence, of which slices can be
-        taken.
+      batches: The indices of each batch; taken as they are needed.
       num_workers: Processes that read and decode; 0 reads in this one, and so is a
         source read that needs no workers.
       timeout: Seconds without a batch after which the workers are taken for hung.
@@ -169,12 +178,13 @@ def read_batches(
     """
     if not getattr(source, "needs_workers", True):
         num_workers = 0
-    done, attempts = 0, 0
+    asked, attempts = _Asked(batches), 0
     while True:
         try:
-            for batch in _read_once(source, batches[done:], num_workers, timeout):
+            for batch in _read_once(source, asked, num_workers, timeout):
+                asked.has_come()
+                attempts = 0
                 yield batch
-                done, attempts = done + 1, 0
             return
         except _LostWorkersError as error:
             attempts += 1
@@ -188,7 +198,7 @@ def read_batches(
 
 
 def _read_once(
-    source: Source, batches: Any, num_workers: int, timeout: float
+    source: Source, batches: _Asked, num_workers: int, timeout: float
 ) -> Iterator[dict[str, np.ndarray]]:
     if not num_workers:
         for indices in batches:
@@ -198,7 +208,7 @@ def _read_once(
 
     loader = DataLoader(
         _Reader(source),  # pyright: ignore[reportArgumentType]
-        batch_sampler=batches,
+        batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=_as_it_is,
         num_workers=num_workers,
         worker_init_fn=_leave_interrupts_to_the_run,

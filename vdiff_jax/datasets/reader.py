@@ -80,7 +80,7 @@ class Reader:
             for index in batches:
                 yield {name: values[index] for name, values in held.items()}
         else:
-            lists = [index.tolist() for index in batches]
+            lists = (index.tolist() for index in batches)
             yield from read_batches(
                 self.source, lists, self._num_workers, self._timeout
             )

@@ -24,6 +24,7 @@ from vdiff_jax import parallel
 from vdiff_jax.diffusion import from_pixels
 from vdiff_jax.evaluation import classifier
 from vdiff_jax.evaluation.inception import weights
+from vdiff_jax.files import scratch
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.progress import Bar
 from vdiff_jax.types import Params
@@ -35,7 +36,8 @@ BATCH_SIZE = 128
 class Features(NamedTuple):
     """Features of n images, from which the metrics are computed.
 
-    They are on the host, or inside a compiled function.
+    They are on the host, where many are mapped from a file (`files.scratch`), or inside
+    a compiled function.
 
     Attributes:
       pooled: [n, features], for all metrics but the next two.
@@ -157,7 +159,7 @@ class Extraction:
             whole[first : self._done] = values
 
     def _empty(self, part: np.ndarray) -> np.ndarray:
-        return np.empty((self._total, *part.shape[1:]), part.dtype)
+        return scratch.empty((self._total, *part.shape[1:]), part.dtype)
 
 
 def count(features: Features) -> int:

@@ -11,7 +11,7 @@ from vdiff_jax.evaluation import sample_size
 from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.frechet import Rooted, frechet_distance, with_root
 from vdiff_jax.evaluation.kernel import kernel_distance
-from vdiff_jax.evaluation.moments import Moments, moments
+from vdiff_jax.evaluation.moments import Chosen, Moments, moments
 from vdiff_jax.evaluation.neighbours import K_DENSITY, overlap
 from vdiff_jax.evaluation.scores import SPLITS, inception_score
 
@@ -56,7 +56,7 @@ class Statistics:
 
     pooled: Moments
     spatial: Moments | None
-    features: Float[np.ndarray, " n features"]
+    features: Float[np.ndarray, " n features"] | Chosen
 
 
 def statistics(features: Features) -> Statistics:
@@ -150,7 +150,7 @@ def real_vs_real(features: Features, feature_set: str) -> dict[str, float]:
     """
     order = np.random.default_rng(0).permutation(len(features.pooled))
     one, other = (
-        Features(*(None if part is None else part[half] for part in features))
+        Features(*(None if part is None else Chosen(part, half) for part in features))
         for half in np.array_split(order, 2)
     )
     ruler = Ruler(statistics(one), feature_set)

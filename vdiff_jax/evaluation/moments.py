@@ -4,9 +4,34 @@ import dataclasses
 import functools
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 CHUNK = 4096
+
+
+class Chosen:
+    """Some rows of an array, in an order of their own; taken as they are asked for."""
+
+    def __init__(
+        self,
+        rows: Float[np.ndarray, " examples features"],
+        index: Int[np.ndarray, " chosen"],
+    ):
+        """Keeps the array and the numbers of its rows."""
+        self._rows, self._index = rows, index
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The number of rows, and of features."""
+        return len(self._index), self._rows.shape[1]
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._index)
+
+    def __getitem__(self, which: slice | np.ndarray) -> np.ndarray:
+        """Some of the rows, by their places in this order."""
+        return self._rows[self._index[which]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +62,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def moments(features: Float[np.ndarray, " examples features"]) -> Moments:
+def moments(features: Float[np.ndarray, " examples features"] | Chosen) -> Moments:
     """Moments of any number of examples, none included.
 
     Only `CHUNK` examples at a time are copied to float64.
@@ -78,13 +103,16 @@ def _moments(part: Float[np.ndarray, " examples features"]) -> Moments:
     return Moments(len(part), mean, centred.T @ centred)
 
 
-def check_finite(features: Float[np.ndarray, " examples features"]) -> None:
+def check_finite(features: Float[np.ndarray, " examples features"] | Chosen) -> None:
     """Refuses features of which no distance can be taken.
 
     Raises:
       ValueError: If a feature is not finite.
     """
-    bad = np.count_nonzero(~np.isfinite(features).all(axis=1))
+    bad = sum(
+        np.count_nonzero(~np.isfinite(features[start : start + CHUNK]).all(axis=1))
+        for start in range(0, len(features), CHUNK)
+    )
     if bad:
         raise ValueError(
             f"{bad} of {len(features)} examples have features that are not finite."

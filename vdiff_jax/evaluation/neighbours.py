@@ -30,6 +30,8 @@ from vdiff_jax.evaluation.moments import check_finite
 K_PRECISION, K_DENSITY = 3, 5
 # Rows and columns of the pieces of a pairwise matrix: [1024, 10,000] takes 80 MB.
 CHUNK = 1024
+# Of such a piece, for `nearest` among more than that.
+MOST_NUMBERS = 2**24
 
 
 class Overlap(NamedTuple):
@@ -134,7 +136,8 @@ def nearest(
     check_finite(references)
     indices = np.empty((len(queries), k), np.int64)
     distances = np.empty((len(queries), k))
-    for rows, squares in _squared_distances(queries, references, chunk):
+    at_once = max(1, min(chunk, MOST_NUMBERS // len(references)))
+    for rows, squares in _squared_distances(queries, references, chunk, rows=at_once):
         closest = np.sort(np.argpartition(squares, k - 1, axis=1)[:, :k], axis=1)
         query = queries[rows].astype(np.float64)
         exact = np.stack(
@@ -167,6 +170,7 @@ def _squared_distances(
     chunk: int,
     *,
     rounding: bool = False,
+    rows: int | None = None,
 ) -> Iterator[tuple[slice, Float[np.ndarray, " rows references"]]]:
     """Yields the matrix of squared distances, some rows of it at a time.
 
@@ -174,21 +178,23 @@ def _squared_distances(
       queries: Examples of the rows.
       references: Examples of the columns.
       chunk: Rows at a time, and examples of either that are float64 at a time.
+      rows: Rows at a time, where these are to be fewer than `chunk`.
       rounding: Take off the most that rounding may have added. (x - y)^2 is wrong by at
         most about d eps (|x|^2 + |y|^2), and two of them are compared.
     """
     keep = 1.0 - 8 * queries.shape[1] * np.finfo(np.float64).eps * rounding
     centre = references.mean(axis=0, dtype=np.float64)
-    for start in range(0, len(queries), chunk):
-        rows = slice(start, start + chunk)
-        x = queries[rows] - centre
+    at_once = rows or chunk
+    for start in range(0, len(queries), at_once):
+        of_x = slice(start, start + at_once)
+        x = queries[of_x] - centre
         squares = np.empty((len(x), len(references)))
         for column in range(0, len(references), chunk):
             columns = slice(column, column + chunk)
             y = references[columns] - centre
             norms = _squared_norms(x)[:, None] + _squared_norms(y)
             squares[:, columns] = keep * norms - 2.0 * (x @ y.T)
-        yield rows, squares
+        yield of_x, squares
 
 
 def _squared_norms(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from vdiff_jax.evaluation.moments import check_finite
+from vdiff_jax.evaluation.moments import Chosen, check_finite
 
 SPLITS = 10
 
@@ -18,7 +18,7 @@ class InceptionScore(NamedTuple):
 
 
 def inception_score(
-    logits: Float[np.ndarray, " examples classes"],
+    logits: Float[np.ndarray, " examples classes"] | Chosen,
     *,
     splits: int = SPLITS,
     seed: int = 0,

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from vdiff_jax.datasets.array_files import check_whole, map_arrays
 from vdiff_jax.evaluation.metrics import Statistics
 from vdiff_jax.evaluation.moments import Moments
 from vdiff_jax.files.atomic import replacing, to_json
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.files.place import is_in_store
 
 # What NumPy raises for a file that is none of its own, or half a one.
 _UNREADABLE = (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile)
@@ -60,7 +62,7 @@ def load(
       DamagedError: If the file cannot be read.
     """
     try:
-        arrays = _read(path)
+        arrays = _mapped(path)
         texts = json.loads(str(arrays.pop("said")))
         statistics = Statistics(
             pooled=_moments(arrays, "pooled"),
@@ -73,6 +75,14 @@ def load(
         ) from error
     check(path, texts["fingerprint"], fingerprint)
     return statistics, texts["floor"]
+
+
+def _mapped(path: pathlib.Path) -> dict[str, Any]:
+    """The arrays of a file, large ones mapped; it is read once, for its checksums."""
+    if is_in_store(path):
+        return _read(path)
+    check_whole(path)
+    return {name: np.asarray(array) for name, array in map_arrays(path).items()}
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

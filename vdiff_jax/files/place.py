@@ -367,9 +367,15 @@ def kept_on_this_machine(path: pathlib.Path) -> pathlib.Path:
 
 
 def cache() -> pathlib.Path:
-    """The folder of this machine for what lies in stores and is needed here."""
-    name = os.environ.get("VDIFF_JAX_CACHE") or "~/.cache/vdiff_jax"
-    return pathlib.Path(name).expanduser()
+    """The user's folder for what is made again if it is lost.
+
+    It has copies of what lies in stores, listings of folders and compiled programs; it
+    is $VDIFF_JAX_CACHE or, without it, `vdiff_jax` in $XDG_CACHE_HOME or ~/.cache.
+    """
+    if name := os.environ.get("VDIFF_JAX_CACHE"):
+        return pathlib.Path(name).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(home).expanduser() / "vdiff_jax"
 
 
 def remove_tree(path: pathlib.Path) -> None:

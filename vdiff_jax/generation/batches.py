@@ -13,6 +13,10 @@ from vdiff_jax.generation.conditions import ConditionOf, conditioned
 from vdiff_jax.generation.sampler import Request, Sampler, Start
 from vdiff_jax.types import Params
 
+# Of images that are not to be held all at once; a part has a batch at least.
+BATCHES_IN_A_PART = 16
+MOST_BYTES_IN_A_PART = 2**28
+
 
 class Drawn(NamedTuple):
     """Images, and the time they took.
@@ -29,6 +33,28 @@ class Drawn(NamedTuple):
 def seconds_per_image(seconds: list[float], batch_size: int) -> float:
     """The median over batches, of which the first is left out if there are others."""
     return float(np.median(seconds[1:] or seconds)) / batch_size
+
+
+def in_parts(
+    num: int,
+    batch_size: int,
+    bytes_of_image: int,
+    *,
+    most_batches: int = BATCHES_IN_A_PART,
+    most_bytes: int = MOST_BYTES_IN_A_PART,
+) -> list[range]:
+    """The numbers of images, in parts of whole batches.
+
+    Args:
+      num: The number of images.
+      batch_size: Images drawn at once.
+      bytes_of_image: Bytes of one, as it is drawn.
+      most_batches: The most batches of a part.
+      most_bytes: The most bytes of a part, save that it has a batch at least.
+    """
+    batches = min(most_batches, most_bytes // (batch_size * bytes_of_image))
+    size = batch_size * max(1, batches)
+    return [range(first, min(first + size, num)) for first in range(0, num, size)]
 
 
 def draw(

@@ -10,7 +10,7 @@ from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages import Stage
-from vdiff_jax.training.loop import begin, cut_into_calls, examples_of
+from vdiff_jax.training.loop import Calls, begin, examples_of
 from vdiff_jax.training.nonfinite import Origin, origins
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState
@@ -79,7 +79,7 @@ def _under_way(project: Project, stages: Sequence[Stage]) -> tuple[Tools, Run]:
 def _advance(tools: Tools, run: Run, state: TrainState, step: int) -> TrainState:
     """The state before the update in question."""
     first = int(state.step)
-    calls = cut_into_calls(first, step, tools.loop.steps_per_call)
+    calls = Calls(first, step, tools.loop.steps_per_call)
     with (
         closing(tools.feeder.feeds(calls, run.order_seed)) as feeds,
         Bar("repeat", step, unit="updates", done=first) as bar,

@@ -1,10 +1,12 @@
 """The one loop: updates on batches, with logs, samples and checkpoints."""
 
+import dataclasses
 import enum
 import math
 import pathlib
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -222,7 +224,7 @@ class _Loop:
     def run(self, state: TrainState) -> TrainState:
         """Dispatches call after call; reads the metrics of one while the next runs."""
         run, options = self._run, self._tools.loop
-        calls = cut_into_calls(int(state.step), run.num_updates, options.steps_per_call)
+        calls = Calls(int(state.step), run.num_updates, options.steps_per_call)
         waiting = None
         with closing(self._tools.feeder.feeds(calls, run.order_seed)) as feeds:
             for (first, steps), feed in zip(calls, feeds, strict=True):
@@ -478,22 +480,30 @@ def _mean_of_finite(name: str, values: np.ndarray) -> dict[str, float]:
     return {name: float(finite.mean())} if len(finite) else {}
 
 
-def cut_into_calls(first: int, last: int, steps_per_call: int) -> list[tuple[int, int]]:
+@dataclasses.dataclass(frozen=True)
+class Calls:
     """(first step, steps) of each call, cut at multiples of `steps_per_call`.
 
-    A resumed run is cut where the run that was never stopped is.
+    A resumed run is cut where the run that was never stopped is. There may be millions
+    of them: they are computed as they are needed.
 
-    Args:
+    Attributes:
       first: Updates that are done.
       last: Updates to reach.
       steps_per_call: Updates of one compiled call, at most.
     """
-    calls = []
-    while first < last:
-        steps = min(steps_per_call - first % steps_per_call, last - first)
-        calls.append((first, steps))
-        first += steps
-    return calls
+
+    first: int
+    last: int
+    steps_per_call: int
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yields each."""
+        first, at_most = self.first, self.steps_per_call
+        while first < self.last:
+            steps = min(at_most - first % at_most, self.last - first)
+            yield first, steps
+            first += steps
 
 
 def _crosses(first: int, last: int, every: int) -> bool:

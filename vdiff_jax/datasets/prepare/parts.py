@@ -84,8 +84,8 @@ def find_parts(files: Input, path: pathlib.Path, splits: Sequence[str]) -> Parts
         above.insert(0, around + DATASET_JSON)
     lines.append(unread_line(above, str(path), files.beside))
     left_out = listing.left_out
-    chosen = {name for part in parts.values() for name in part.names.values()}
-    outside = [name for name in listing.images if name not in chosen]
+    chosen = tuple(roots.values())
+    outside = [name for name in listing.images if not name.startswith(chosen)]
     if outside:
         left_out.add("images outside of the splits", outside[0], len(outside))
     if left_out:

@@ -7,7 +7,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vdiff_jax.datasets.prepare.archives import Input
@@ -18,7 +18,7 @@ Chunk = list[tuple[str, str]]
 
 
 def converted(
-    task: Task, files: Input, chunks: Sequence[Chunk]
+    task: Task, files: Input, chunks: Iterable[Chunk]
 ) -> Iterator[tuple[Chunk, list[tuple[bytes, ...] | str]]]:
     """Chunks in their order, each with the results of `convert` for its files.
 

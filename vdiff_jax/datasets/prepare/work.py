@@ -7,7 +7,7 @@ import itertools
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,8 +197,9 @@ def _write(
     progress: Progress,
     writer: Writer,
 ) -> None:
-    left = list(names.items())[progress.inputs :]
-    chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+    left = itertools.islice(names.items(), progress.inputs, None)
+    # One after another: of a million files all would be millions of objects.
+    chunks = iter(lambda: list(itertools.islice(left, CHUNK)), [])
     name = f"prepare {folder.name.removesuffix('.partial')}"
     unit = "files" if task.encoding is None else "images"
     with Bar(name, len(names), unit=unit, done=progress.inputs) as bar:
@@ -216,7 +217,7 @@ def _write(
 
 
 def _made(
-    task: Task, files: Input, chunks: Sequence[Chunk]
+    task: Task, files: Input, chunks: Iterable[Chunk]
 ) -> Iterator[tuple[Chunk, dict[str, str], list[tuple[bytes, ...]]]]:
     """Chunks in their order, each with its unreadable files and what is written."""
     sorted_out = (

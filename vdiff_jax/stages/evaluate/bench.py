@@ -29,8 +29,11 @@ from vdiff_jax.files.place import remove_tree
 from vdiff_jax.from_config.sampler import clip_of
 from vdiff_jax.from_config.starts import make_condition_of
 from vdiff_jax.generation.batches import (
+    BATCHES_IN_A_PART,
+    MOST_BYTES_IN_A_PART,
     Drawn,
     draw,
+    in_parts,
     seconds_per_image,
     start_of_seed,
 )
@@ -57,8 +60,6 @@ from vdiff_jax.workdir.layout import Project
 VARIANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 TUNING_IMAGES = 1024
 TUNING_SEED = 1_000_000
-BATCHES_IN_A_PART = 16
-MOST_BYTES_IN_A_PART = 2**28  # save that a part has a batch at least
 # Fields of `sample` that change images.
 SAMPLING = ("clip", "guidance_interval", "guidance_rescale")
 KEPT_IMAGES = 64
@@ -277,11 +278,13 @@ class Bench:
 
     def _in_parts(self, num: int) -> list[range]:
         """The numbers of images, in parts of whole batches."""
-        batch_size = self._config.sample.batch_size
-        in_a_batch = batch_size * np.asarray(self.real.source[0]["image"]).nbytes
-        batches = min(BATCHES_IN_A_PART, MOST_BYTES_IN_A_PART // in_a_batch)
-        size = batch_size * max(1, batches)
-        return [range(first, min(first + size, num)) for first in range(0, num, size)]
+        return in_parts(
+            num,
+            self._config.sample.batch_size,
+            np.asarray(self.real.source[0]["image"]).nbytes,
+            most_batches=BATCHES_IN_A_PART,
+            most_bytes=MOST_BYTES_IN_A_PART,
+        )
 
     def _draw(
         self,

@@ -94,7 +94,7 @@ class Reference:
         """Makes the ruler, and keeps the rest."""
         self.features, self.facts, self.real_vs_real = features, facts, real_vs_real
         self.ruler = Ruler(statistics, features.name)
-        self.all = statistics.features
+        self.all: np.ndarray = statistics.features[:]
 
 
 def make_references(

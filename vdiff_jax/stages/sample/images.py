@@ -1,20 +1,23 @@
 """Images from a trained model, and sheets of them: a grid, and trajectories."""
 
 import dataclasses
+import math
 import pathlib
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import UInt8
 
 from vdiff_jax import parallel
 from vdiff_jax.evaluation import figures
 from vdiff_jax.files.fingerprints import params_sha256
 from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.data import shapes_of
 from vdiff_jax.from_config.starts import StartOf, Starts
-from vdiff_jax.generation.batches import draw
+from vdiff_jax.generation.batches import draw, in_parts
 from vdiff_jax.generation.grids import enlarge, save_image, tile, to_show
 from vdiff_jax.generation.sampler import Request, request
 from vdiff_jax.generation.trajectories import (
@@ -81,8 +84,10 @@ def _run(project: Project) -> None:
         drawn[w] = _draw(config, starts, start_of, params, asked)
     sheets = _paths(config, starts, params, weights[0])
     made_by = output.about(config, trained, params_sha256(params))
-    output.write(project.output, drawn, made_by)
-    _write_grid(project.output / "sample_grid.png", drawn)
+    first = output.write(
+        project.output, drawn, made_by, num=section.num, keep=max(GRID, COLUMNS)
+    )
+    _write_grid(project.output / "sample_grid.png", first)
     for name, sheet in sheets.items():
         save_image(project.output / name, enlarge(sheet))
     print(f"sample: see {project.output}/sample and {project.output}/sample_grid.png")
@@ -124,22 +129,29 @@ def _draw(
     start_of: StartOf,
     params: Params,
     asked: Request,
-) -> Num[np.ndarray, " n h w c"]:
+) -> Iterator[output.Part]:
+    """The images of a guidance weight, part after part."""
     num, w = config.sample.num, asked.w
+    batch_size, shape = config.sample.batch_size, shapes_of(config).image
+    # Without a way to images they are latents, in float32.
+    bytes_of_image = math.prod(shape or (4, *starts.sampler.model.image_shape))
     name = "sample" if w is None else f"sample, {describe(float(w))}"
     with Bar(name, num, shown=parallel.is_main()) as bar:
-        return draw(
-            starts.sampler,
-            params,
-            range(num),
-            request=asked,
-            batch_size=config.sample.batch_size,
-            start_of=start_of,
-            advance=bar.update,
-        ).images
+        for numbers in in_parts(num, batch_size, bytes_of_image):
+            yield draw(
+                starts.sampler,
+                params,
+                numbers,
+                request=asked,
+                batch_size=batch_size,
+                start_of=start_of,
+                advance=bar.update,
+            ).images
 
 
-def _write_grid(path: pathlib.Path, drawn: output.Drawn) -> None:
+def _write_grid(
+    path: pathlib.Path, drawn: Mapping[float | None, output.Images]
+) -> None:
     """Writes a square of images; of several guidance weights, a row of each."""
     if len(drawn) == 1:
         (images,) = drawn.values()

@@ -9,16 +9,18 @@ import contextlib
 import errno
 import fcntl
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Num
 
 from vdiff_jax import parallel
+from vdiff_jax.datasets.prepare.npz_file import Stream, write_npz
 from vdiff_jax.files import locks, weights
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.place import is_in_store, path_of
@@ -36,8 +38,10 @@ _OURS = re.compile(
 # Left there by those who only looked.
 _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")
 
-# The images of each guidance weight.
-Drawn = Mapping[float | None, Num[np.ndarray, " n h w c"]]
+Images = Num[np.ndarray, " n h w c"]
+Part = Num[np.ndarray, " part h w c"]
+# The images of each guidance weight, part after part.
+Drawn = Mapping[float | None, Iterable[Part]]
 
 
 @contextlib.contextmanager
@@ -144,24 +148,62 @@ def about(config: Config, trained: Trained, params_sha256: str) -> dict[str, Any
     }
 
 
-def write(workdir: pathlib.Path, drawn: Drawn, made_by: dict[str, Any]) -> None:
+def write(
+    workdir: pathlib.Path, drawn: Drawn, made_by: dict[str, Any], *, num: int, keep: int
+) -> dict[float | None, Images]:
     """Puts the images in the place of those of the command before; removes its sheets.
+
+    Each part is written before the next is drawn, so that they are never held all at
+    once.
 
     Args:
       workdir: The project's folder.
       drawn: The images; those of several guidance weights get a folder each.
       made_by: The content of sample.json.
+      num: The number of images of each guidance weight.
+      keep: The number of images of each to return.
+
+    Returns:
+      The first images of each guidance weight.
     """
+    kept = {w: _Kept(parts, keep) for w, parts in drawn.items()}
     if not parallel.is_main():
-        return
-    with replacing(workdir / FOLDER) as half:
-        half.mkdir()
-        for w, images in drawn.items():
-            _write(half if len(drawn) == 1 else half / f"w_{_short(w)}", images)
-        write_json(half / "sample.json", made_by)
-        # Before the new images are there: a sheet of others would be taken for theirs.
-        for name in SHEETS:
-            (workdir / name).unlink(missing_ok=True)
+        for parts in kept.values():
+            for _ in parts:  # which all hosts draw together
+                pass
+    else:
+        with replacing(workdir / FOLDER) as half:
+            half.mkdir()
+            for w, parts in kept.items():
+                _write(half if len(drawn) == 1 else half / f"w_{_short(w)}", parts, num)
+            write_json(half / "sample.json", made_by)
+            # Before the new images are there: a sheet of others would be taken for
+            # theirs.
+            for name in SHEETS:
+                (workdir / name).unlink(missing_ok=True)
+    return {w: parts.images for w, parts in kept.items()}
+
+
+class _Kept:
+    """Parts of images, of which the first images are kept."""
+
+    def __init__(self, parts: Iterable[Part], num: int):
+        self._parts, self._num = parts, num
+        self._kept: list[Part] = []
+
+    def __iter__(self) -> Iterator[Part]:
+        missing = self._num
+        for images in self._parts:
+            if missing > 0:
+                # A view would keep all of them.
+                self._kept.append(images[:missing].copy())
+                missing -= len(images)
+            yield images
+            del images  # or it would be there until the next is drawn
+
+    @property
+    def images(self) -> Images:
+        return np.concatenate(self._kept)
 
 
 def _short(w: float | None) -> str:
@@ -170,10 +212,22 @@ def _short(w: float | None) -> str:
     return f"{w:g}" if float(f"{w:g}") == w else repr(w)
 
 
-def _write(folder: pathlib.Path, images: Num[np.ndarray, " n h w c"]) -> None:
-    if images.dtype == np.uint8:
-        for i, image in enumerate(images):
+def _write(folder: pathlib.Path, parts: Iterable[Part], num: int) -> None:
+    parts = iter(parts)
+    begun = [next(parts)]
+    shape, dtype = begun[0].shape[1:], begun[0].dtype
+    whole = _joined(begun, parts)
+    if dtype == np.uint8:
+        for i, image in enumerate(itertools.chain.from_iterable(whole)):
             save_image(folder / f"{i:06d}.png", image)
     else:
-        folder.mkdir(exist_ok=True)
-        np.savez(folder / "latents.npz", latents=images)
+        blocks = (np.ascontiguousarray(latents).tobytes() for latents in whole)
+        latents = Stream((num, *shape), dtype, blocks)
+        write_npz(folder / "latents.npz", {"latents": latents})
+
+
+def _joined(begun: list[Part], more: Iterator[Part]) -> Iterator[Part]:
+    """Yields the parts of both, and lets go of them."""
+    while begun:
+        yield begun.pop(0)
+    yield from more
