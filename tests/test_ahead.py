@@ -1,6 +1,7 @@
 """The step is compiled while checkpoints and data are read."""
 
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ def test_a_call_finds_what_was_compiled_ahead():
 
     @jax.jit
     def step(state, images):
+        time.sleep(0.3)
         traced.append(None)
         return state + images.sum()
 
