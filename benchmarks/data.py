@@ -160,7 +160,7 @@ def _loading(
         )
 
     mesh = parallel.make_mesh()
-    on_device = device_feed.resident(
+    on_device = device_feed.Resident(
         sources["npz"], batch_size=options.batch_size, mesh=mesh, num_workers=0
     )
     calls = [(step, 10) for step in range(0, 10 * (options.batches + 1), 10)]
@@ -224,7 +224,7 @@ def _hiding(
 
     places = parallel.state_shardings(jax.eval_shape(new_state), mesh)
     step = compiled_train_step(config, section, loss, streamed["npz"], mesh, places)
-    on_device = device_feed.resident(
+    on_device = device_feed.Resident(
         sources["npz"], batch_size=batch_size, mesh=mesh, num_workers=0
     )
     resident_step = compiled_train_step(config, section, loss, on_device, mesh, places)

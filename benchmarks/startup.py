@@ -11,7 +11,8 @@ writes. Four questions:
 1. Seconds from the start of the process until it has imported everything, until the run
    is built, until its first call of updates has ended, and until the command ends. In
    turn: without JAX's persistent compilation cache, with an empty one (cold), and with
-   the same one again but another workdir (warm).
+   the same one again but another workdir (warm). Also the second of these times for a
+   training that is killed (kill -9) once it has a checkpoint, and goes on.
 2. What of that is compiling: of the step, and of all programs until the first update.
    With a warm cache it is reading them, and what JAX traces and lowers to look them up.
 3. Seconds from the end of a student's last update to the end of the next one's first
@@ -25,6 +26,7 @@ process by the system's account.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -34,6 +36,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,6 +45,8 @@ import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import contest
+from vdiff_jax.training.lines import METRICS, last_lines
+from vdiff_jax.training.saved import latest_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHES = ("without a cache", "cold cache", "warm cache")
@@ -126,6 +131,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             for cache in CACHES:
                 _measure(options, pathlib.Path(scratch), cache, table)
+            seconds = _seconds_after_a_kill(options, pathlib.Path(scratch))
+            table.add("train, after a kill: until the first update", "s", seconds)
     print(table)
     if options.json:
         contest.write(options.json, machine, table.rows())
@@ -233,12 +240,52 @@ def _add_ladder(command: _Command, records: Sequence[Record], table: Table) -> N
     table.add("programs compiled after the first student", "", len(late))
 
 
-def _run(
+def _seconds_after_a_kill(options: argparse.Namespace, scratch: pathlib.Path) -> float:
+    """Seconds until a killed training has made its next update; the cache is warm."""
+    folder = scratch / "killed" / "train"
+    words = (
+        "--config.train.steps=1000000",
+        f"--config.loop.checkpoint_every_steps={options.updates}",
+    )
+
+    def start() -> subprocess.Popen[str]:
+        return _start(options, "train", folder.parent, scratch / "compiled", *words)
+
+    with _killed(start()) as process:
+        while latest_step(folder / "checkpoints") is None:
+            _check_alive(process)
+    began = time.time()
+    with _killed(start()) as process:
+        while (last := last_lines(folder / METRICS)[-1]["time"]) < began:
+            _check_alive(process)
+    return last - began
+
+
+@contextlib.contextmanager
+def _killed(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Kills a process in the end; reads what it prints, which would else block it."""
+    assert process.stdout is not None
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _check_alive(process: subprocess.Popen[str]) -> None:
+    time.sleep(0.05)
+    if process.poll() is not None:
+        raise RuntimeError(f"The command ended with status {process.returncode}.")
+
+
+def _start(
     options: argparse.Namespace,
     stage: str,
     workdir: pathlib.Path,
     cache: pathlib.Path | None,
-) -> _Command:
+    *words: str,
+) -> subprocess.Popen[str]:
     command = [
         *(sys.executable, "launch.py", "--config", f"{options.config}:{stage}"),
         *("--workdir", str(workdir)),
@@ -247,9 +294,9 @@ def _run(
         f"--config.distill.start_steps={options.start_steps}",
         # Every call is logged.
         "--config.loop.log_every_steps=1",
+        *words,
     ]
-    began = time.time()
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=ROOT,
         env=_environment(cache),
@@ -257,6 +304,16 @@ def _run(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def _run(
+    options: argparse.Namespace,
+    stage: str,
+    workdir: pathlib.Path,
+    cache: pathlib.Path | None,
+) -> _Command:
+    began = time.time()
+    process = _start(options, stage, workdir, cache)
     assert process.stdout is not None
     lines = [(time.time(), text) for text in process.stdout]
     # Of `subprocess` only the peak of all children so far could be known.

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vdiff_jax import parallel
-from vdiff_jax.datasets.device_feed import Streamed, resident
+from vdiff_jax.datasets.device_feed import Resident, Streamed
 from vdiff_jax.datasets.source import Arrays
 
 
@@ -27,7 +27,7 @@ def main(address: str, host: int, length: int, batch_size: int, steps: int) -> N
         here.append([int(v) for s in label.addressable_shards for v in s.data.ravel()])
         sums.append(int(total(label)))
 
-    on_device = resident(source, batch_size=batch_size, mesh=mesh, num_workers=0)
+    on_device = Resident(source, batch_size=batch_size, mesh=mesh, num_workers=0)
     read = jax.jit(
         lambda feed: on_device.read(feed.data, first(feed.items)).condition.label
     )

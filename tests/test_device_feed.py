@@ -13,7 +13,7 @@ import pytest
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets import catalog
-from vdiff_jax.datasets.device_feed import Streamed, resident, size_in_bytes
+from vdiff_jax.datasets.device_feed import Resident, Streamed, size_in_bytes
 from vdiff_jax.datasets.prepare.task import Task
 from vdiff_jax.datasets.prepare.work import prepare
 from vdiff_jax.datasets.source import Arrays, held_out_part
@@ -68,7 +68,7 @@ def _streamed(source, batch_size=8, num_workers=0):
 
 def _resident(source, batch_size=8):
     mesh = parallel.make_mesh()
-    return resident(source, batch_size=batch_size, mesh=mesh, num_workers=0)
+    return Resident(source, batch_size=batch_size, mesh=mesh, num_workers=0)
 
 
 def _equal(batches, others):

@@ -202,7 +202,7 @@ def _read_once(
 ) -> Iterator[dict[str, np.ndarray]]:
     if not num_workers:
         for indices in batches:
-            yield _stacked(read_many(source, indices))
+            yield stacked(read_many(source, indices))
         return
     from torch.utils.data import DataLoader  # here, because it takes seconds
 
@@ -325,13 +325,18 @@ class _Reader:
 
         # The loader would hide the message of an error in the traceback of a worker.
         try:
-            batch = _stacked(read_many(self._source, indices))
+            batch = stacked(read_many(self._source, indices))
         except ValueError as error:
             return error
         return {name: torch.from_numpy(value) for name, value in batch.items()}
 
 
-def _stacked(examples: Any) -> dict[str, np.ndarray]:
+def stacked(examples: Any) -> dict[str, np.ndarray]:
+    """Examples along a new first axis.
+
+    Args:
+      examples: A list of them; or what `read_many` gives.
+    """
     if isinstance(examples, list):
         names = examples[0].keys()
         examples = {name: [example[name] for example in examples] for name in names}

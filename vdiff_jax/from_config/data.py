@@ -190,13 +190,7 @@ def make_feeder(config: Config, source: Source, section: Config, mesh: Mesh) -> 
     if data.on_device == "always" or (
         data.on_device == "auto" and size <= device_feed.LIMIT_BYTES
     ):
-        return device_feed.resident(
-            source,
-            batch_size=section.batch_size,
-            mesh=mesh,
-            num_workers=data.workers,
-            timeout=data.worker_timeout,
-        )
-    return device_feed.Streamed(
-        source, section.batch_size, mesh, data.workers, data.worker_timeout
-    )
+        kind = device_feed.Resident
+    else:
+        kind = device_feed.Streamed
+    return kind(source, section.batch_size, mesh, data.workers, data.worker_timeout)

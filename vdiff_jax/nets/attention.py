@@ -12,6 +12,8 @@ Keys = Float[Array, " batch keys heads channels"]
 Mask = Bool[Array, " batch keys"]
 
 
+# Under `jit` it is traced once for all layers of a shape.
+@jax.jit
 def attend(q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
     """Softmax of q k / sqrt(channels) over the keys, times v.
 

@@ -46,7 +46,14 @@ def conv3x3(
 def _by_platform(lhs: Array, rhs: Array, strides, padding, **options) -> Array:
     """`lax.conv_general_dilated`, restricted to the arguments that `conv3x3` passes."""
     del strides, padding, options
-    return lax.platform_dependent(lhs, rhs, cpu=convolve_on_cpu, default=_convolve)
+    return convolve(lhs, rhs)
+
+
+# Under `jit` it is traced once for all layers of a shape.
+@jax.jit
+def convolve(x: Array, kernel: Array) -> Array:
+    """The convolution, as each platform is fast at its gradient."""
+    return lax.platform_dependent(x, kernel, cpu=convolve_on_cpu, default=_convolve)
 
 
 def _convolve(x: Array, kernel: Array) -> Array:

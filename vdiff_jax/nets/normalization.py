@@ -60,19 +60,23 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = at_least_float32(x)
-        mean = self._mean_of_group(x.mean(axis=(1, 2)))
-        mean_of_square = self._mean_of_group(jnp.square(x).mean(axis=(1, 2)))
+        mean = mean_of_group(x.mean(axis=(1, 2)), self.groups)
+        mean_of_square = mean_of_group(jnp.square(x).mean(axis=(1, 2)), self.groups)
         # Rounding may take the difference below zero.
         variance = jnp.maximum(mean_of_square - jnp.square(mean), 0.0)
         factor = scale[None] * lax.rsqrt(variance + self.epsilon)
         return Affine(factor, bias[None] - mean * factor)
 
-    def _mean_of_group(self, values: PerChannel) -> PerChannel:
-        reshape, product = (
-            functools.partial(function, groups=self.groups)
-            for function in (mean_by_reshape, mean_by_product)
-        )
-        return lax.platform_dependent(values, cpu=product, default=reshape)
+
+# Under `jit` it is traced once for all norms of a shape, which are dozens.
+@functools.partial(jax.jit, static_argnames="groups")
+def mean_of_group(values: PerChannel, groups: int) -> PerChannel:
+    """The mean over its group, for each channel, as each platform is fast at it."""
+    reshape, product = (
+        functools.partial(function, groups=groups)
+        for function in (mean_by_reshape, mean_by_product)
+    )
+    return lax.platform_dependent(values, cpu=product, default=reshape)
 
 
 def mean_by_reshape(values: PerChannel, groups: int) -> PerChannel:

@@ -1,13 +1,13 @@
 """The one loop: updates on batches, with logs, samples and checkpoints."""
 
+import contextlib
 import dataclasses
 import enum
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +22,12 @@ from vdiff_jax.files.fingerprints import named_leaves, params_sha256
 from vdiff_jax.generation.conditions import conditioned
 from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
+from vdiff_jax.training.ahead import compiling
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
 from vdiff_jax.training.lines import HELD_OUT
 from vdiff_jax.training.records import Records
 from vdiff_jax.training.run import Run, Tools
+from vdiff_jax.training.saved import latest_step
 from vdiff_jax.training.step import Metrics, Networks, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
@@ -76,7 +78,7 @@ def fit(tools: Tools, run: Run) -> Params:
       DamagedError: If there were checkpoints, and none is sound.
     """
     options = tools.loop
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, _compiling(tools, run) as wait:
         state, info = begin(tools, run)
         with (
             checkpoints.open_folder(
@@ -94,7 +96,7 @@ def fit(tools: Tools, run: Run) -> Params:
                 wandb_project=tools.wandb_project,
             ) as records,
         ):
-            loop = _Loop(tools, run, saved, records, interrupts, info)
+            loop = _Loop(tools, run, saved, records, interrupts, info, wait)
             if loop.ask() <= Vote.SAVE:  # else it was asked to end before it began
                 state = loop.run(state)
         tools.profile.stop()
@@ -111,6 +113,23 @@ def fit(tools: Tools, run: Run) -> Params:
             " the same command goes on from there.",
         )
     return state.ema_params
+
+
+def _compiling(
+    tools: Tools, run: Run
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """Compiles the first call of a run meanwhile, unless that was done."""
+    done = latest_step(run.checkpoints) or 0
+    calls = Calls(done, run.num_updates, tools.loop.steps_per_call)
+    _, steps = next(iter(calls), (0, 0))
+    if not steps or steps in tools.compiled:
+        return contextlib.nullcontext(lambda: None)
+    state = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding),
+        tools.abstract_state,
+        tools.shardings,
+    )
+    return compiling(tools.train_step, state, tools.feeder.abstract(steps), run.job)
 
 
 def begin(
@@ -207,10 +226,11 @@ class _Loop:
         records: Records,
         interrupts: Interrupts,
         info: dict[str, Any],
+        wait_for_program: Callable[[], None],
     ):
         self._tools, self._run = tools, run
         self._saved, self._records = saved, records
-        self._interrupts = interrupts
+        self._interrupts, self._wait_for_program = interrupts, wait_for_program
         self._seconds_before = info["seconds"]
         self._skipped = info["skipped"]
         self._last: dict[str, float] = info["last"]
@@ -226,7 +246,9 @@ class _Loop:
         run, options = self._run, self._tools.loop
         calls = Calls(int(state.step), run.num_updates, options.steps_per_call)
         waiting = None
-        with closing(self._tools.feeder.feeds(calls, run.order_seed)) as feeds:
+        with contextlib.closing(
+            self._tools.feeder.feeds(calls, run.order_seed)
+        ) as feeds:
             for (first, steps), feed in zip(calls, feeds, strict=True):
                 state, metrics = self._call(state, feed, steps)
                 vote = parallel.highest(self._vote(), self._tools.mesh)
@@ -274,11 +296,11 @@ class _Loop:
     ) -> tuple[TrainState, Metrics]:
         """Dispatches some updates; prints that it compiles them where it has to."""
         tools = self._tools
-        new = steps not in tools.compiled
+        began, new = time.monotonic(), steps not in tools.compiled
         if new:
             self._records.say(f"{self._run.name}: compiling {steps} updates to a call")
+            self._wait_for_program()
         with tools.profile.trace(self._run.folder, steps, counts=not new) as watched:
-            began = time.monotonic()
             state, metrics = tools.train_step(state, feed, self._run.job)
             watched.append(metrics)
         if new:
