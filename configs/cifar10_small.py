@@ -9,7 +9,7 @@ configs/cifar10_small_moment_matching.py.
 Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), whose network needs a GPU:
 
 - A diffusion transformer of 1.6 M parameters on patches of 4 x 4, which was the best of
-  five networks at equal time (docs/photographs.md), and 6.4 M images.
+  five networks at equal time (docs/photographs.md), and 3.84 M images.
 - Guidance is folded in for every w in [0, 2], as in configs/digits_guided.py.
 - The ladder begins at 32 steps.
 
@@ -50,7 +50,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "checkpoint_every_minutes": 10.0,
             },
             "train": {
-                "steps": 100_000,
+                "steps": 60_000,
                 "batch_size": 64,
                 "learning_rate": 4e-3,
                 "warmup_steps": 500,
