@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from vdiff_jax import compilation_cache
-from vdiff_jax.files import place
+from vdiff_jax.files.cache import cache
 
 PROGRAM = """
 import logging, sys
@@ -71,7 +71,7 @@ def test_another_cpu_has_another_folder(monkeypatch):
     monkeypatch.setattr(compilation_cache, "_cpu_features", lambda: "flags: none")
     assert compilation_cache._folder() != ours
     assert compilation_cache._folder().parent == ours.parent
-    assert ours.is_relative_to(place.cache())
+    assert ours.is_relative_to(cache())
 
 
 @pytest.mark.parametrize(
@@ -90,5 +90,5 @@ def test_one_folder_of_the_user_has_all_that_is_kept(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
-    assert place.cache() == tmp_path / folder
+    assert cache() == tmp_path / folder
     assert compilation_cache._folder().parent == tmp_path / folder / "compiled"

@@ -13,7 +13,7 @@ from vdiff_jax.datasets.digits import digits
 from vdiff_jax.datasets.loader import LoaderError, load, prefetch, read_all
 from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.datasets.source import Arrays, Part, Source
-from vdiff_jax.training.loop import Calls
+from vdiff_jax.training.calls import Calls
 
 
 def _source(length):

@@ -6,7 +6,7 @@ import platform
 
 import jax
 
-from vdiff_jax.files.place import cache
+from vdiff_jax.files.cache import cache
 
 MOST_BYTES = 4 * 2**30
 # What takes less to compile would take as long to read.

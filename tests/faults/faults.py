@@ -20,8 +20,13 @@ import numpy as np
 import PIL.Image
 
 from tests.faults.runs import PLACES, Child, Lab, free_address, results, steps
-from vdiff_jax.files.place import StorePath, is_in_store, path_of, remove_tree
-from vdiff_jax.training.saved import COMMITTED
+from vdiff_jax.files.place import (
+    COMMITTED,
+    StorePath,
+    is_in_store,
+    path_of,
+    remove_tree,
+)
 
 
 @dataclasses.dataclass

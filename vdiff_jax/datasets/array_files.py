@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from vdiff_jax.files.place import kept_on_this_machine
+from vdiff_jax.files.copies import kept_on_this_machine
 
 # Names and labels of a hundred shards, read into memory, would come to as much as those
 # of one file.

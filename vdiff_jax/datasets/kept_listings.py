@@ -1,7 +1,7 @@
 """Listings of large folders, kept so that a later start need not list them again.
 
 To list a million files takes seconds on a disk and minutes on a network. What came of
-it is an .npz file in the user's folder (`files.place.cache`), which is taken if each of
+it is an .npz file in the user's folder (`files.cache`), which is taken if each of
 the folders, and each file that was read beside the images, still has the inode, the
 size and the times that it had: those of a folder change when an entry of it comes or
 goes. What changed within two seconds before it was listed may change again in the same
@@ -24,7 +24,7 @@ import numpy as np
 
 from vdiff_jax.datasets.array_files import check_whole, map_arrays
 from vdiff_jax.datasets.names import from_bytes, to_bytes
-from vdiff_jax.files.place import cache
+from vdiff_jax.files.cache import cache
 
 LEAST_IMAGES = 5000
 SETTLED_NS = 2 * 10**9

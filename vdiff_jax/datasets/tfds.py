@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from vdiff_jax.files.place import is_in_store, kept_on_this_machine
+from vdiff_jax.files.copies import kept_on_this_machine
+from vdiff_jax.files.place import is_in_store
 
 
 class TfdsFiles:

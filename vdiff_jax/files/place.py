@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import errno
 import functools
-import hashlib
 import importlib
 import io
 import os
@@ -17,12 +16,13 @@ import pathlib
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
 
 # What each scheme needs beside us, and the extra that installs it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+# The object that Orbax writes last into a checkpoint in a store.
+COMMITTED = "commit_success.txt"
 _URL = re.compile(r"(s3|gs)://")
 # What neither a glob nor a URL takes for more than it is.
 _PLAIN = re.compile(r"(s3|gs)://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9_.+=@,-]+)*")
@@ -321,61 +321,10 @@ def in_order(paths: Any, folder: pathlib.Path) -> list[Any]:
 
     def marks(path: pathlib.Path) -> tuple[int, int]:
         depth = len(path.relative_to(folder).parts)
-        is_mark = path.name == "commit_success.txt" or path.suffix == ".json"
+        is_mark = path.name == COMMITTED or path.suffix == ".json"
         return (-depth if is_mark else -1000, depth)
 
     return sorted(paths, key=marks)
-
-
-@contextlib.contextmanager
-def on_this_machine(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path of this machine with the content of a file or a folder.
-
-    It is the path itself, or that of a copy, which is removed at the end.
-
-    Args:
-      path: What libraries read that know nothing of stores.
-    """
-    if not isinstance(path, StorePath):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="vdiff_jax-") as scratch:
-        copy = pathlib.Path(scratch) / path.name
-        path.download(copy)
-        yield copy
-
-
-def kept_on_this_machine(path: pathlib.Path) -> pathlib.Path:
-    """The path itself, or a copy that stays for other processes.
-
-    What has changed is copied anew.
-
-    Args:
-      path: A file or a folder; what is not there is returned as it is.
-    """
-    if not isinstance(path, StorePath) or not path.exists():
-        return path
-    key = hashlib.sha256(f"{path} {path.version()}".encode()).hexdigest()[:24]
-    copy = cache() / "objects" / key / path.name
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
-            half = pathlib.Path(scratch) / path.name
-            path.download(half)
-            half.replace(copy)
-    return copy
-
-
-def cache() -> pathlib.Path:
-    """The user's folder for what is made again if it is lost.
-
-    It has copies of what lies in stores, listings of folders and compiled programs; it
-    is $VDIFF_JAX_CACHE or, without it, `vdiff_jax` in $XDG_CACHE_HOME or ~/.cache.
-    """
-    if name := os.environ.get("VDIFF_JAX_CACHE"):
-        return pathlib.Path(name).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(home).expanduser() / "vdiff_jax"
 
 
 def remove_tree(path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import tempfile
 
 import numpy as np
 
-from vdiff_jax.files.place import cache
+from vdiff_jax.files.cache import cache
 
 # What is smaller is held in memory.
 FROM_BYTES = 2**28
@@ -17,7 +17,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An array to be written: in memory or, if it is large, mapped from a file.
 
     The file has no name, and is gone with the array or the process; it lies in
-    `scratch` in the user's folder (`files.place.cache`). The system takes the memory of
+    `scratch` in the user's folder (`files.cache`). The system takes the memory of
     a mapped file back when it needs it. Where there is no room for such a file, the
     array is in memory, and a line on stderr tells so.
 

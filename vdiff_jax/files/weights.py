@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from vdiff_jax.files.atomic import replacing, write_bytes
-from vdiff_jax.files.place import kept_on_this_machine
+from vdiff_jax.files.copies import kept_on_this_machine
 
 Tensors = dict[str, np.ndarray]
 

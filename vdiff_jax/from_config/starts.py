@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 
 from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
-from vdiff_jax.files.place import kept_on_this_machine, path_of
+from vdiff_jax.files.copies import kept_on_this_machine
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.from_config.sampler import make_sampler

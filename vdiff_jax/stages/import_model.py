@@ -10,8 +10,9 @@ import jax
 from vdiff_jax import parallel
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import replacing, write_json
+from vdiff_jax.files.copies import kept_on_this_machine
 from vdiff_jax.files.fingerprints import params_sha256
-from vdiff_jax.files.place import kept_on_this_machine, path_of
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config, as_json, section_of
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.moved import current

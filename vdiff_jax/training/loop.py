@@ -1,13 +1,12 @@
 """The one loop: updates on batches, with logs, samples and checkpoints."""
 
 import contextlib
-import dataclasses
 import enum
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,12 +21,12 @@ from vdiff_jax.files.fingerprints import named_leaves, params_sha256
 from vdiff_jax.generation.conditions import conditioned
 from vdiff_jax.generation.grids import to_show
 from vdiff_jax.training import checkpoints
-from vdiff_jax.training.ahead import compiling
+from vdiff_jax.training.ahead import compiling_first_call
+from vdiff_jax.training.calls import Calls
 from vdiff_jax.training.interrupts import InterruptedRunError, Interrupts
 from vdiff_jax.training.lines import HELD_OUT
 from vdiff_jax.training.records import Records
 from vdiff_jax.training.run import Run, Tools
-from vdiff_jax.training.saved import latest_step
 from vdiff_jax.training.step import Metrics, Networks, TrainState, init_state
 from vdiff_jax.training.throughput import Throughput
 from vdiff_jax.types import Feed, Params
@@ -78,7 +77,7 @@ def fit(tools: Tools, run: Run) -> Params:
       DamagedError: If there were checkpoints, and none is sound.
     """
     options = tools.loop
-    with Interrupts() as interrupts, _compiling(tools, run) as wait:
+    with Interrupts() as interrupts, compiling_first_call(tools, run) as wait:
         state, info = begin(tools, run)
         with (
             checkpoints.open_folder(
@@ -113,23 +112,6 @@ def fit(tools: Tools, run: Run) -> Params:
             " the same command goes on from there.",
         )
     return state.ema_params
-
-
-def _compiling(
-    tools: Tools, run: Run
-) -> contextlib.AbstractContextManager[Callable[[], None]]:
-    """Compiles the first call of a run meanwhile, unless that was done."""
-    done = latest_step(run.checkpoints) or 0
-    calls = Calls(done, run.num_updates, tools.loop.steps_per_call)
-    _, steps = next(iter(calls), (0, 0))
-    if not steps or steps in tools.compiled:
-        return contextlib.nullcontext(lambda: None)
-    state = jax.tree.map(
-        lambda leaf, sharding: leaf.update(sharding=sharding),
-        tools.abstract_state,
-        tools.shardings,
-    )
-    return compiling(tools.train_step, state, tools.feeder.abstract(steps), run.job)
 
 
 def begin(
@@ -500,32 +482,6 @@ def _mean_of_finite(name: str, values: np.ndarray) -> dict[str, float]:
     """The metric, or nothing where no value is finite."""
     finite = values[np.isfinite(values)]
     return {name: float(finite.mean())} if len(finite) else {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Calls:
-    """(first step, steps) of each call, cut at multiples of `steps_per_call`.
-
-    A resumed run is cut where the run that was never stopped is. There may be millions
-    of them: they are computed as they are needed.
-
-    Attributes:
-      first: Updates that are done.
-      last: Updates to reach.
-      steps_per_call: Updates of one compiled call, at most.
-    """
-
-    first: int
-    last: int
-    steps_per_call: int
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yields each."""
-        first, at_most = self.first, self.steps_per_call
-        while first < self.last:
-            steps = min(at_most - first % at_most, self.last - first)
-            yield first, steps
-            first += steps
 
 
 def _crosses(first: int, last: int, every: int) -> bool:

@@ -5,12 +5,10 @@ Needs neither JAX nor Orbax, for who only looks.
 
 import pathlib
 
-from vdiff_jax.files.place import is_in_store
+from vdiff_jax.files.place import COMMITTED, is_in_store
 
 # In the folder of a run.
 CHECKPOINTS, RESULT = "checkpoints", "result.json"
-# The object that Orbax writes last into a checkpoint in a store.
-COMMITTED = "commit_success.txt"
 
 
 def steps(folder: pathlib.Path) -> list[int]:

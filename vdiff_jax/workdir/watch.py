@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vdiff_jax.files.holders import Holder, holder_of
+from vdiff_jax.files.place import COMMITTED
 from vdiff_jax.training.lines import HELD_OUT, METRICS, last_lines
-from vdiff_jax.training.saved import COMMITTED, latest_step
+from vdiff_jax.training.saved import latest_step
 from vdiff_jax.workdir import layout
 
 State: TypeAlias = Literal["finished", "running", "silent", "stopped", "not begun"]

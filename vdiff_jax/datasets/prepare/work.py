@@ -29,8 +29,9 @@ from vdiff_jax.datasets.prepare.shards import ContextsOfSplit, ShardWriter
 from vdiff_jax.datasets.prepare.task import Task, check
 from vdiff_jax.datasets.prepare.writers import Writer, make_writer
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.files.cache import cache
 from vdiff_jax.files.locks import HeldError, lock
-from vdiff_jax.files.place import StorePath, cache, is_in_store, remove_tree
+from vdiff_jax.files.place import StorePath, is_in_store, remove_tree
 from vdiff_jax.progress import Bar
 
 CHUNK = 32

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdiff_jax.codec import Autoencoder, Codec, Latents
-from vdiff_jax.files.place import on_this_machine
+from vdiff_jax.files.copies import on_this_machine
 from vdiff_jax.interop.diffusers import dit_names
 from vdiff_jax.interop.diffusers.folder import VERSION, write_part
 from vdiff_jax.interop.diffusers.writable import refuse

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from vdiff_jax import parallel
 from vdiff_jax.datasets.images import SUFFIXES, Fit, decode
 from vdiff_jax.distillation.role import BASE, student
-from vdiff_jax.files.place import kept_on_this_machine, path_of
+from vdiff_jax.files.copies import kept_on_this_machine
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.data import decoded_shape, shapes_of
 from vdiff_jax.from_config.sampler import make_sampler
