@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test quick long lint faults bench
+.PHONY: demo test quick long gpu lint faults bench
 
 # Two modules at a time: most of the time goes into compiling, on one core each. The tests
 # of a module share what takes long to make, and stay with one worker.
@@ -13,15 +13,19 @@ demo: .venv/ready
 	$(BIN)/python launch.py --config configs/digits_moment_matching.py --workdir runs/digits
 
 test: .venv/ready
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not gpu"
 
 # Without the tests that train: for while you write.
 quick: .venv/ready
-	$(PYTEST) -m "not slow and not long"
+	$(PYTEST) -m "not slow and not long and not gpu"
 
 # What trains to convergence, the faults that take many runs, and the notebook.
 long: .venv/ready
 	$(PYTEST) -m long --nbmake tests docs/quickstart.ipynb
+
+# What holds on a GPU only: about 3 minutes on one.
+gpu: .venv/ready
+	$(BIN)/python -m pytest --confcutdir=tests/gpu -m gpu tests/gpu
 
 # Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
 faults: .venv/ready

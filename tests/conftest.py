@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import filelock
 import jax
+import jaxlib.version
 import pytest
 from ml_collections import ConfigDict
 
@@ -17,11 +18,12 @@ import tiny
 from tests.faults.faults import Trial, prepare, prepared
 from tests.faults.runs import Lab
 
-# Half of what XLA takes to compile for a CPU: the older of its two code generators, and
-# one module for LLVM instead of 32. Processes that tests start inherit it.
-QUICK_TO_COMPILE = (
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+# Half of what XLA takes to compile for a CPU: one module for LLVM instead of 32, and
+# the older of its two code generators while it has both. Processes that tests start
+# inherit it.
+QUICK_TO_COMPILE = "--xla_cpu_parallel_codegen_split_count=1"
+if jaxlib.version.__version_info__ < (0, 11):
+    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 FLAGS = os.environ.get("XLA_FLAGS", "")
 if QUICK_TO_COMPILE not in FLAGS:  # a worker of pytest-xdist has inherited it
     os.environ["XLA_FLAGS"] = f"{FLAGS} {QUICK_TO_COMPILE}".strip()
