@@ -10,8 +10,9 @@ In bfloat16, and as far as the minutes go:
 2. Training, in ever larger batches until it gets slower or memory ends: images/s, the
    work of the network in a second, which is two FLOPs for each multiply-add of
    `benchmarks.flops`, and its share of what was measured in 1 and of the data sheet.
-3. At the best batch, training and distillation beside PyTorch with `torch.compile`, in
-   turn, if PyTorch can use this GPU; and samples in 1, 4 and 8 steps.
+3. At the best batch, training and distillation beside PyTorch, eager and by
+   `torch.compile`, in turn, if PyTorch can use this GPU; moment matching; and samples
+   in 1, 8 and 128 steps.
 """
 
 import argparse
@@ -34,7 +35,7 @@ BATCHES = {
 }
 # Guesses at what a first measurement takes; later ones are taken to be like it.
 GUESS_SECONDS = {"tiny": 5.0, "cifar10": 60.0, "imagenet64": 150.0}
-NUM_STEPS = (1, 4, 8)
+NUM_STEPS = (1, 8, 128)
 SPARE_SECONDS = 15.0
 
 
@@ -79,14 +80,17 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--matrix", type=int, default=flops.MATRIX["gpu"])
     parser.add_argument("--copy_mib", type=int, default=4096)
     parser.add_argument(
-        "--peer", choices=(steps.EAGER, steps.COMPILED), default=steps.COMPILED
+        "--peers",
+        nargs="*",
+        choices=(steps.EAGER, steps.COMPILED),
+        default=(steps.EAGER, steps.COMPILED),
     )
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--tiny", action="store_true", help="on a CPU, for a try")
     options = parser.parse_args()
     if options.tiny:
         tiny = {"sizes": ["tiny"], "matrix": 256, "copy_mib": 64, "seconds": 0.2}
-        vars(options).update(tiny, peer=steps.EAGER)
+        vars(options).update(tiny, peers=[steps.EAGER])
     return options
 
 
@@ -122,6 +126,7 @@ class Session:
                 self._measure(job, size, batch_size, forward, 2 * needs, peer=True)
         else:
             self._measure("distill", size, batch_size, forward, 1.3 * needs)
+        self._measure("match", size, batch_size, forward, 1.5 * needs)
         for num_steps in NUM_STEPS:
             self._measure("sample", size, batch_size, forward, needs, num_steps)
 
@@ -168,7 +173,7 @@ class Session:
             env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         contenders = steps.lineup(
             job,
-            [options.peer] if peer else [],
+            options.peers if peer else [],
             self._cache,
             device=self._torch or "cpu",
             env=env,

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeAlias
 
-from configs import cifar10, digits, digits_dit, imagenet64
+from configs import cifar10, cifar10_gpu, digits, digits_dit, imagenet64
 
 # An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
 Config: TypeAlias = Any
@@ -34,6 +34,7 @@ SIZES: dict[str, tuple[Any, dict[str, Any]]] = {
     "digits_dit": (digits_dit, {}),
     "cifar4m": (cifar10, _CIFAR4M),
     "cifar10": (cifar10, {}),
+    "cifar10_gpu": (cifar10_gpu, {}),
     "imagenet64": (imagenet64, {}),
 }
 
