@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from vdiff_jax.nets import conditioning, layers
+from vdiff_jax.nets import attention, conditioning, layers
 from vdiff_jax.nets.attention import attend_on_cpu
 from vdiff_jax.nets.convolution import convolve_on_cpu
 from vdiff_jax.nets.dit import DiT
@@ -259,6 +259,33 @@ def test_attention_and_its_gradient_are_those_of_jax():
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     for found, expected in zip(pull(dh), pull_theirs(dh), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "fused"),
+    [
+        ((9, 0), jnp.bfloat16, 32, True),
+        ((9, 0), jnp.bfloat16, 256, True),
+        ((8, 0), jnp.float16, 128, True),
+        ((8, 0), jnp.bfloat16, 256, False),
+        ((9, 0), jnp.bfloat16, 20, False),
+        ((9, 0), jnp.float32, 32, False),
+        ((7, 5), jnp.float16, 32, False),
+        ((), jnp.bfloat16, 32, False),
+    ],
+)
+def test_attention_is_fused_where_cudnn_can(
+    monkeypatch, capability, dtype, width, fused
+):
+    monkeypatch.setattr(attention, "compute_capability", lambda: capability)
+    q = jnp.zeros((2, 16, 4, width), dtype)
+    assert attention.can_be_fused(q) == fused
+    with attention.portable():
+        assert not attention.can_be_fused(q)
+
+
+def test_a_cpu_fuses_nothing():
+    assert attention.compute_capability() == ()
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])

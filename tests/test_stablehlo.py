@@ -16,6 +16,8 @@ from vdiff_jax.files import weights
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import stablehlo
+from vdiff_jax.interop.model_file import tensors_of
+from vdiff_jax.nets import attention
 from vdiff_jax.types import Condition
 
 pytestmark = pytest.mark.slow
@@ -205,6 +207,14 @@ def test_the_code_is_small_and_says_nothing_of_this_machine(exported):
     assert about["platforms"] == ["cpu", "cuda"]
     assert about["weights_sha256"] == weights.sha256(folder / stablehlo.WEIGHTS)
     assert "6 months" in about["lifetime"]
+
+
+def test_no_kernel_of_the_gpu_that_it_was_written_on_is_in_the_code(monkeypatch):
+    config = tiny.config("sample", model={"dtype": "bfloat16"})
+    sampler = make_sampler(config, model := make_model(config), "ddim")
+    tensors = tensors_of(model.init(jax.random.key(0)))
+    monkeypatch.setattr(attention, "compute_capability", lambda: (9, 0))
+    assert b"cudnn" not in stablehlo.code(sampler, tensors, num_steps=2)
 
 
 def test_the_script_in_the_folder_draws_pictures(exported):

@@ -63,7 +63,8 @@ def finished(workdir, *flags, **options):
 
 def script(code, *arguments, env=None):
     """Runs Python code in a process of its own; what it printed."""
-    environment = {**os.environ, **SHARED, "PYTHONPATH": str(ROOT), **(env or {})}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, **SHARED, "PYTHONPATH": path, **(env or {})}
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -109,6 +110,35 @@ print(jax.default_backend(), *np.asarray(numbers)[:, 0, 0])
 
 def test_codes_are_compared_in_full_precision():
     assert script(EXACT).split() == ["gpu", "0", "1"]
+
+
+ATTENTION = """
+import sys, jax, jax.numpy as jnp, numpy as np
+from vdiff_jax.nets import attention
+key = jax.random.split(jax.random.key(0), 4)
+q, k, v, d = (jax.random.normal(each, (4, 256, 4, 32), jnp.bfloat16) for each in key)
+assert attention.can_be_fused(q) and not attention.can_be_fused(q.astype(jnp.float32))
+def gradients(function, *arguments):
+    out, pull = jax.vjp(function, *arguments)
+    return out, *pull(d.astype(out.dtype))
+fused = jax.jit(lambda *x: gradients(attention.attend, *x))
+assert "cudnn" in fused.lower(q, k, v).as_text()
+exact = gradients(
+    attention.attend_on_cpu, *(x.astype(jnp.float32) for x in (q, k, v))
+)
+again = fused(q, k, v)
+for x, y, z in zip(fused(q, k, v), exact, again, strict=True):
+    x, y, z = (np.asarray(each, np.float32) for each in (x, y, z))
+    print(np.abs(x - y).max() / np.abs(y).max(), int((x != z).sum()))
+"""
+
+
+def test_fused_attention_is_attention():
+    environment = {"XLA_FLAGS": "--xla_gpu_exclude_nondeterministic_ops=true"}
+    rows = [line.split() for line in script(ATTENTION, env=environment).splitlines()]
+    assert len(rows) == 4
+    assert all(float(error) < 0.02 for error, _ in rows)
+    assert all(differing == "0" for _, differing in rows)  # bits of a second call
 
 
 DRAW = """

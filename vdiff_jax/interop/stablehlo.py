@@ -25,6 +25,7 @@ from vdiff_jax.files import weights
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.interop.model_file import params_of, tensors_of
 from vdiff_jax.model import Model
+from vdiff_jax.nets.attention import portable
 from vdiff_jax.nets.autoencoder import OF_DECODER
 from vdiff_jax.types import Condition, Params
 
@@ -173,7 +174,7 @@ def code(
             for x in jax.tree.leaves(_example(model))
         ),
     ]
-    with _without_paths():
+    with _without_paths(), portable():
         exported = export.export(jax.jit(draw), platforms=PLATFORMS)(*arguments)
     return bytes(exported.serialize())
 

@@ -1,5 +1,10 @@
 """Attention over all pixels or all of a context, as each platform is fast at it."""
 
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,9 +16,19 @@ Queries = Float[Array, " batch queries heads channels"]
 Keys = Float[Array, " batch keys heads channels"]
 Mask = Bool[Array, " batch keys"]
 
+_PORTABLE = contextvars.ContextVar("portable", default=False)
 
-# Under `jit` it is traced once for all layers of a shape.
-@jax.jit
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """What is traced here has no kernel of cuDNN: for programs that are kept."""
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
+
+
 def attend(q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
     """Softmax of q k / sqrt(channels) over the keys, times v.
 
@@ -23,13 +38,44 @@ def attend(q: Queries, k: Keys, v: Keys, mask: Mask | None = None) -> Queries:
       v: Values, of the shape of the keys.
       mask: True for the keys that count, at least one of each example; None for all.
     """
+    return _attend(q, k, v, mask, fused=mask is None and can_be_fused(q))
+
+
+# Under `jit` it is traced once for all layers of a shape.
+@functools.partial(jax.jit, static_argnames="fused")
+def _attend(q: Queries, k: Keys, v: Keys, mask: Mask | None, *, fused: bool) -> Queries:
     if mask is None:
-        return lax.platform_dependent(
-            q, k, v, cpu=attend_on_cpu, default=jax.nn.dot_product_attention
+        by_jax = functools.partial(
+            jax.nn.dot_product_attention, implementation="cudnn" if fused else None
         )
+        return lax.platform_dependent(q, k, v, cpu=attend_on_cpu, default=by_jax)
     return lax.platform_dependent(
         q, k, v, mask, cpu=attend_on_cpu, default=attend_by_jax
     )
+
+
+def can_be_fused(q: Queries) -> bool:
+    """Whether cuDNN has a kernel that never writes the queries x keys weights.
+
+    It needs 16 bits, a GPU of NVIDIA's Ampere or later, and a head's width that divides
+    by 8 and is at most 128, on Hopper 256.
+
+    Args:
+      q: The queries.
+    """
+    if _PORTABLE.get() or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    capability = compute_capability()
+    most = 256 if capability >= (9, 0) else 128
+    return capability >= (8, 0) and q.shape[-1] <= most and q.shape[-1] % 8 == 0
+
+
+def compute_capability() -> tuple[int, ...]:
+    """That of the first device, such as (9, 0); () where it is no GPU of NVIDIA."""
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
+        return ()
+    return tuple(int(part) for part in device.compute_capability.split("."))
 
 
 def attend_by_jax(q: Queries, k: Keys, v: Keys, mask: Mask) -> Queries:

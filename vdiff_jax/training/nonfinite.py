@@ -156,8 +156,7 @@ class _Trace:
         self, params: dict[str, Any], inputs: list[_Value], where: str
     ) -> list[_Value]:
         """Runs a scan, one round after the other."""
-        first = params["num_consts"]
-        last = first + params["num_carry"]
+        first, last = _places_of_carry(params)
         fixed, carry, stacked = inputs[:first], inputs[first:last], inputs[last:]
         program = params["jaxpr"]
         rounds = range(params["length"])
@@ -256,3 +255,12 @@ def _line(equation: Any) -> str:
         if not any(f"/{name}/" in frame.file_name for name in ("jax", "flax", "optax")):
             return f"{frame.file_name}:{frame.line_num}"
     return ""
+
+
+def _places_of_carry(params: dict[str, Any]) -> tuple[int, int]:
+    """Where, among a scan's inputs, the carried values begin and end."""
+    if "num_consts" in params:
+        first, count = params["num_consts"], params["num_carry"]
+    else:  # since JAX 0.11
+        first, count = (len(part) for part in params["ft_in"].unpack()[:2])
+    return first, first + count
