@@ -61,6 +61,8 @@ def show(folder: pathlib.Path) -> None:
     (path,) = folder.rglob("*.xplane.pb")
     seconds = kernels(path)
     total = sum(seconds.values())
+    if not total:
+        raise SystemExit(f"{path} has no kernel of a GPU.")
     kinds: collections.Counter[str] = collections.Counter()
     for name, each in seconds.items():
         kinds[kind_of(name)] += each

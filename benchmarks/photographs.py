@@ -2,8 +2,9 @@ r"""The tables of docs/photographs.md, from the weights that come with the repos
 
     python -m benchmarks.photographs --data cifar10 --out runs/photographs
 
-`--data` is a folder of train/<class>/ and test/<class>/ of 32x32 images. Four parts,
-each of which can be had alone by --part:
+`--data` is a folder of train/<class>/ and test/<class>/ of 32x32 images; `--models` are
+others than those that are shipped: mine for mine-base.safetensors and so on. Four
+parts, each of which can be had alone by --part:
 
     students    the base in 128 steps and the students, 3 seeds of 10,000 images
     guidance    the same at guidance weights 1 and 2, 2,000 images
@@ -31,7 +32,7 @@ from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.batches import draw, seconds_per_image, start_of_seed
 from vdiff_jax.generation.sampler import request
 
-PRETRAINED = pathlib.Path("data/pretrained")
+PRETRAINED = pathlib.Path("data/pretrained/cifar10")
 NAMES = ("base", "8step", "4step", "2step", "1step")
 STUDENTS = (1, 2, 4, 8)
 COLUMNS = ("frechet_classifier", "recall_classifier", "coverage_classifier")
@@ -70,14 +71,15 @@ def main() -> None:
     options = _parse()
     for part in options.part:
         workdir = options.out / part
-        _share_reference(options.out, workdir)
         if part == "ancestral":
-            _print_ancestral(options.out, workdir)
+            _print_ancestral(options, workdir)
         else:
+            _share_reference(options.out, workdir)
             fields = {f"evaluate.{name}": x for name, x in EVALUATIONS[part].items()}
-            files = [PRETRAINED / f"cifar10-{name}.safetensors" for name in NAMES]
+            files = tuple(_file(options.models, name) for name in NAMES)
             fields |= {
-                "evaluate.files": tuple(map(str, files)),
+                "evaluate.files": files,
+                "evaluate.features": ("classifier",),
                 "data.path": options.data,
             }
             launch("cifar10_small_moment_matching:evaluate", workdir, fields)
@@ -118,12 +120,17 @@ def _value(row: dict[str, Any]) -> str:
     return value if row["spread"] is None else f"{value} ± {row['spread']:.{digits}f}"
 
 
-def _print_ancestral(out: pathlib.Path, workdir: pathlib.Path) -> None:
+def _file(models: pathlib.Path, name: str) -> str:
+    """The path of a model: one of `NAMES`."""
+    return f"{models}-{name}.safetensors"
+
+
+def _print_ancestral(options: argparse.Namespace, workdir: pathlib.Path) -> None:
     """Prints distance and seconds per image of long chains of the base model."""
-    ruler, of_classifier = _ruler(out)
+    ruler, of_classifier = _ruler(options.out)
     path = workdir / "ancestral.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
-    base = vdiff_jax.load(PRETRAINED / "cifar10-base.safetensors")
+    base = vdiff_jax.load(_file(options.models, "base"))
     for steps in LONG:
         for name, variance in (("ddim", None), ("ancestral", 0.0), ("ancestral", 1.0)):
             key = f"{name} {variance} {steps}"
@@ -174,6 +181,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, default="runs/photographs")
+    parser.add_argument("--models", type=pathlib.Path, default=PRETRAINED)
     parts = (*EVALUATIONS, "ancestral")
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     return parser.parse_args()

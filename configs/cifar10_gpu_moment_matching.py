@@ -20,5 +20,5 @@ def get_config(stage: str = "all") -> ConfigDict:
     """The run described above."""
     config = cifar10_gpu.get_config(stage)
     config.distill = cifar10_small_moment_matching.get_config(stage).distill
-    config.update({"distill": {"updates": "2500, 1: 4000", "batch_size": 256}})
+    config.update({"distill": {"updates": "2500, 1: 4000", "batch_size": 128}})
     return config
