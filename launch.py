@@ -112,7 +112,6 @@ def _run(argv: Sequence[str]) -> None:
         )
     if flags.compilation_cache and not flags.dry_run:
         print(f"launch: {compilation_cache.use()}")
-    parallel.use_deterministic_kernels()
     _join(flags)
     if not _joined():
         parallel.use_cores(_batch_sizes(_known(config, workdir, command.asked)))

@@ -282,6 +282,8 @@ def test_attention_is_fused_where_cudnn_can(
     assert attention.can_be_fused(q) == fused
     with attention.portable():
         assert not attention.can_be_fused(q)
+    monkeypatch.setenv("XLA_FLAGS", f"--a=1 {attention.DETERMINISTIC}")
+    assert not attention.can_be_fused(q)
 
 
 def test_a_cpu_fuses_nothing():

@@ -221,23 +221,6 @@ print(jax.device_count())
     assert int(told.stdout) == devices
 
 
-@pytest.mark.parametrize(
-    ("flags", "then"),
-    [
-        ("", "--xla_gpu_exclude_nondeterministic_ops=true"),
-        ("--a=1", "--a=1 --xla_gpu_exclude_nondeterministic_ops=true"),
-        (own := "--xla_gpu_exclude_nondeterministic_ops=false", own),
-        (own := "--xla_gpu_deterministic_ops=true", own),
-    ],
-)
-def test_kernels_are_deterministic_unless_the_user_says_otherwise(
-    monkeypatch, flags, then
-):
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    parallel.use_deterministic_kernels()
-    assert os.environ["XLA_FLAGS"] == then
-
-
 def test_hosts_that_cannot_be_joined_are_told_what_to_say(monkeypatch):
     def fail(*arguments, **options):
         raise ValueError("coordinator_address should be defined.")

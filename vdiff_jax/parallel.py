@@ -57,18 +57,6 @@ def start(
         ) from error
 
 
-def use_deterministic_kernels() -> None:
-    """Leaves out kernels whose sums are in another order each time; call it first.
-
-    With them, a run on a GPU that is killed and resumed would end in other bits than
-    one that was not. Nothing changes where the user's XLA_FLAGS say something of it.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "deterministic_ops" not in flags:
-        flag = "--xla_gpu_exclude_nondeterministic_ops=true"
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()
-
-
 def use_cores(batch_sizes: Sequence[int]) -> None:
     """Makes as many devices of a CPU as it has cores; call it before JAX has devices.
 
