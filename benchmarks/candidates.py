@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from benchmarks import ours, sizes
-from benchmarks.latents import launch
+from benchmarks.commands import launch
 from configs import cifar10_small
 
 TIMED = 30  # updates

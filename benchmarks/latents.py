@@ -20,9 +20,6 @@ import argparse
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +28,7 @@ import numpy as np
 import PIL.Image
 
 from benchmarks import captions, small_autoencoder
+from benchmarks.commands import launch, run
 from configs import cifar10_latents
 from vdiff_jax.datasets.digits import digits
 from vdiff_jax.evaluation import classifier
@@ -123,30 +121,10 @@ def of_contexts(data: pathlib.Path, out: pathlib.Path) -> dict[str, Any]:
 RUN = {"digits": of_digits, "classes": of_classes, "contexts": of_contexts}
 
 
-def launch(config: str, workdir: pathlib.Path, fields: dict[str, Any]) -> None:
-    """Runs our command; a stage that is finished is not run again.
-
-    Args:
-      config: The name of a config and, behind a colon, its stage.
-      workdir: The folder of the project.
-      fields: Fields of the config, by their paths.
-    """
-    flags = [f"--config.{path}={value}" for path, value in fields.items()]
-    _run("launch.py", f"--config={config}", f"--workdir={workdir}", *flags)
-
-
 def prepare(data: pathlib.Path, out: pathlib.Path, *flags: object) -> None:
     """Encodes both splits of a folder."""
     splits = ("--splits", "train", "test", "--size", "32")
-    _run("-m", "vdiff_jax.datasets.prepare", data, "--out", out, *splits, *flags)
-
-
-def _run(*arguments: object) -> None:
-    command = [sys.executable, *map(str, arguments)]
-    print("$", " ".join(["python", *command[1:]]), flush=True)
-    start = time.perf_counter()
-    subprocess.run(command, check=True)
-    print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+    run("-m", "vdiff_jax.datasets.prepare", data, "--out", out, *splits, *flags)
 
 
 def _autoencoder(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:

@@ -24,7 +24,7 @@ from typing import Any
 import flax.serialization
 
 import vdiff_jax
-from benchmarks.latents import launch
+from benchmarks.commands import launch
 from vdiff_jax.evaluation import classifier, features, statistics_file
 from vdiff_jax.evaluation.metrics import Ruler
 from vdiff_jax.files.atomic import write_json
@@ -32,7 +32,7 @@ from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.generation.batches import draw, seconds_per_image, start_of_seed
 from vdiff_jax.generation.sampler import request
 
-PRETRAINED = pathlib.Path("data/pretrained/cifar10")
+PRETRAINED = pathlib.Path("data/pretrained/cifar10_small")
 NAMES = ("base", "8step", "4step", "2step", "1step")
 STUDENTS = (1, 2, 4, 8)
 COLUMNS = ("frechet_classifier", "recall_classifier", "coverage_classifier")

@@ -13,7 +13,9 @@ Not from the paper (Salimans & Ho, 2022, arXiv:2202.00512), whose network needs 
 - Guidance is folded in for every w in [0, 2], as in configs/digits_guided.py.
 - The ladder begins at 32 steps.
 
-Result: under way; see docs/photographs.md.
+Result: the base in 128 steps is at 6.2 / .57 / .47 (`frechet_classifier`, not FID, to
+the training images / recall / coverage; 2,048 images, seed 0), after 2.4 hours on 2
+quiet cores. Students, and what is still to come: docs/photographs.md.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 import launch
+import vdiff_jax
 from configs import digits
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.interop import model_file
@@ -70,3 +71,19 @@ def test_what_a_student_draws_is_as_near_to_digits_as_digits_are(name, tmp_path)
     theirs = nearest(real[:100], real[100:])
     shuffled = np.random.default_rng(0).permuted(real[:100], axis=1)
     assert ours < 1.3 * theirs < nearest(shuffled, real)
+
+
+def test_photographs_are_drawn_by_class_and_each_class_is_another():
+    path = PLACE / "cifar10_gpu-8step.safetensors"
+    about = model_file.read_about(path)
+    assert about.num_steps == 8
+    assert about.facts["params_sha256"]
+    model = vdiff_jax.load(path)
+    draws = [model.sample(4, seed=0, labels=[label] * 4, w=0.5) for label in (0, 6, 8)]
+    assert draws[0].shape == (4, 32, 32, 3)
+    aeroplane, frog, ship = (
+        images.astype(float).mean(axis=(0, 1, 2)) for images in draws
+    )
+    # Of the same noise: there is more blue in the sky and at sea.
+    assert aeroplane[2] - aeroplane[0] > frog[2] - frog[0] + 10
+    assert ship[2] - ship[0] > frog[2] - frog[0] + 10
