@@ -20,6 +20,7 @@ import argparse
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Sequence
 from typing import Any
 
