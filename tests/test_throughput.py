@@ -3,8 +3,10 @@ import types
 import jax
 import pytest
 
+import tiny
 from configs import cifar10, imagenet64
 from vdiff_jax.from_config.model import make_model
+from vdiff_jax.nets import attention
 from vdiff_jax.training import throughput
 
 
@@ -71,6 +73,13 @@ def test_the_papers_networks_cost_what_others_count(config, multiplications):
     """Within 6 %: others count every product of a padded convolution."""
     flops = make_model(config.get_config()).forward_flops()
     assert flops == pytest.approx(2 * multiplications, rel=0.06)
+
+
+def test_the_work_of_fused_attention_is_counted(monkeypatch):
+    config = tiny.config("train", model={"dtype": "bfloat16"})
+    flops = make_model(config).forward_flops()
+    monkeypatch.setattr(attention, "compute_capability", lambda: (9, 0))
+    assert make_model(config).forward_flops() == flops > 0
 
 
 def test_a_profile_traces_so_many_updates_and_not_the_compilation(tmp_path):

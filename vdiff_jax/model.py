@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Key
 from vdiff_jax import diffusion
 from vdiff_jax.codec import Codec
 from vdiff_jax.guidance import PLAIN, Guidance, classifier_free, with_mask
+from vdiff_jax.nets.attention import portable
 from vdiff_jax.types import (
     NOTHING,
     Condition,
@@ -66,13 +67,22 @@ class Model:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def forward_flops(self) -> float:
-        """Floating-point operations of one pass of the network over one example."""
+        """Floating-point operations of one pass of the network over one example.
+
+        Counted for the CPU, whatever runs it: the plugins of GPUs and TPUs cannot
+        count, and a fused kernel is a black box. 0 where JAX may not use the CPU.
+        """
+        try:
+            cpu = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:  # JAX_PLATFORMS leaves it out
+            return 0.0
 
         def forward(params: Params, *inputs: Any) -> Any:
             return self.net.apply({"params": params}, *inputs, **self._extra())
 
         inputs = jax.eval_shape(self._example)
-        lowered = jax.jit(forward).lower(self.abstract_params(), *inputs)
+        with jax.default_device(cpu), portable():
+            lowered = jax.jit(forward).lower(self.abstract_params(), *inputs)
         return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
     def num_parameters(self) -> int:

@@ -139,6 +139,18 @@ def test_fused_attention_is_attention():
     assert max(errors) < 0.02
 
 
+WORK = """
+from configs import cifar10_gpu
+from vdiff_jax.from_config.model import make_model
+print(make_model(cifar10_gpu.get_config()).forward_flops())
+"""
+
+
+def test_the_work_of_a_network_is_counted_on_a_gpu_too():
+    on_gpu, on_cpu = (float(script(WORK, env=env)) for env in (None, ON_CPU))
+    assert on_gpu == on_cpu > 6e8
+
+
 DRAW = """
 import sys, numpy as np, vdiff_jax
 model = vdiff_jax.load(sys.argv[1])
