@@ -25,6 +25,7 @@ long: .venv/ready
 
 # What holds on a GPU only: about 3 minutes on one.
 gpu: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cuda12]'
 	$(BIN)/python -m pytest --confcutdir=tests/gpu -m gpu tests/gpu
 
 # Fifty random kills, damaged checkpoints, full disks, lost hosts: about 20 minutes.
