@@ -46,6 +46,24 @@ def test_a_later_process_finds_what_an_earlier_one_compiled(tmp_path):
 
 
 @pytest.mark.slow
+def test_what_was_left_half_written_is_compiled_and_kept_again(tmp_path):
+    where, value, _ = _start(tmp_path)
+    folder = next((tmp_path / "vdiff_jax" / "compiled").iterdir())
+    assert str(folder) in where
+    program, *others = sorted(folder.glob("*-cache"))
+    whole = program.read_bytes()
+    # As a kill, or a full disk, leaves it: part of the program, and no time.
+    program.write_bytes(whole[: len(whole) // 2])
+    program.with_name(program.name.removesuffix("-cache") + "-atime").unlink()
+    _, again, _ = _start(tmp_path)
+    assert again == value
+    assert sorted(folder.glob("*-cache")) == [program, *others]
+    assert len(program.read_bytes()) > len(whole) // 2
+    _, _, found = _start(tmp_path)
+    assert found == len([program, *others])
+
+
+@pytest.mark.slow
 def test_a_folder_that_jax_was_given_is_used(tmp_path):
     own = tmp_path / "own"
     where, _, _ = _start(tmp_path / "home", JAX_COMPILATION_CACHE_DIR=str(own))

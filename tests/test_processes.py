@@ -13,8 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import store
 from tests.faults.faults import FAULTS, SHORT
-from tests.faults.runs import free_address
+from tests.faults.runs import free_address, results
+from vdiff_jax.files.place import path_of
 
 pytestmark = pytest.mark.slow
 
@@ -51,12 +53,13 @@ def test_the_logs_of_a_run_have_whole_lines_and_no_carriage_returns(trial):
         assert b"\r" not in log
 
 
-def _on_two_hosts(lab, workdir, stage, *flags):
-    """Runs a stage on two hosts of one device; returns what each printed."""
+@contextlib.contextmanager
+def _two_hosts(lab, workdir, stage, *flags):
+    """A stage, under way on two hosts of one device."""
     one_device = dataclasses.replace(lab, devices=1)
     address = free_address()
     with contextlib.ExitStack() as stack:
-        hosts = [
+        yield [
             stack.enter_context(
                 one_device.run(
                     workdir,
@@ -69,6 +72,11 @@ def _on_two_hosts(lab, workdir, stage, *flags):
             )
             for host in (0, 1)
         ]
+
+
+def _on_two_hosts(lab, workdir, stage, *flags):
+    """Runs a stage on two hosts of one device; returns what each printed."""
+    with _two_hosts(lab, workdir, stage, *flags) as hosts:
         statuses = [host.wait(240.0) for host in hosts]
         said = [host.said() for host in hosts]
     assert statuses == [0, 0], said
@@ -137,3 +145,26 @@ def test_two_hosts_draw_the_pictures_of_one(workdirs):
     # Of two models that differ by the order of sums in 120 + 120 updates.
     assert np.abs(np.array(one) - np.array(two)).mean() < 2
     assert np.std(one) > 10
+
+
+@pytest.mark.long
+def test_two_hosts_of_one_workdir_in_a_store_are_killed_and_end_as_on_a_disk(
+    trial, workdirs, monkeypatch
+):
+    pytest.importorskip("moto")
+    with store.server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        workdir = f"s3://{store.BUCKET}/two"
+        checkpoints = path_of(workdir) / "train" / "checkpoints"
+
+        def saves():
+            return checkpoints.is_dir() and (checkpoints / "40").is_dir()
+
+        with _two_hosts(trial.lab, workdir, "train") as hosts:
+            assert hosts[0].wait_for(saves)
+            for host in hosts:
+                host.kill()
+        assert not (path_of(workdir) / "train" / "result.json").exists()
+        _on_two_hosts(trial.lab, workdir, "train")
+        assert results(path_of(workdir))["train"] == results(workdirs[1])["train"]

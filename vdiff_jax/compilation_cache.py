@@ -4,6 +4,7 @@ import hashlib
 import pathlib
 import platform
 
+import filelock
 import jax
 
 from vdiff_jax.files.cache import cache
@@ -11,6 +12,10 @@ from vdiff_jax.files.cache import cache
 MOST_BYTES = 4 * 2**30
 # What takes less to compile would take as long to read.
 LEAST_SECONDS = 0.1
+# JAX writes a program and then, in a second file, when it was used last; both under a
+# lock.
+PROGRAM, TIME, LOCK = "-cache", "-atime", ".lockfile"
+LOCK_SECONDS = 10.0
 
 
 def use() -> str:
@@ -26,6 +31,7 @@ def use() -> str:
         folder = _folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_halves(folder)
         except OSError as error:
             return f"compiled programs are not kept ({error})"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -33,6 +39,25 @@ def use() -> str:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     where = jax.config.values["jax_compilation_cache_dir"]
     return f"compiled programs are kept in {where} (--nocompilation_cache: nowhere)"
+
+
+def remove_halves(folder: pathlib.Path) -> None:
+    """Removes programs that a kill or a full disk left half-written.
+
+    JAX would neither read nor replace them, and could make no room for others.
+
+    Args:
+      folder: A bounded folder of compiled programs.
+
+    Raises:
+      OSError: If another process holds the folder's lock for long, or one cannot be
+        removed.
+    """
+    with filelock.FileLock(folder / LOCK, timeout=LOCK_SECONDS):
+        for program in folder.glob(f"*{PROGRAM}"):
+            time = program.with_name(program.name.removesuffix(PROGRAM) + TIME)
+            if not time.exists():
+                program.unlink()
 
 
 def _folder() -> pathlib.Path:
