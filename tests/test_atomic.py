@@ -4,9 +4,11 @@ import json
 import math
 import os
 import pathlib
+import re
 
 import pytest
 
+from disks import full_disk
 from vdiff_jax.files.atomic import (
     replacing,
     to_json,
@@ -14,6 +16,14 @@ from vdiff_jax.files.atomic import (
     write_json,
     write_text,
 )
+
+
+def test_a_full_disk_is_reported_with_the_files_name(tmp_path):
+    path = tmp_path / "file"
+    write_bytes(path, b"old")
+    with pytest.raises(OSError, match=re.escape(f"large: '{path}'")), full_disk():
+        write_bytes(path, b"much too long")
+    assert path.read_bytes() == b"old"
 
 
 def _names(folder):

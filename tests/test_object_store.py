@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -20,6 +21,7 @@ import store
 import tiny
 import tiny_digits
 import vdiff_jax
+from disks import full_disk
 from vdiff_jax.datasets.catalog import open_source
 from vdiff_jax.datasets.prepare.__main__ import main as prepare
 from vdiff_jax.datasets.tfds import TfdsFiles
@@ -28,6 +30,7 @@ from vdiff_jax.files import place as places
 from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.holders import holder_of
 from vdiff_jax.files.place import StorePath, check_reachable, in_order, path_of
+from vdiff_jax.generation.grids import save_image
 from vdiff_jax.training import checkpoints, lines
 from vdiff_jax.workdir.layout import lock
 
@@ -311,6 +314,16 @@ def test_a_result_is_whole_or_not_there(url):
         half.mkdir()
         (half / "1.png").write_text("image")
     assert [path.name for path in (folder / "sample").iterdir()] == ["1.png"]
+
+
+def test_a_full_disk_of_this_machine_is_reported_by_name(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = path_of(url) / "grid.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with pytest.raises(OSError, match=f"large: '{tmp_path}/.*/grid.png'"), full_disk():
+        save_image(path, pixels)
+    assert not path.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_marks_a_result_comes_last():

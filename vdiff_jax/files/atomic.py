@@ -38,7 +38,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     remove(half)
     _UNDER_WAY[half] = path
     try:
-        yield half
+        with naming(path):
+            yield half
         if half.is_dir():
             _swap(half, path)
         else:
@@ -57,7 +58,8 @@ def _uploaded_to(path: StorePath) -> Iterator[pathlib.Path]:
     _UNDER_WAY[scratch] = scratch
     try:
         half = scratch / path.name
-        yield half
+        with naming(half):  # the disk that may be full is this machine's
+            yield half
         lease.check(path)
         if half.is_dir():
             path.rmtree()
@@ -65,6 +67,24 @@ def _uploaded_to(path: StorePath) -> Iterator[pathlib.Path]:
     finally:
         remove(scratch)
         _UNDER_WAY.pop(scratch, None)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Adds a path to what the system says of an error, where no path is: a full disk.
+
+    Args:
+      path: What is written.
+
+    Raises:
+      OSError: With the path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def abandon() -> None:

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from vdiff_jax import parallel
 from vdiff_jax.files import lease
-from vdiff_jax.files.atomic import remove, to_json, write_bytes
+from vdiff_jax.files.atomic import naming, remove, to_json, write_bytes
 from vdiff_jax.files.place import is_in_store
 from vdiff_jax.generation.grids import enlarge, save_image, tile
 from vdiff_jax.progress import Bar, say
@@ -198,8 +198,9 @@ class _TensorBoard:
             remove(self._scratch)
 
     def _upload(self) -> None:
-        self._writer.close()
         assert self._scratch is not None
+        with naming(self._scratch):
+            self._writer.close()
         for path in self._scratch.iterdir():
             write_bytes(self._folder / path.name, path.read_bytes())
             path.unlink()
