@@ -23,7 +23,7 @@ quick: .venv/ready
 long: .venv/ready
 	$(PYTEST) -m long --nbmake tests docs/quickstart.ipynb
 
-# What holds on a GPU only: about 3 minutes on one.
+# What holds on a GPU only, with JAX for CUDA 12.
 gpu: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cuda12]'
 	$(BIN)/python -m pytest --confcutdir=tests/gpu -m gpu tests/gpu
