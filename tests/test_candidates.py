@@ -9,12 +9,13 @@ from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, student
 from vdiff_jax.evaluation.measurement import Measurement
-from vdiff_jax.stages.evaluate.bench import OURS, Bench
+from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.candidates import (
     Candidate,
     candidate_of,
     candidates,
 )
+from vdiff_jax.stages.evaluate.records import OURS
 from vdiff_jax.workdir.layout import Project, methods_in
 
 # The keys of rows and the names of files of kept images as they were before 0.2.

@@ -21,8 +21,9 @@ from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import model as from_config_model
 from vdiff_jax.interop import model_file
 from vdiff_jax.model import Model
-from vdiff_jax.stages.evaluate import bench, page
+from vdiff_jax.stages.evaluate import drawing, illustrations, page
 from vdiff_jax.stages.evaluate.models import Models, of_finished
+from vdiff_jax.stages.evaluate.records import Records
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import Trained, role_in
 
@@ -56,8 +57,8 @@ def _short():
     """A classifier of a few updates is enough here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classifier, "NUM_UPDATES", 5)
-        patch.setattr(bench, "TUNING_IMAGES", 16)
-        patch.setattr(bench, "BATCHES_IN_A_PART", 1)
+        patch.setattr(drawing, "TUNING_IMAGES", 16)
+        patch.setattr(drawing, "BATCHES_IN_A_PART", 1)
         yield
 
 
@@ -98,7 +99,7 @@ def test_every_model_and_sampler_is_measured_by_every_metric(measured):
         assert len(row["values"]) == 2
         assert row["warning"] is not None
         assert row["seconds_per_image"] > 0
-        assert (row["variance"] in bench.VARIANCES) == (row["sampler"] == "ancestral")
+        assert (row["variance"] in drawing.VARIANCES) == (row["sampler"] == "ancestral")
         if "frechet" in row["metric"]:
             assert row["value"] > 0
             assert row["spread"] > 0  # every seed has its own noise
@@ -305,7 +306,7 @@ def test_a_stopped_evaluation_goes_on_with_the_same_numbers(
     with monkeypatch.context() as patch:
         draws = Draws(patch)
         launch.launch(tiny.small("evaluate"), workdir)
-    whole = 4 * len(CANDIDATES) + len(bench.VARIANCES)
+    whole = 4 * len(CANDIDATES) + len(drawing.VARIANCES)
     assert draws.calls == whole - 7
     assert _numbers(workdir) == _numbers(measured)
 
@@ -491,8 +492,8 @@ def test_students_of_two_methods_are_measured_and_shown_side_by_side(
     ]  # fmt: skip
     labels = [strip.label for strip in content.interpolations]
     assert labels[0] == "progressive, 1 step: noise 0 to 1"
-    assert labels[page.ROWS] == "moment matching, 1 step: noise 0 to 1"
-    assert len({*labels}) == 2 * page.ROWS
+    assert labels[illustrations.ROWS] == "moment matching, 1 step: noise 0 to 1"
+    assert len({*labels}) == 2 * illustrations.ROWS
     losses = {(loss.name, loss.metric): loss.training for loss in content.losses}
     assert [name for name, metric in losses if metric == "loss"] == [
         "base", "4 steps", "2 steps", "1 step",
@@ -503,10 +504,9 @@ def test_students_of_two_methods_are_measured_and_shown_side_by_side(
     assert {metric for _, metric in losses} == {"loss"}
 
 
-def test_the_slider_moves_along_the_method_of_the_most_students(monkeypatch):
+def test_the_slider_moves_along_the_method_of_the_most_students(monkeypatch, tmp_path):
     images = np.zeros((4, 8, 8, 1), np.uint8)
-    monkeypatch.setattr(bench.Bench, "__init__", lambda self: None)
-    monkeypatch.setattr(bench.Bench, "images_of", lambda self, row: images)
+    monkeypatch.setattr(Records, "images_of", lambda self, row: images)
     rows = [
         Measurement(
             model="distilled" if method else "base", method=method, sampler="ddim",
@@ -516,6 +516,6 @@ def test_the_slider_moves_along_the_method_of_the_most_students(monkeypatch):
             (None, 8), ("progressive", 1), ("stochastic", 1), ("stochastic", 2),
         )
     ]  # fmt: skip
-    series = page._series(bench.Bench(), rows)
+    series = page._series(Records(tmp_path), rows)
     assert [one.name for one in series] == ["stochastic", "progressive", "base, DDIM"]
     assert [frame.steps for frame in series[0].frames] == [8, 2, 1]

@@ -30,7 +30,13 @@ from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.generation.batches import Drawn, in_parts
 from vdiff_jax.model import Model
-from vdiff_jax.stages.evaluate import bench, feature_sets, likelihood, references
+from vdiff_jax.stages.evaluate import (
+    bench,
+    drawing,
+    feature_sets,
+    likelihood,
+    references,
+)
 from vdiff_jax.stages.evaluate.candidates import Candidate
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.sample import output
@@ -77,7 +83,7 @@ FEW = features.FeatureSet("few", {}, _apply, {})
 def _small(monkeypatch):
     """What is bounded by a number of images is bounded by a small one."""
     monkeypatch.setattr(metrics, "MOST_PAIRED", 100)
-    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 2)
+    monkeypatch.setattr(drawing, "BATCHES_IN_A_PART", 2)
     monkeypatch.setattr(feature_sets.features, "of_pixels", lambda: FEW)
 
 
@@ -167,9 +173,9 @@ def _likelihood(monkeypatch, folder, num):
 
 
 def _candidate(monkeypatch, folder, num):
-    monkeypatch.setattr(bench, "draw", _draw)
+    monkeypatch.setattr(drawing, "draw", _draw)
     monkeypatch.setattr(
-        bench, "start_of_seed", lambda sampler, seed, condition_of: None
+        drawing, "start_of_seed", lambda sampler, seed, condition_of: None
     )
     _real(monkeypatch, 50)
     project = Project(_config(num=num), folder)
@@ -178,12 +184,13 @@ def _candidate(monkeypatch, folder, num):
 
 
 def _tuning(monkeypatch, folder, num):
-    monkeypatch.setattr(bench, "TUNING_IMAGES", num)
-    monkeypatch.setattr(bench, "VARIANCES", (0.5,))
+    monkeypatch.setattr(drawing, "TUNING_IMAGES", num)
+    monkeypatch.setattr(drawing, "VARIANCES", (0.5,))
     _candidate(monkeypatch, folder, num)
     project = Project(_config(num=num), folder)
     measuring = bench.Bench(project, _Models(project))
-    return lambda: measuring._variance(Candidate(BASE, "ancestral", 2))
+    candidate, reference = Candidate(BASE, "ancestral", 2), measuring.references[0]
+    return lambda: measuring._drawing.best_variance(candidate, reference, num)
 
 
 def _peak(work):
@@ -228,15 +235,15 @@ def test_real_images_are_read_once_for_all_sets(monkeypatch, tmp_path):
 
 
 def test_a_part_of_large_images_has_fewer_batches(monkeypatch, tmp_path):
-    _candidate(monkeypatch, tmp_path, 500)
-    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 16)
-    project = Project(_config(), tmp_path)
-    drawing = bench.Bench(project, _Models(project))
-    assert drawing._in_parts(1500) == [range(1024), range(1024, 1500)]
-    monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 3 * 64 * BYTES + 1)
-    assert drawing._in_parts(500) == [range(192), range(192, 384), range(384, 500)]
-    monkeypatch.setattr(bench, "MOST_BYTES_IN_A_PART", 1)
-    assert drawing._in_parts(100) == [range(64), range(64, 100)]
+    monkeypatch.setattr(drawing, "BATCHES_IN_A_PART", 16)
+    config = _config()
+    models = _Models(Project(config, tmp_path))
+    of_large = drawing.Drawing(config, models, None, BYTES)
+    assert of_large.in_parts(1500) == [range(1024), range(1024, 1500)]
+    monkeypatch.setattr(drawing, "MOST_BYTES_IN_A_PART", 3 * 64 * BYTES + 1)
+    assert of_large.in_parts(500) == [range(192), range(192, 384), range(384, 500)]
+    monkeypatch.setattr(drawing, "MOST_BYTES_IN_A_PART", 1)
+    assert of_large.in_parts(100) == [range(64), range(64, 100)]
 
 
 def _written(folder, dtype, num, part=50):

@@ -32,7 +32,7 @@ from vdiff_jax.from_config.check import check
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.starts import class_numbers
 from vdiff_jax.interop import model_file
-from vdiff_jax.stages.evaluate import bench, feature_sets, judge, references
+from vdiff_jax.stages.evaluate import bench, drawing, feature_sets, judge, references
 from vdiff_jax.stages.evaluate import stage as evaluate_stage
 from vdiff_jax.stages.sample import images as sample_stage
 from vdiff_jax.stages.sample import output
@@ -122,7 +122,7 @@ def test_images_that_are_gone_are_drawn_again_and_nothing_is_measured(
 def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
     workdir, monkeypatch
 ):
-    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 1)
+    monkeypatch.setattr(drawing, "BATCHES_IN_A_PART", 1)
     launch.launch(_evaluation(batch_size=8), workdir)
     values = _values(workdir)
     shutil.rmtree(workdir / "evaluate")
@@ -140,7 +140,7 @@ def test_a_part_of_another_batch_size_is_not_taken_for_one_of_this(
 def test_what_an_interrupted_evaluation_keeps_is_features_and_few_images(
     workdir, monkeypatch
 ):
-    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 1)
+    monkeypatch.setattr(drawing, "BATCHES_IN_A_PART", 1)
     monkeypatch.setattr(bench, "KEPT_IMAGES", 18)
     launch.launch(_evaluation(), workdir)
     out = workdir / "evaluate"
@@ -171,7 +171,7 @@ def test_what_an_interrupted_evaluation_keeps_is_features_and_few_images(
 
 def test_a_part_of_an_earlier_version_is_not_drawn_again(workdir, monkeypatch):
     """It has images, and no features of them."""
-    monkeypatch.setattr(bench, "BATCHES_IN_A_PART", 1)
+    monkeypatch.setattr(drawing, "BATCHES_IN_A_PART", 1)
     launch.launch(_evaluation(), workdir)
     out = workdir / "evaluate"
     pictures, values = _contents(out / "pictures"), _values(workdir)

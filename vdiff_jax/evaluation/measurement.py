@@ -106,6 +106,15 @@ def of_metric(measurements: Sequence[Measurement], metric: str) -> list[Measurem
     return [one for one in measurements if one.metric == metric]
 
 
+def by_method(rows: Sequence[Measurement]) -> list[list[Measurement]]:
+    """The rows of the students of each method."""
+    methods: dict[str, list[Measurement]] = {}
+    for row in rows:
+        if row.method is not None:
+            methods.setdefault(row.method, []).append(row)
+    return list(methods.values())
+
+
 def read_rows(path: pathlib.Path) -> list[Measurement]:
     """The rows of a ladder.json; none, if there is no such file.
 

@@ -1,15 +1,13 @@
 """The measuring of candidates: their images of the same noise, and the references.
 
 Images are drawn part after part, and let go when their features are taken: they are
-never held all at once. While it is at work the rows and the features go to `parts/`,
-and what an earlier evaluation left stays as it is; `finish` puts the new in its place.
+never held all at once.
 """
 
 import functools
 import hashlib
 import json
 import pathlib
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,33 +19,23 @@ from vdiff_jax import parallel
 from vdiff_jax.datasets.catalog import Split
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.evaluation.features import Extraction, Features
-from vdiff_jax.evaluation.measurement import Measurement, former_method, read_rows
+from vdiff_jax.evaluation.measurement import Measurement, former_method
 from vdiff_jax.evaluation.metrics import Measured
-from vdiff_jax.files.atomic import replacing, write_json
-from vdiff_jax.files.fingerprints import DamagedError
-from vdiff_jax.files.place import remove_tree
 from vdiff_jax.from_config.sampler import clip_of
 from vdiff_jax.from_config.starts import make_condition_of
-from vdiff_jax.generation.batches import (
-    BATCHES_IN_A_PART,
-    MOST_BYTES_IN_A_PART,
-    Drawn,
-    draw,
-    in_parts,
-    seconds_per_image,
-    start_of_seed,
-)
+from vdiff_jax.generation.batches import Drawn, seconds_per_image
 from vdiff_jax.generation.conditions import ConditionOf
-from vdiff_jax.generation.sampler import request
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages.evaluate import parts
-from vdiff_jax.stages.evaluate.candidates import Candidate, candidate_of
+from vdiff_jax.stages.evaluate.candidates import Candidate
 from vdiff_jax.stages.evaluate.counts import check_counts
+from vdiff_jax.stages.evaluate.drawing import Drawing
 from vdiff_jax.stages.evaluate.feature_sets import feature_sets
 from vdiff_jax.stages.evaluate.judge import Judge
 from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.stages.evaluate.parts import Part
 from vdiff_jax.stages.evaluate.published import published
+from vdiff_jax.stages.evaluate.records import Records
 from vdiff_jax.stages.evaluate.references import (
     Real,
     make_references,
@@ -55,19 +43,10 @@ from vdiff_jax.stages.evaluate.references import (
 )
 from vdiff_jax.workdir.layout import Project
 
-# The variance of the ancestral sampler is chosen among these, for each number of steps,
-# as in Salimans & Ho (2022), Sec. 5; on images that are not among those measured.
-VARIANCES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-TUNING_IMAGES = 1024
-TUNING_SEED = 1_000_000
 # Fields of `sample` that change images.
 SAMPLING = ("clip", "guidance_interval", "guidance_rescale")
 KEPT_IMAGES = 64
 LABELS_AT_ONCE = 256
-# Names of the files of kept images, at any version: at first they had no key.
-OURS = re.compile(
-    r"(base|guided|distilled)-[a-z0-9_]+-\d{4,}(-w[0-9.e+-]+?)?(-[0-9a-f]{16})?\.npy"
-)
 
 
 class _OfSeed(NamedTuple):
@@ -88,8 +67,8 @@ class Bench:
     """The models, the references and the files that measuring needs.
 
     Attributes:
-      out: The folder.
       models: The models to measure.
+      records: The rows that are known, and the files.
       real: The images to measure against.
       references: One for each set of features; the first is the one for figures.
       condition_of: The condition of images with a context; None for one of their class
@@ -107,18 +86,12 @@ class Bench:
         config = self._config = project.config
         section = config.evaluate
         self.models = models
-        self.out = project.output / "evaluate"
-        self._parts = self.out / "parts"
-        self._before = [
-            row
-            for path in (self.out / "ladder.json", self._parts / "ladder.json")
-            for row in read_rows(path)
-        ]
+        self.records = Records(project.output / "evaluate")
         split: Split = section.reference_split
         real = functools.cache(lambda split: Real(config, split, section.reference_num))
         self.real: Real = real(split)
         check_counts(section, len(self.real.source))
-        folder = self.out / "reference"
+        folder = self.records.out / "reference"
         # What is refused comes before what takes long.
         sets = feature_sets(config, real, folder)
         self._published = published(config, sets)
@@ -132,6 +105,8 @@ class Bench:
             )
         model = self.models.trained(BASE).model
         self.condition_of = make_condition_of(config, model, split)
+        image_bytes = np.asarray(self.real.source[0]["image"]).nbytes
+        self._drawing = Drawing(config, models, self.condition_of, image_bytes)
         self.reconstruction = reconstruction(self.references, self.real, folder)
         for metric, value in [*self.reconstruction.items()][:1]:
             print(
@@ -145,18 +120,17 @@ class Bench:
     def rows(self, candidate: Candidate) -> list[Measurement]:
         """The measurements of a candidate, of now or of an earlier evaluation."""
         key = self._key(candidate)
-        # Of a row that both files have, the one of the evaluation under way.
-        known = {row.metric: row for row in self._before if row.key == key}
+        known = self.records.rows_of(key)
         if parallel.on_all_hosts(bool(known)):
             print(f"evaluate: {candidate} was measured before")
-            rows = list(known.values())
-            self._draw_kept(candidate, rows[0].variance, key)
-            return rows
-        variance = self._variance(candidate)
+            self._draw_first(candidate, known[0].variance, key)
+            return known
+        most = self._config.evaluate.num
+        variance = self._drawing.best_variance(candidate, self.references[0], most)
         of_seeds = [
             self._of_seed(candidate, variance, seed, key) for seed in self._seeds()
         ]
-        _save(self._path_of_images(candidate, key), of_seeds[0].first_images)
+        self.records.save_images(candidate, key, of_seeds[0].first_images)
         return [
             Measurement(
                 **candidate.to_json(),
@@ -174,61 +148,30 @@ class Bench:
             for metric in of_seeds[0].measured
         ]
 
-    def images_of(self, row: Measurement) -> np.ndarray:
-        """The first images of a candidate, of those that a row is about.
-
-        Raises:
-          DamagedError: If their file cannot be read.
-        """
-        path = self._path_of_images(candidate_of(row), row.key)
-        try:
-            with path.open("rb") as file:
-                return np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DamagedError(
-                f"{path} cannot be read ({error}): remove it, and it is drawn again."
-            ) from error
-
-    def keep(self, rows: Sequence[Measurement]) -> None:
-        """Keeps the rows of an evaluation under way, for the command to go on from."""
-        if parallel.is_main():
-            write_json(self._parts / "ladder.json", [row.to_json() for row in rows])
-            for key in {row.key for row in rows}:
-                # With its rows, its parts are not needed any more.
-                remove_tree(self._parts / key)
-
     def finish(self, rows: Sequence[Measurement]) -> None:
-        """Writes ladder.json and reference.json; removes what was of other rows."""
-        if not parallel.is_main():
-            return
+        """Puts the rows, and what they were measured with, in place of earlier ones."""
         # The name "floor" stays, for the files that have it.
         facts = [{**each.facts, "floor": each.real_vs_real} for each in self.references]
         if self._judge is not None:
             facts.append(self._judge.facts)
         if self.reconstruction:
             facts.append({"reconstruction": self.reconstruction})
-        write_json(self.out / "reference.json", facts)
-        write_json(self.out / "ladder.json", [row.to_json() for row in rows])
-        remove_tree(self._parts)
-        kept = {self._path_of_images(candidate_of(row), row.key) for row in rows}
-        for path in (self.out / "pictures").iterdir():
-            if path not in kept and OURS.fullmatch(path.name):
-                path.unlink()
+        self.records.finish(rows, facts)
 
-    def _path_of_images(self, candidate: Candidate, key: str) -> pathlib.Path:
-        return self.out / "pictures" / f"{candidate}-{key}.npy"
-
-    def _draw_kept(
+    def _draw_first(
         self, candidate: Candidate, variance: float | None, key: str
     ) -> None:
         """Draws the first images of a candidate again, if their file is not there."""
-        path = self._path_of_images(candidate, key)
-        if parallel.on_all_hosts(path.exists()):
+        if parallel.on_all_hosts(self.records.has_images(candidate, key)):
             return
         numbers = range(min(KEPT_IMAGES, self._config.evaluate.num))
         seed = self._config.evaluate.seed
-        with _bar(f"draw {candidate} again", len(numbers)) as bar:
-            _save(path, self._draw(candidate, variance, seed, numbers, bar).images)
+        name = f"draw {candidate} again"
+        with Bar(name, len(numbers), shown=parallel.is_main()) as bar:
+            drawn = self._drawing.draw(
+                candidate, numbers, seed=seed, variance=variance, bar=bar
+            )
+        self.records.save_images(candidate, key, drawn.images)
 
     def _key(self, candidate: Candidate) -> str:
         """A hash that changes with anything that changes the numbers."""
@@ -264,11 +207,17 @@ class Bench:
         num = self._config.evaluate.num
         extractions = {each.name: each.begin(num) for each in self._sets}
         seconds, first_images = [], []
-        with _bar(f"evaluate {candidate}, seed {seed}", num) as bar:
-            for numbers in self._in_parts(num):
-                path = self._parts / key / f"{seed}-{numbers.start:08d}.npz"
+        name = f"evaluate {candidate}, seed {seed}"
+        with Bar(name, num, shown=parallel.is_main()) as bar:
+            for numbers in self._drawing.in_parts(num):
+                path = self.records.path_of_part(key, seed, numbers.start)
                 draw_part = functools.partial(
-                    self._draw, candidate, variance, seed, numbers, bar
+                    self._drawing.draw,
+                    candidate,
+                    numbers,
+                    seed=seed,
+                    variance=variance,
+                    bar=bar,
                 )
                 part = _part(path, numbers, extractions, draw_part, bar)
                 seconds += part.seconds
@@ -276,54 +225,9 @@ class Bench:
         whole = {name: extraction.features for name, extraction in extractions.items()}
         return _OfSeed(self._measure(whole), seconds, np.concatenate(first_images))
 
-    def _in_parts(self, num: int) -> list[range]:
-        """The numbers of images, in parts of whole batches."""
-        return in_parts(
-            num,
-            self._config.sample.batch_size,
-            np.asarray(self.real.source[0]["image"]).nbytes,
-            most_batches=BATCHES_IN_A_PART,
-            most_bytes=MOST_BYTES_IN_A_PART,
-        )
-
-    def _draw(
-        self,
-        candidate: Candidate,
-        variance: float | None,
-        seed: int,
-        numbers: range,
-        bar: Bar,
-    ) -> Drawn:
-        sampler = self.models.sampler(candidate.role, candidate.sampler)
-        return draw(
-            sampler,
-            self.models.params(candidate.role),
-            numbers,
-            request=request(candidate.steps, w=candidate.asked_w, variance=variance),
-            batch_size=self._config.sample.batch_size,
-            start_of=start_of_seed(sampler, seed, self.condition_of),
-            advance=bar.update,
-        )
-
     def _seconds_per_image(self, of_seeds: list[_OfSeed]) -> float:
         seconds = [second for one in of_seeds for second in one.seconds]
         return seconds_per_image(seconds, self._config.sample.batch_size)
-
-    def _variance(self, candidate: Candidate) -> float | None:
-        """The best of `VARIANCES` for the ancestral sampler, by the first reference."""
-        if candidate.sampler != "ancestral":
-            return None
-        reference, num = self.references[0], self._config.evaluate.num
-        num, distances = min(TUNING_IMAGES, num), {}
-        for variance in VARIANCES:
-            extraction = reference.features.begin(num)
-            name = f"tune {candidate}, variance medium:{variance}"
-            with _bar(name, num) as bar:
-                for numbers in self._in_parts(num):
-                    drawn = self._draw(candidate, variance, TUNING_SEED, numbers, bar)
-                    extraction.add(drawn.images)
-            distances[variance] = reference.ruler.distance(extraction.features)
-        return min(distances, key=distances.__getitem__)
 
     def _measure(self, features: dict[str, Features]) -> dict[str, Measured]:
         """Every metric on every set of features, which are given by its name."""
@@ -419,13 +323,3 @@ def _summary(measured: list[Measured]) -> dict[str, Any]:
         "warning": measured[0].warning,
         "residual": max(residuals, default=None),
     }
-
-
-def _bar(name: str, total: int) -> Bar:
-    return Bar(name, total, shown=parallel.is_main())
-
-
-def _save(path: pathlib.Path, images: np.ndarray) -> None:
-    if parallel.is_main():
-        with replacing(path) as half, half.open("wb") as file:
-            np.save(file, images)

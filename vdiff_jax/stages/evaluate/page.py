@@ -12,26 +12,23 @@ from vdiff_jax import parallel
 from vdiff_jax.distillation.methods import FIRST
 from vdiff_jax.distillation.role import BASE, Role, count, name_among
 from vdiff_jax.evaluation import neighbours, page
-from vdiff_jax.evaluation.measurement import Measurement, of_metric
+from vdiff_jax.evaluation.measurement import Measurement, by_method, of_metric
 from vdiff_jax.evaluation.page import (
     Content,
     Frame,
     Loss,
     Neighbours,
     Series,
-    Strip,
-    Trajectory,
 )
 from vdiff_jax.evaluation.page.panels import SAMPLERS, metric_named, name_of
 from vdiff_jax.files.atomic import write_text
 from vdiff_jax.from_config.choices import Config, as_json
 from vdiff_jax.from_config.sampler import clip_of
-from vdiff_jax.generation.conditions import conditioned
-from vdiff_jax.generation.sampler import Sampler, Start, request
-from vdiff_jax.generation.trajectories import columns_of, interpolation, trajectory
 from vdiff_jax.guidance import describe
 from vdiff_jax.stages.evaluate.bench import Bench
+from vdiff_jax.stages.evaluate.illustrations import Illustrations
 from vdiff_jax.stages.evaluate.models import Models
+from vdiff_jax.stages.evaluate.records import Records
 from vdiff_jax.stages.evaluate.references import Reference
 from vdiff_jax.training.records import curves_of_loss
 from vdiff_jax.workdir import layout
@@ -39,11 +36,6 @@ from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import finished
 
 NOISES = 12  # in the strips
-PATHS = 4  # trajectories of each model
-COLUMNS = 12
-BASE_STEPS, STUDENT_STEPS = 16, 4  # of trajectories
-ROWS = 4  # of interpolations
-FRAMES = 9
 SAMPLES = 8  # whose neighbours are looked for
 NEAREST = 3
 
@@ -62,7 +54,7 @@ def write(
       bench: The references, the models and the kept images.
       likelihood: Rows of likelihood.json.
     """
-    drawing = _Drawing(project.config, bench, rows)
+    illustrations = Illustrations(project.config, bench, rows)
     references = bench.references
     roles = finished(project)
     content = Content(
@@ -70,7 +62,7 @@ def write(
         command=shlex.join(["python", *sys.argv]),
         date=time.strftime("%Y-%m-%d"),
         summary=_summary(bench.models, rows),
-        series=_series(bench, rows),
+        series=_series(bench.records, rows),
         ladder=rows,
         real_vs_real={
             name: value
@@ -82,8 +74,8 @@ def write(
             *_of_autoencoder(bench),
         ],
         timing=_timing(rows),
-        trajectories=drawing.trajectories(),
-        interpolations=drawing.interpolations(),
+        trajectories=illustrations.trajectories(),
+        interpolations=illustrations.interpolations(),
         neighbours=_neighbours(bench, rows),
         likelihood=likelihood,
         losses=[loss for role in roles for loss in _losses(project, role)],
@@ -91,7 +83,7 @@ def write(
         config=as_json(project.config),
     )
     if parallel.is_main():
-        write_text(bench.out / "report.html", page.render(content))
+        write_text(bench.records.out / "report.html", page.render(content))
 
 
 def _run_name(role: Role) -> str:
@@ -132,7 +124,7 @@ def _summary(models: Models, rows: Sequence[Measurement]) -> list[tuple[str, Any
     metric = rows[0].metric
     shown = [row for row in of_metric(rows, metric) if row.w == rows[0].w]
     named, roles = [shown[0]], {row.role for row in rows}
-    for students in _by_method(shown):
+    for students in by_method(shown):
         students.sort(key=lambda row: -row.steps)
         named += [students[0], *students[1:][-1:]]
     label = metric_named(metric).label
@@ -143,22 +135,13 @@ def _summary(models: Models, rows: Sequence[Measurement]) -> list[tuple[str, Any
     return [*facts, ("parameters", models.trained(BASE).model.num_parameters())]
 
 
-def _by_method(rows: Sequence[Measurement]) -> list[list[Measurement]]:
-    """The rows of the students of each method."""
-    methods: dict[str, list[Measurement]] = {}
-    for row in rows:
-        if row.method is not None:
-            methods.setdefault(row.method, []).append(row)
-    return list(methods.values())
-
-
 def _name(row: Measurement, roles: Collection[Role]) -> str:
     if row.role.is_student:
         return name_among(row.role, roles)
     return name_of(row, roles)
 
 
-def _series(bench: Bench, rows: Sequence[Measurement]) -> list[Series]:
+def _series(records: Records, rows: Sequence[Measurement]) -> list[Series]:
     """The kept images of every candidate, those of the students first.
 
     The ladder is the method of the most students, and begins with the base.
@@ -167,7 +150,7 @@ def _series(bench: Bench, rows: Sequence[Measurement]) -> list[Series]:
     reference, roles = rows[0], {row.role for row in rows}
     groups: dict[str, list[Measurement]] = {}
     # Of as many, the first.
-    for students in sorted(_by_method(shown), key=len, reverse=True):
+    for students in sorted(by_method(shown), key=len, reverse=True):
         groups[_name(students[0], roles)] = students
     if groups:
         ladder = next(iter(groups.values()))
@@ -183,7 +166,7 @@ def _series(bench: Bench, rows: Sequence[Measurement]) -> list[Series]:
                 Frame(
                     label=_label(row, roles),
                     steps=row.steps,
-                    images=_images(bench, row)[:NOISES],
+                    images=records.images_of(row)[:NOISES],
                     w=row.w,
                 )
                 for row in sorted(group, key=lambda row: -row.steps)
@@ -200,10 +183,6 @@ def _key(row: Measurement) -> tuple[str, str, int]:
 def _label(row: Measurement, roles: Collection[Role]) -> str:
     label = f"{_name(row, roles)}, {count(row.steps)}"
     return label if row.w is None else f"{label}, {describe(row.w)}"
-
-
-def _images(bench: Bench, row: Measurement) -> np.ndarray:
-    return bench.images_of(row)
 
 
 def _timing(rows: Sequence[Measurement]) -> list[dict[str, Any]]:
@@ -278,7 +257,7 @@ def _neighbours(bench: Bench, rows: Sequence[Measurement]) -> Neighbours:
     reference = bench.references[0]
     students = [row for row in rows if row.role.is_student]
     fewest = min(students or rows[:1], key=lambda row: row.steps)
-    samples = _images(bench, fewest)[:SAMPLES]
+    samples = bench.records.images_of(fewest)[:SAMPLES]
     features = reference.features.extract(samples).pooled
     most = min(NEAREST, len(reference.all))
     nearest = neighbours.nearest(features, reference.all, most)
@@ -292,77 +271,3 @@ def _neighbours(bench: Bench, rows: Sequence[Measurement]) -> Neighbours:
         nearest=np.stack(images),
         distances=nearest.distances,
     )
-
-
-class _Drawing:
-    """Draws the images that measuring does not need."""
-
-    def __init__(self, config: Config, bench: Bench, rows: Sequence[Measurement]):
-        """Finds the students of each method, by their number of steps."""
-        self._models, self._seed = bench.models, config.evaluate.seed
-        self._condition_of = bench.condition_of
-        self._base_steps = min(BASE_STEPS, config.evaluate.reference_steps)
-        self._roles = {row.role for row in rows}
-        self._methods = [
-            sorted({row.role for row in of_method}, key=lambda role: role.num_steps)
-            for of_method in _by_method(rows)
-        ]
-
-    def trajectories(self) -> list[Trajectory]:
-        """Trajectories of the base, and of a student of a few steps of each method."""
-        drawn = [self._trajectory(BASE, self._base_steps)]
-        for students in self._methods:
-            few = min(students, key=lambda s: abs(s.num_steps - STUDENT_STEPS))
-            drawn.append(self._trajectory(few, few.num_steps))
-        return drawn
-
-    def _trajectory(self, role: Role, steps: int) -> Trajectory:
-        sampler = self._models.sampler(role, role.sampler)
-        start = self._start(sampler, PATHS)
-        path = trajectory(sampler, self._models.params(role), start, steps)
-        shown = columns_of(steps, most=COLUMNS)
-        z_t, x_hat = (part[shown].swapaxes(0, 1) for part in path)
-        times = (steps - shown) / steps
-        return Trajectory(
-            label=self._label(role, steps),
-            columns=[f"t = {time:.3g}" for time in times],
-            x_hat=x_hat,
-            z=z_t,
-        )
-
-    def interpolations(self) -> list[Strip]:
-        """Images between noises, by each method's student of the fewest steps.
-
-        Without students they are the base's.
-        """
-        if not self._methods:
-            return self._interpolations(BASE, self._base_steps)
-        fewest = [students[0] for students in self._methods]
-        return [
-            strip
-            for role in fewest
-            for strip in self._interpolations(role, role.num_steps)
-        ]
-
-    def _interpolations(self, role: Role, steps: int) -> list[Strip]:
-        model = f"{self._label(role, steps)}: " if len(self._methods) > 1 else ""
-        sampler = self._models.sampler(role, role.sampler)
-        rows = interpolation(
-            sampler,
-            self._models.params(role),
-            self._start(sampler, 2 * ROWS),
-            request=request(steps),
-            frames=FRAMES,
-        )
-        return [
-            Strip(label=f"{model}noise {2 * i} to {2 * i + 1}", images=row)
-            for i, row in enumerate(rows)
-        ]
-
-    def _label(self, role: Role, steps: int) -> str:
-        return f"{name_among(role, self._roles)}, {count(steps)}"
-
-    def _start(self, sampler: Sampler, num: int) -> Start:
-        place, index = parallel.replicated(parallel.make_mesh()), np.arange(num)
-        start = sampler.start(parallel.put(index, place), np.int32(self._seed))
-        return conditioned(start, self._condition_of, index, place)

@@ -90,17 +90,17 @@ def run(project: Project) -> None:
     rows: list[Measurement] = []
     for candidate in chosen:
         rows += bench.rows(candidate)
-        bench.keep(rows)
+        bench.records.keep(rows)
     likelihood = measure_likelihood(project, bench.models, held_out)
     bench.finish(rows)
     _report(bench, rows)
     page.write(project, rows, bench, likelihood)
-    print(f"evaluate: see {bench.out}/report.html")
+    print(f"evaluate: see {bench.records.out}/report.html")
 
 
 def _report(bench: Bench, rows: Sequence[Measurement]) -> None:
     """Prints the table, and writes tables and figures."""
-    out, reference = bench.out, bench.references[0]
+    out, reference = bench.records.out, bench.references[0]
     print(figures.table(rows))
     if not parallel.is_main():
         return
@@ -123,13 +123,13 @@ def _report_guidance(bench: Bench, rows: Sequence[Measurement]) -> None:
     distances = of_metric(rows, rows[0].metric)
     scores = [row for row in rows if row.metric.startswith(("score", "inception_"))]
     if scores:
-        figures.trade_off_figure(bench.out / "trade_off.png", distances, scores)
+        figures.trade_off_figure(bench.records.out / "trade_off.png", distances, scores)
     plain = [row for row in distances if row.sampler == row.role.sampler]
     plain = [row for row in plain if row.role != GUIDED]
     reference = plain[0].steps
     plain = [row for row in plain if row.role != BASE or row.steps == reference]
     plain.sort(key=lambda row: (row.w or 0.0, -row.steps))
-    _grid(bench, bench.out / "guidance.png", plain)
+    _grid(bench, bench.records.out / "guidance.png", plain)
 
 
 def _grid(bench: Bench, path: pathlib.Path, rows: Sequence[Measurement]) -> None:
@@ -137,7 +137,7 @@ def _grid(bench: Bench, path: pathlib.Path, rows: Sequence[Measurement]) -> None
     roles = {row.role for row in rows}
     figures.comparison_grid(
         path,
-        [bench.images_of(row)[:GRID_COLUMNS] for row in rows],
+        [bench.records.images_of(row)[:GRID_COLUMNS] for row in rows],
         [_label(row, roles) for row in rows],
     )
 
