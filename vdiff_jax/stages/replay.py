@@ -11,8 +11,8 @@ from vdiff_jax.from_config.data import make_source
 from vdiff_jax.progress import Bar
 from vdiff_jax.stages import Stage
 from vdiff_jax.training.calls import Calls
-from vdiff_jax.training.loop import begin, examples_of
 from vdiff_jax.training.nonfinite import Origin, origins
+from vdiff_jax.training.origin import begin, examples_of
 from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import TrainState
 from vdiff_jax.workdir.layout import Project
