@@ -27,8 +27,9 @@ SAMPLE = (
 )
 
 
-# Those that start a run again and again, or wait for a lost host.
-LONG = ("kills", "full_disk", "removed", "host_ends")
+# Those that start a run again and again, or wait for a lost host; and what the tests of
+# damage and of signals see within a process too.
+LONG = ("kills", "full_disk", "removed", "host_ends", "flipped", "sigint_twice")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from vdiff_jax.from_config import trainer
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay
-from vdiff_jax.training import checkpoints, loop
+from vdiff_jax.training import checkpoints, origin
 from vdiff_jax.training.loop import NonFiniteError
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
@@ -176,8 +176,8 @@ def test_a_teacher_that_is_not_what_its_result_says_is_not_taken(project, tmp_pa
 def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
     data = {"examples": 7, "sha256_of_sample": "c"}
     info = {"teacher_sha256": "a", "data": data}
-    loop._check_origin(info, info, project)
-    loop._check_origin({**info, "data": {"examples": 7}}, info, project)  # of 0.1
+    origin._check_origin(info, info, project)
+    origin._check_origin({**info, "data": {"examples": 7}}, info, project)  # of 0.1
     more, others = {**data, "examples": 8}, {**data, "sha256_of_sample": "d"}
     for other, message in (
         ({**info, "teacher_sha256": "b"}, "another teacher_sha256: a there, b now"),
@@ -185,7 +185,7 @@ def test_a_run_does_not_go_on_with_another_teacher_or_other_data(project):
         ({**info, "data": others}, "another data set: c there, d now"),
     ):
         with pytest.raises(ValueError, match=message):
-            loop._check_origin(info, other, project)
+            origin._check_origin(info, other, project)
 
 
 def test_neither_saving_by_the_clock_nor_a_profile_changes_a_run(project, tmp_path):
