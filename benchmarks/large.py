@@ -12,6 +12,7 @@ system takes back when it needs it; and the growth of these by the image.
    first and in a second process, and then 2,000 random images through the real loader
    with two workers, of which the larger is given.
 2. `prepare`: the listing of that folder, its splits and the description of the task.
+   `encode`: all of `prepare --encode`, by a small autoencoder.
 3. `sample`: the stage, with a network of two convolutions and one step, for so many
    images of 256 x 256 (`--samples`).
 4. `evaluate`: 2,048 features of each image of as many real images as generated ones
@@ -259,6 +260,39 @@ def _begin_to_prepare(path: pathlib.Path, out: pathlib.Path) -> tuple[float, flo
     return time.monotonic() - began, _peak()
 
 
+def _add_encode(table: Table, folder: pathlib.Path, num: int) -> None:
+    path, out = contest.alone(_made, folder, num), folder / "encoded"
+    seconds, anonymous, peak = contest.alone(_encode, path, out)
+    shutil.rmtree(out)
+    table.add(f"{num:,}: encode, of an image", "ms", 1000 * seconds / num)
+    _add_peak(table, f"{num:,}: encode", num, peak, anonymous)
+
+
+def _encode(path: pathlib.Path, out: pathlib.Path) -> tuple[float, float, float]:
+    """Encodes a folder; seconds, and the peaks of this process."""
+    import diffusers
+
+    from vdiff_jax.datasets.prepare import __main__ as command
+
+    autoencoder = out.parent / "autoencoder"
+    diffusers.AutoencoderKL(
+        sample_size=SIDE,
+        latent_channels=4,
+        block_out_channels=(4, 4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ).save_pretrained(autoencoder)
+    began = time.monotonic()
+    arguments = [path, "--out", out, "--size", SIDE, "--encode", autoencoder]
+    with _watched() as peaks:
+        status = command.main([*map(str, arguments), "--workers", str(WORKERS)])
+    if status:
+        raise SystemExit(status)
+    return time.monotonic() - began, peaks[0], _peak()
+
+
 class Net(nn.Module):
     """Two convolutions."""
 
@@ -379,6 +413,7 @@ WAYS: dict[str, Callable[[Table, pathlib.Path, int], None]] = {
     "lmdb": functools.partial(_add_source, kind="lmdb"),
     "npz": functools.partial(_add_source, kind="npz"),
     "prepare": _add_prepare,
+    "encode": _add_encode,
     "sample": _add_sample,
     "evaluate": _add_evaluate,
 }
