@@ -4,13 +4,14 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
 
 import launch
 import vdiff_jax
-from configs import digits
+from configs import cifar10_small, digits
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.interop import model_file
 
@@ -73,17 +74,38 @@ def test_what_a_student_draws_is_as_near_to_digits_as_digits_are(name, tmp_path)
     assert ours < 1.3 * theirs < nearest(shuffled, real)
 
 
-def test_photographs_are_drawn_by_class_and_each_class_is_another():
-    path = PLACE / "cifar10_gpu-8step.safetensors"
+@pytest.mark.parametrize(
+    ("name", "num_steps", "steps"),
+    [("cifar10_gpu-8step", 8, 8), ("cifar10_small-base", 0, 16)],
+)
+def test_photographs_are_drawn_by_class_and_each_class_is_another(
+    name, num_steps, steps
+):
+    path = PLACE / f"{name}.safetensors"
     about = model_file.read_about(path)
-    assert about.num_steps == 8
+    assert about.num_steps == num_steps
     assert about.facts["params_sha256"]
     model = vdiff_jax.load(path)
-    draws = [model.sample(4, seed=0, labels=[label] * 4, w=0.5) for label in (0, 6, 8)]
-    assert draws[0].shape == (4, 32, 32, 3)
+    draws = [
+        model.sample(8, seed=0, labels=[label] * 8, w=0.5, steps=steps)
+        for label in (0, 6, 8)
+    ]
+    assert draws[0].shape == (8, 32, 32, 3)
     aeroplane, frog, ship = (
         images.astype(float).mean(axis=(0, 1, 2)) for images in draws
     )
     # Of the same noise: there is more blue in the sky and at sea.
     assert aeroplane[2] - aeroplane[0] > frog[2] - frog[0] + 10
     assert ship[2] - ship[0] > frog[2] - frog[0] + 10
+
+
+def test_the_base_of_photographs_is_a_teacher_for_students_of_ones_own(tmp_path):
+    path = PLACE / "cifar10_small-base.safetensors"
+    config = cifar10_small.get_config("import")
+    config.source.path = str(path)
+    launch.launch(config, tmp_path)
+    imported, in_file = vdiff_jax.load(tmp_path), vdiff_jax.load(path)
+    for ours, theirs in zip(
+        jax.tree.leaves(imported.params), jax.tree.leaves(in_file.params), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
