@@ -1,5 +1,6 @@
 """The students that come with the repository."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import vdiff_jax
 from configs import cifar10_small, digits
 from vdiff_jax.from_config.data import make_source
 from vdiff_jax.interop import model_file
+from vdiff_jax.workdir import imported
 
 pytestmark = pytest.mark.slow
 PLACE = pathlib.Path(__file__).parents[1] / "data" / "pretrained"
@@ -104,8 +106,14 @@ def test_the_base_of_photographs_is_a_teacher_for_students_of_ones_own(tmp_path)
     config = cifar10_small.get_config("import")
     config.source.path = str(path)
     launch.launch(config, tmp_path)
-    imported, in_file = vdiff_jax.load(tmp_path), vdiff_jax.load(path)
+    in_workdir, in_file = vdiff_jax.load(tmp_path), vdiff_jax.load(path)
     for ours, theirs in zip(
-        jax.tree.leaves(imported.params), jax.tree.leaves(in_file.params), strict=True
+        jax.tree.leaves(in_workdir.params), jax.tree.leaves(in_file.params), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+    # That the file has no guidance of its own says nothing of what is made of it.
+    assert imported.resolved(config, tmp_path).guide.steps == config.guide.steps > 0
+    fields = json.loads((tmp_path / imported.FILE).read_text())
+    fields["guide"] = {"steps": 0}  # as it was written once
+    (tmp_path / imported.FILE).write_text(json.dumps(fields))
+    assert imported.resolved(config, tmp_path).guide.steps == config.guide.steps

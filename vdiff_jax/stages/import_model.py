@@ -217,6 +217,8 @@ def _model(config: Config) -> Imported:
             f"The model in {path} takes noise beside z_t: it can be sampled from"
             " (sample.from), but is no base model."
         )
+    # Whether guidance is folded in later is the config's, as with any base model.
+    fields = {name: values for name, values in fields.items() if name != "guide"}
     return Imported(fields, model_file.read(path), about.num_steps)
 
 

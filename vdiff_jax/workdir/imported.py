@@ -76,6 +76,8 @@ def _fields(config: Config, workdir: pathlib.Path) -> Fields | None:
 def _read(path: pathlib.Path) -> Fields:
     """The fields, with the place of their autoencoder as it is now."""
     fields = current(json.loads(path.read_text(encoding="utf-8")))
+    # Version 0.2 once wrote that a base model of ours has none, and none could be made.
+    fields = {name: values for name, values in fields.items() if name != "guide"}
     data = fields.get("data", {})
     if data.get("autoencoder") == AUTOENCODER:
         own = str((path.parent / AUTOENCODER).resolve())
