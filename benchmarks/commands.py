@@ -20,7 +20,7 @@ def launch(config: str, workdir: pathlib.Path, fields: dict[str, Any]) -> None:
 
 
 def run(*arguments: object) -> None:
-    """Runs Python, and prints what and how long.
+    """Runs Python, and prints what and how long; ends as it does if it fails.
 
     Args:
       *arguments: Those of Python.
@@ -28,5 +28,7 @@ def run(*arguments: object) -> None:
     command = [sys.executable, *map(str, arguments)]
     print("$", " ".join(["python", *command[1:]]), flush=True)
     start = time.perf_counter()
-    subprocess.run(command, check=True)
+    # Where it fails it has said why.
+    if code := subprocess.run(command, check=False).returncode:
+        sys.exit(code)
     print(f"  {time.perf_counter() - start:.0f} s", flush=True)

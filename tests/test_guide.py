@@ -30,7 +30,8 @@ from vdiff_jax.training.step import Given, Networks
 from vdiff_jax.types import Batch, Condition
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import find, in_file, load_params
+from vdiff_jax.workdir.parameters import load_params
+from vdiff_jax.workdir.trained import find, in_file
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,8 @@ from vdiff_jax.interop.diffusers import model_card
 from vdiff_jax.stages import export
 from vdiff_jax.workdir import imported, layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import find, load_params
+from vdiff_jax.workdir.parameters import load_params
+from vdiff_jax.workdir.trained import find
 
 pytestmark = pytest.mark.slow
 

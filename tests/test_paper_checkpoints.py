@@ -23,7 +23,7 @@ from vdiff_jax.nets.serialization import describe, fields_of
 from vdiff_jax.nets.unet import Level, UNet
 from vdiff_jax.types import Condition
 from vdiff_jax.workdir import imported, layout
-from vdiff_jax.workdir.trained import load_params
+from vdiff_jax.workdir.parameters import load_params
 
 
 def _net(**options):

@@ -16,7 +16,7 @@ from vdiff_jax.stages import replay
 from vdiff_jax.types import Condition
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import load_params
+from vdiff_jax.workdir.parameters import load_params
 
 pytestmark = pytest.mark.slow
 

@@ -31,17 +31,10 @@ from vdiff_jax.types import Condition, Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
 from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import CONFIG, Project, result, role_of_folder
+from vdiff_jax.workdir.parameters import placed
 from vdiff_jax.workdir.recorded import recorded_config
-from vdiff_jax.workdir.trained import (
-    Trained,
-    check_can_be_guided,
-    check_sampler,
-    find,
-    finished,
-    in_file,
-    placed,
-    refuse_guidance,
-)
+from vdiff_jax.workdir.teachers import check_can_be_guided, refuse_guidance
+from vdiff_jax.workdir.trained import Trained, check_sampler, find, finished, in_file
 
 BATCH_SIZE = 64
 

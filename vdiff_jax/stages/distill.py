@@ -34,8 +34,10 @@ from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.parameters import own_params
 from vdiff_jax.workdir.record import changes_of
-from vdiff_jax.workdir.trained import check_same_teacher, is_finished, own_params
+from vdiff_jax.workdir.teachers import check_same_teacher
+from vdiff_jax.workdir.trained import is_finished
 
 
 def check(project: Project) -> None:

@@ -26,13 +26,10 @@ from vdiff_jax.training.run import Run, Tools
 from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.parameters import own_params
 from vdiff_jax.workdir.record import changes_of
-from vdiff_jax.workdir.trained import (
-    check_can_be_guided,
-    check_same_teacher,
-    is_finished,
-    own_params,
-)
+from vdiff_jax.workdir.teachers import check_can_be_guided, check_same_teacher
+from vdiff_jax.workdir.trained import is_finished
 
 
 def check(project: Project) -> None:

@@ -29,7 +29,7 @@ from vdiff_jax.training.step import init_state
 from vdiff_jax.workdir import claim, layout
 from vdiff_jax.workdir.imported import AUTOENCODER, FILE, Fields, with_fields
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import placed
+from vdiff_jax.workdir.parameters import placed
 
 Kind = Literal["diffusers", "released", "safetensors", "function"]
 # A model of the hub of Hugging Face: organisation/name, or its address.

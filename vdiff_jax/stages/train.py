@@ -32,13 +32,10 @@ from vdiff_jax.training.step import Job, Networks
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import claim, imported, layout
 from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.parameters import load_params, own_params
 from vdiff_jax.workdir.record import changes_of
-from vdiff_jax.workdir.trained import (
-    check_same_teacher,
-    is_finished,
-    load_params,
-    own_params,
-)
+from vdiff_jax.workdir.teachers import check_same_teacher
+from vdiff_jax.workdir.trained import is_finished
 
 # A null context, and its mask.
 Null: TypeAlias = tuple[np.ndarray, np.ndarray]

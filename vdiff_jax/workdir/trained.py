@@ -2,13 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
-from vdiff_jax import parallel
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import (
     BASE,
@@ -20,20 +15,17 @@ from vdiff_jax.distillation.role import (
     student,
 )
 from vdiff_jax.files import weights
-from vdiff_jax.files.fingerprints import DamagedError, params_sha256
 from vdiff_jax.from_config.check import check_sample
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.model import context_shape_in, has_guide, make_model
+from vdiff_jax.from_config.model import has_guide, make_model
 from vdiff_jax.from_config.moved import FORMER_METHODS, current
 from vdiff_jax.interop import model_file
-from vdiff_jax.interop.diffusers.conditional_unet import NULL_CONTEXT
 from vdiff_jax.model import Model
-from vdiff_jax.training import checkpoints
-from vdiff_jax.training.reading import check_same_shapes
 from vdiff_jax.types import Params
 from vdiff_jax.workdir import layout
 from vdiff_jax.workdir.imported import with_fields
 from vdiff_jax.workdir.layout import Project
+from vdiff_jax.workdir.parameters import load_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,179 +224,3 @@ def role_in(about: model_file.About) -> Role:
         return student(about.num_steps, about.facts["method"])
     # Of version 0.1, whose facts have a ladder.
     return student(about.num_steps, FORMER_METHODS[about.facts["ladder"]])
-
-
-def check_can_be_guided(folder: pathlib.Path) -> None:
-    """Refuses a base model that has never seen an example without its class.
-
-    Args:
-      folder: The folder of its run, or a file that export wrote.
-
-    Raises:
-      ValueError: If its classes were never left out in training.
-    """
-    if folder.suffix == ".safetensors":
-        refuse_guidance(folder, model_file.read_about(folder).fields)
-    else:
-        refuse_guidance(folder, layout.made_with(folder))
-
-
-def refuse_guidance(folder: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Refuses guidance of a base model with this config, as `check_can_be_guided`.
-
-    Args:
-      folder: The folder of its run or of diffusers, or its file, for messages.
-      config: The sections `train` and `model` that it was made with.
-
-    Raises:
-      ValueError: If its condition was never left out in training.
-    """
-    if config["train"].get("label_dropout", 0.0):
-        return
-    cannot = f"The model in {folder} cannot be guided: "
-    if (shape := context_shape_in(config["model"])) is None:
-        raise ValueError(
-            f"{cannot}its classes were never left out in training. Train one with"
-            " train.label_dropout=0.1."
-        )
-    raise ValueError(
-        f"{cannot}its contexts were never left out in training, or it was imported"
-        f" without what then takes their place. Put {NULL_CONTEXT}, with the embedding"
-        f" of an empty text as the tensor context, {list(shape)}, into the folder that"
-        " it is imported from, and import it into another --workdir; or train one with"
-        " train.label_dropout=0.1."
-    )
-
-
-def check_same_teacher(folder: pathlib.Path, teacher: pathlib.Path) -> None:
-    """Refuses another teacher than the one that a run began with, wherever it lies.
-
-    Args:
-      folder: The folder of the run, finished or under way; a new one passes.
-      teacher: The folder that its teacher is in now.
-
-    Raises:
-      ValueError: If the parameters of that folder have another fingerprint.
-    """
-    began_with = (layout.result(folder) or {}).get("teacher_sha256")
-    now = (layout.result(teacher) or {}).get("params_sha256")
-    if None not in (began_with, now) and began_with != now:
-        raise ValueError(
-            f"The run in {folder} began with another teacher than {teacher} is now:"
-            f" params_sha256 {began_with} there, {now} now. Name the one it had, or use"
-            " another --workdir."
-        )
-
-
-def load_params(
-    model: Model, folder: pathlib.Path, shardings: Params | None = None
-) -> Params:
-    """The EMA parameters of a finished folder; nothing in it is changed.
-
-    Args:
-      model: The network.
-      folder: The folder of its run, or a file that export wrote.
-      shardings: Their devices; by default they are whole on all.
-
-    Raises:
-      ValueError: If they are of another architecture.
-      DamagedError: If they are not those that their run left.
-      UnreadableError: If they may be, but cannot be looked at.
-    """
-    try:
-        return _params(model, folder, shardings)
-    except DamagedError as error:
-        raise DamagedError(
-            f"{error} To make it again, start its stage in {_workdir(folder)}: it sets"
-            " aside what is damaged, and goes on from the checkpoint before it."
-        ) from error
-
-
-def own_params(
-    project: Project,
-    model: Model,
-    folder: pathlib.Path,
-    shardings: Params | None = None,
-) -> Params:
-    """The EMA parameters of a folder, for a run that holds the lock of its workdir.
-
-    Of a run in this workdir, what is damaged is set aside with its result.json, so that
-    it can be finished again. In another workdir nothing is changed.
-
-    Args:
-      project: The config and its folder.
-      model: The network.
-      folder: The folder of its run, or a file that export wrote.
-      shardings: Their devices; by default they are whole on all.
-
-    Raises:
-      Exception: As of `load_params`.
-    """
-    if not folder.resolve().is_relative_to(project.workdir.resolve()):
-        return load_params(model, folder, shardings)
-    try:
-        return _params(model, folder, shardings)
-    except DamagedError as error:
-        path = layout.checkpoint_folder(folder)
-        step = checkpoints.latest_step(path)
-        assert step is not None
-        checkpoints.set_aside(path, step)
-        layout.reopen(folder)
-        raise DamagedError(
-            f"{error} It was moved to {folder}/damaged, and the run in {folder} counts"
-            " as unfinished: its train or distill stage goes on from the checkpoint"
-            " before it, to the same parameters."
-        ) from error
-
-
-def _params(model: Model, folder: pathlib.Path, shardings: Params | None) -> Params:
-    abstract_params = model.abstract_params()
-    if shardings is None:
-        shardings = _whole(abstract_params)
-    if folder.suffix == ".safetensors":
-        return placed(model_file.read(folder), abstract_params, folder, shardings)
-    path = layout.checkpoint_folder(folder)
-    params = checkpoints.restore_ema(path, abstract_params, shardings)
-    _check_is_the_result(params, folder)
-    return params
-
-
-def _workdir(folder: pathlib.Path) -> pathlib.Path:
-    place = layout.role_of_folder(folder)
-    return folder.parent if place is None else place[0]
-
-
-def placed(
-    params: Params,
-    abstract_params: Params,
-    path: pathlib.Path,
-    shardings: Params | None = None,
-) -> Params:
-    """Parameters of a file on the devices.
-
-    Args:
-      params: Arrays of the host.
-      abstract_params: The shapes that the network needs.
-      path: The file, for messages.
-      shardings: Their devices; by default they are whole on all.
-
-    Raises:
-      ValueError: If they are of another architecture.
-    """
-    check_same_shapes(abstract_params, params, path)
-    shardings = _whole(abstract_params) if shardings is None else shardings
-    return parallel.put(jax.tree.map(jnp.asarray, params), shardings)
-
-
-def _whole(abstract_params: Params) -> Params:
-    return parallel.state_shardings(abstract_params, parallel.make_mesh())
-
-
-def _check_is_the_result(params: Params, folder: pathlib.Path) -> None:
-    expected = (layout.result(folder) or {}).get("params_sha256")
-    sha256 = params_sha256(params)
-    if expected not in (None, sha256):
-        raise DamagedError(
-            f"The newest checkpoint in {folder} has params_sha256 {sha256}, and"
-            f" result.json has {expected}."
-        )

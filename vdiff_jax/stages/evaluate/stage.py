@@ -22,7 +22,7 @@ from vdiff_jax.stages.evaluate.likelihood import (
 )
 from vdiff_jax.stages.evaluate.models import Models, of_finished
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import check_can_be_guided
+from vdiff_jax.workdir.teachers import check_can_be_guided
 
 GRID_COLUMNS = 12
 OF_GUIDANCE = ("trade_off.png", "guidance.png")

@@ -33,14 +33,8 @@ from vdiff_jax.stages.sample.starts import first_step, from_images
 from vdiff_jax.types import Params
 from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import Project
-from vdiff_jax.workdir.trained import (
-    Trained,
-    check_can_be_guided,
-    find,
-    in_file,
-    roles_named,
-    sampler_of,
-)
+from vdiff_jax.workdir.teachers import check_can_be_guided
+from vdiff_jax.workdir.trained import Trained, find, in_file, roles_named, sampler_of
 
 GRID = 64
 ROWS = 8  # of trajectories and interpolations
