@@ -16,12 +16,14 @@ the first that runs trains. Interrupted, it goes on.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import shutil
 from typing import Any
 
 import flax.serialization
+from matplotlib.figure import Figure
 
 import vdiff_jax
 from benchmarks.commands import launch
@@ -64,6 +66,12 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
 }
 LONG = (50, 100, 500, 1000)
 LONG_NUM, LONG_BATCH = 1000, 250
+Way = tuple[str, float | None]  # the sampler, and the share of the larger variance
+WAYS: dict[str, Way] = {
+    "DDIM": ("ddim", None),
+    "ancestral, small variance": ("ancestral", 0.0),
+    "ancestral, large variance": ("ancestral", 1.0),
+}
 
 
 def main() -> None:
@@ -126,39 +134,62 @@ def _file(models: pathlib.Path, name: str) -> str:
 
 
 def _print_ancestral(options: argparse.Namespace, workdir: pathlib.Path) -> None:
-    """Prints distance and seconds per image of long chains of the base model."""
+    """Prints and draws distance and seconds per image of long chains of the base."""
+    rows = _ancestral(options, workdir / "ancestral.json")
+    of_way = {
+        label: [rows[_key(way, steps)] for steps in LONG] for label, way in WAYS.items()
+    }
+    print(f"\nancestral, {LONG_NUM} images\n\n| steps | {' | '.join(WAYS)} |")
+    print("| --- " * (1 + len(WAYS)) + "|")
+    for steps, of_steps in zip(LONG, zip(*of_way.values(), strict=True), strict=True):
+        cells = [f"{distance:.2f} ({1e3 * each:.0f} ms)" for distance, each in of_steps]
+        print(f"| {steps} | {' | '.join(cells)} |")
+    _draw(of_way, workdir / "ancestral.png")
+
+
+def _ancestral(options: argparse.Namespace, path: pathlib.Path) -> dict[str, Any]:
+    """Distance and seconds of each way and number of steps; measured once."""
     ruler, of_classifier = _ruler(options.out)
-    path = workdir / "ancestral.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
     base = vdiff_jax.load(_file(options.models, "base"))
-    for steps in LONG:
-        for name, variance in (("ddim", None), ("ancestral", 0.0), ("ancestral", 1.0)):
-            key = f"{name} {variance} {steps}"
-            if key not in rows:
-                sampler = make_sampler(base.config, base.trained.model, name)
-                drawn = draw(
-                    sampler,
-                    base.params,
-                    range(LONG_NUM),
-                    request=request(steps, variance=variance),
-                    batch_size=LONG_BATCH,
-                    start_of=start_of_seed(sampler, 0, None),
-                )
-                distance = ruler.distance(of_classifier.extract(drawn.images))
-                seconds = seconds_per_image(drawn.seconds, LONG_BATCH)
-                rows[key] = [distance, seconds]
-                write_json(path, rows)
-    print(
-        f"\nancestral, {LONG_NUM} images\n\n| steps | DDIM |"
-        " ancestral, small variance | large |\n| --- | --- | --- | --- |"
-    )
-    for steps in LONG:
-        cells = [
-            f"{distance:.2f} ({seconds * 1e3:.0f} ms)"
-            for key, (distance, seconds) in rows.items()
-            if key.endswith(f" {steps}")
-        ]
-        print(f"| {steps} | {' | '.join(cells)} |")
+    for steps, way in itertools.product(LONG, WAYS.values()):
+        if _key(way, steps) in rows:
+            continue
+        name, variance = way
+        sampler = make_sampler(base.config, base.trained.model, name)
+        drawn = draw(
+            sampler,
+            base.params,
+            range(LONG_NUM),
+            request=request(steps, variance=variance),
+            batch_size=LONG_BATCH,
+            start_of=start_of_seed(sampler, 0, None),
+        )
+        distance = ruler.distance(of_classifier.extract(drawn.images))
+        seconds = seconds_per_image(drawn.seconds, LONG_BATCH)
+        rows[_key(way, steps)] = [distance, seconds]
+        write_json(path, rows)
+    return rows
+
+
+def _key(way: Way, steps: int) -> str:
+    name, variance = way
+    return f"{name} {variance} {steps}"
+
+
+def _draw(of_way: dict[str, list[list[float]]], path: pathlib.Path) -> None:
+    """Draws distance against seconds per image, a curve for each way."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, points in of_way.items():
+        distances, seconds = zip(*points, strict=True)
+        axes.plot(seconds, distances, "o-", label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"seconds per image, of {', '.join(map(str, LONG))} steps")
+    axes.set_ylabel(f"frechet_classifier ({LONG_NUM:,} images)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
 
 
 def _ruler(out: pathlib.Path) -> tuple[Ruler, features.FeatureSet]:
