@@ -78,9 +78,9 @@ def get_config(stage: str = "all") -> ConfigDict:
             },
             "distill": {
                 "start_steps": 32,
-                "updates": "2000, 2: 3000, 1: 4000",
+                "updates": "1000, 2: 1500, 1: 2500",
                 "batch_size": 64,
-                "learning_rate": 5e-4,
+                "learning_rate": 1e-3,
                 "warmup_steps": 50,
                 "ema_decay": 0.0,
                 "weight": "snr_trunc",
