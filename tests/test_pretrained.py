@@ -78,7 +78,11 @@ def test_what_a_student_draws_is_as_near_to_digits_as_digits_are(name, tmp_path)
 
 @pytest.mark.parametrize(
     ("name", "num_steps", "steps"),
-    [("cifar10_gpu-8step", 8, 8), ("cifar10_small-base", 0, 16)],
+    [
+        ("cifar10_gpu-8step", 8, 8),
+        ("cifar10_small-base", 0, 16),
+        *((f"cifar10_small-{n}step", n, n) for n in (8, 4, 2, 1)),
+    ],
 )
 def test_photographs_are_drawn_by_class_and_each_class_is_another(
     name, num_steps, steps
