@@ -1,6 +1,7 @@
 """The evaluate stage: the same numbers again, however it was stopped and shared out."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -502,6 +503,41 @@ def test_students_of_two_methods_are_measured_and_shown_side_by_side(
     assert losses.pop(("1 step, moment matching", "gap")) == [(6, -0.25)]
     # Nothing of the loop is taken for a metric of a loss.
     assert {metric for _, metric in losses} == {"loss"}
+
+
+def test_fresh_noise_is_in_the_steps_of_students_that_may_have_it_alone(
+    workdir, monkeypatch
+):
+    method = dataclasses.replace(progressive.METHOD, any_eta=True)
+    monkeypatch.setitem(METHODS, "moment_matching", method)
+    shutil.copytree(workdir / "distill", workdir / "distill_moment_matching")
+    launch.launch(tiny.small("evaluate"), workdir)
+    before = {(*_of(row), row["metric"]): row for row in _rows(workdir)}
+    contents, draws = [], Draws(monkeypatch)
+    monkeypatch.setattr(
+        page.page, "render", lambda content: contents.append(content) or ""
+    )
+    launch.launch(tiny.small("evaluate", sample={"eta": 0.8}), workdir)
+    assert draws.calls == 2 * 2 * 2
+    etas = set()
+    for row in _rows(workdir):
+        former = before[*_of(row), row["metric"]]
+        if row["method"] != "moment_matching":
+            assert row == former
+            continue
+        etas.add(row["eta"])
+        if "frechet" in row["metric"]:  # the last step of a sampler has no noise
+            is_the_same = row["values"] == former["values"]
+            assert is_the_same == (row["steps"] == 1), row["metric"]
+    assert etas == {0.8}
+    (content,) = contents
+    assert dict(content.provenance)["sampling"].endswith(
+        "; moment-matching students with noise in each step, eta = 0.8"
+    )
+
+
+def _of(row):
+    return row["model"], row["method"], row["sampler"], row["steps"]
 
 
 def test_the_slider_moves_along_the_method_of_the_most_students(monkeypatch, tmp_path):

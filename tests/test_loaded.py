@@ -45,6 +45,7 @@ def test_a_file_draws_what_the_command_draws_of_it(tmp_path):
         (".", student(1), {}, {"steps": 1}),
         ("distill/0002", student(2), {}, {"steps": 2}),
         ("train", BASE, {"steps": 4}, {"steps": 4, "model": "base"}),
+        ("distill/0002", student(2), {"eta": 0.5}, {"steps": 2, "eta": 0.5}),
         (
             "train",
             BASE,
@@ -100,6 +101,7 @@ def test_it_says_what_it_is():
         ({"labels": (3,)}, r"sample\.labels=\(3,\) does not fit: this model"),
         ({"w": 1.0}, r"sample\.w=\(1\.0,\) needs a model that is conditioned"),
         ({"sampler": "euler"}, r"sample\.sampler='euler' must be"),
+        ({"eta": 2.0}, r"sample\.eta=2\.0 must be"),
         ({"batch_size": 0}, r"sample\.batch_size=0 must be"),
     ],
 )

@@ -66,6 +66,7 @@ class LoadedModel:
         mask: Bool[np.ndarray, " contexts tokens"] | None = None,
         w: float | None = None,
         sampler: str | None = None,
+        eta: float | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> Num[np.ndarray, " num h w channels"]:
         """Draws images: number i of a seed is that of the command's `sample` stage.
@@ -80,6 +81,7 @@ class LoadedModel:
           mask: True for the vectors of a context that count; None if all do.
           w: The guidance weight; None is no guidance.
           sampler: Its name; by default the one that the model was taught.
+          eta: The share of fresh noise in each step of ddim; by default the config's.
           batch_size: Images drawn at once, over all devices.
 
         Returns:
@@ -88,7 +90,7 @@ class LoadedModel:
         Raises:
           ValueError: If a value is out of its range, or does not suit the model.
         """
-        config = self._config(num, seed, steps, labels, w, sampler, batch_size)
+        config = self._config(num, seed, steps, labels, w, sampler, eta, batch_size)
         given = None if context is None else of_arrays(context, mask)
         starts = Starts(config, self.trained.model, class_names(self.trained), given)
         return draw(
@@ -152,6 +154,7 @@ class LoadedModel:
         labels: Sequence[int | str],
         w: float | None,
         sampler: str | None,
+        eta: float | None,
         batch_size: int,
     ) -> Config:
         """The config of the command that would draw the same images."""
@@ -171,6 +174,7 @@ class LoadedModel:
                 "labels": tuple(labels),
                 "w": () if w is None else (w,),
                 "sampler": sampler or role.sampler,
+                "eta": config.sample.eta if eta is None else eta,
                 "batch_size": batch_size,
                 "noise": "",  # it may be that of a command; here it is the seed's
             }

@@ -108,6 +108,8 @@ class Method:
       draws: True if its students make images; an encoder makes noise of them.
       auxiliary: True if a network that starts as the teacher is trained beside.
       takes_noise: True if its students may take noise beside z_t.
+      any_eta: True if its students may be drawn with any share of fresh noise, as
+        `samplers.ddim_step` has it; else they are taught one.
       betas: Decays of Adam's moments.
     """
 
@@ -119,6 +121,7 @@ class Method:
     draws: bool = True
     auxiliary: bool = False
     takes_noise: bool = False
+    any_eta: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
 
 

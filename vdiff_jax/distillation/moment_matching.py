@@ -244,5 +244,6 @@ METHOD = Method(
     halves=False,
     auxiliary=True,
     takes_noise=True,
+    any_eta=True,
     betas=(0.0, 0.99),
 )

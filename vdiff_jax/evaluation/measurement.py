@@ -32,6 +32,7 @@ class Measurement:
       num_images: Images of each seed.
       seed: The first seed.
       variance: The variance of the ancestral sampler; None for another.
+      eta: The share of fresh noise in a student's steps of DDIM.
       seconds_per_image: Median over batches.
       batch_size: Images that were drawn at once.
       device: The devices that drew them.
@@ -53,6 +54,7 @@ class Measurement:
     num_images: int = 0
     seed: int = 0
     variance: float | None = None
+    eta: float = 0.0
     seconds_per_image: float = 0.0
     batch_size: int = 0
     device: str = ""

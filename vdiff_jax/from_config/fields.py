@@ -565,7 +565,12 @@ _SAMPLE = {
         one_of("auto", *get_args(SamplerName)),
         "Which sampler; auto: the one that a student was taught, and else ddim.",
     ),
-    "eta": Field(0.0, between(0, 1), "Of ddim: 1 draws new noise in every step."),
+    "eta": Field(
+        0.0,
+        between(0, 1),
+        "Of ddim: 1 draws new noise in every step. An evaluation has it in students of"
+        " moment matching alone.",
+    ),
     "variance": Field(
         "large",
         parsed_by(

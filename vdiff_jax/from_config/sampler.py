@@ -26,18 +26,21 @@ PREDICTORS: dict[str, samplers.Predictor] = {
 }
 
 
-def make_sampler(config: Config, model: Model, name: str = "") -> Sampler:
+def make_sampler(
+    config: Config, model: Model, name: str = "", eta: float = 0.0
+) -> Sampler:
     """The sampler of the section `sample`.
 
     Args:
       config: The whole config.
       model: The network.
-      name: A sampler to take instead of the config's, deterministic if it is ddim.
-        Of the config's, auto is ddim.
+      name: A sampler to take instead of the config's, of which auto is ddim.
+      eta: The share of fresh noise of the sampler with that name, if it is ddim; of
+        the config's it is `sample.eta`.
     """
     section = config.sample
     kind = name or ("ddim" if section.sampler == "auto" else section.sampler)
-    eta = 0.0 if name or kind != "ddim" else section.eta
+    eta = eta if name else section.eta
     return Sampler(
         model,
         predictor=PREDICTORS[kind],

@@ -234,9 +234,9 @@ def _tools(project: Project) -> Tools:
     )
     if not method.draws:
         return tools
-    return dataclasses.replace(
-        tools, sampler=make_sampler(config, model, method.sampler)
-    )
+    eta = config.sample.eta if method.any_eta else 0.0
+    sampler = make_sampler(config, model, method.sampler, eta)
+    return dataclasses.replace(tools, sampler=sampler)
 
 
 def _folder(project: Project) -> pathlib.Path:

@@ -140,6 +140,7 @@ class Bench:
                 num_images=self._config.evaluate.num,
                 seed=self._config.evaluate.seed,
                 variance=variance,
+                eta=self.models.eta(candidate.role),
                 seconds_per_image=self._seconds_per_image(of_seeds),
                 batch_size=self._config.sample.batch_size,
                 device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -180,12 +181,14 @@ class Bench:
         # Rows of before 0.2 have keys without it.
         if fields.get("method") == former_method(candidate.sampler):
             del fields["method"]
+        eta = self.models.eta(candidate.role)
         causes = {
             "params": self.models.trained(candidate.role).sha256,
             "candidate": fields,
             "sample": {
                 **{name: sample[name] for name in SAMPLING},
                 "clip": clip_of(self._config),
+                **({"eta": eta} if eta else {}),
             },
             "evaluate": [section.seed, section.repeats, section.num],
             "references": [reference.facts for reference in self.references],

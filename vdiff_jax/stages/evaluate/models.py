@@ -27,7 +27,7 @@ class Models:
         """
         self._project = project
         self._files = _files_by_role(project.config.evaluate.files)
-        self._samplers: dict[tuple[bool, bool, str], Sampler] = {}
+        self._samplers: dict[tuple[bool, bool, str, float], Sampler] = {}
         self.trained = functools.cache(self._trained)
         # Of the last model only: large ones would not fit side by side.
         self.params = functools.lru_cache(maxsize=1)(self._params)
@@ -53,10 +53,15 @@ class Models:
           name: The sampler's name.
         """
         model = self.trained(role).model
-        kind = (model.w_range is not None, model.takes_noise, name)
+        eta = self.eta(role)
+        kind = (model.w_range is not None, model.takes_noise, name, eta)
         if kind not in self._samplers:
-            self._samplers[kind] = make_sampler(self._project.config, model, name)
+            self._samplers[kind] = make_sampler(self._project.config, model, name, eta)
         return self._samplers[kind]
+
+    def eta(self, role: Role) -> float:
+        """The share of fresh noise in a model's steps of DDIM."""
+        return self._project.config.sample.eta if role.any_eta else 0.0
 
     def _trained(self, role: Role) -> Trained:
         if role in self._files:

@@ -234,7 +234,7 @@ def _provenance(
             "seeds",
             f"{section.seed} to {last_seed}, the same noise",
         ),
-        ("sampling", clip),
+        ("sampling", f"{clip}{_noise(rows)}"),
         ("worst residual of a matrix root", max(row.residual or 0.0 for row in rows)),
     ]
     for reference in references:
@@ -244,6 +244,15 @@ def _provenance(
         )
         entries.append((f"{reference.features.name} features", details))
     return entries
+
+
+def _noise(rows: Sequence[Measurement]) -> str:
+    """Which students were drawn with fresh noise; empty if none were."""
+    etas = {row.role.kind: row.eta for row in rows if row.eta}
+    return "".join(
+        f"; {kind} students with noise in each step, eta = {eta:g}"
+        for kind, eta in etas.items()
+    )
 
 
 def _of_autoencoder(bench: Bench) -> list[tuple[str, Any]]:
