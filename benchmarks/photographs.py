@@ -9,7 +9,7 @@ parts, each of which can be had alone by --part:
     students    the base in 128 steps and the students, 3 seeds of 10,000 images
     guidance    the same at guidance weights 1 and 2, 2,000 images
     samplers    the base by every sampler in 1 to 128 steps, 2,000 images
-    ancestral   ancestral sampling beside DDIM in 50 to 1,000 steps, 1,000 images
+    ancestral   ancestral sampling beside DDIM in 50 to 1,000 steps, 500 images
 
 All but the last are measured by the `evaluate` stage; all with one classifier, which
 the first that runs trains. Interrupted, it goes on.
@@ -65,7 +65,7 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
     },
 }
 LONG = (50, 100, 500, 1000)
-LONG_NUM, LONG_BATCH = 1000, 250
+LONG_NUM, LONG_BATCH = 500, 250
 Way = tuple[str, float | None]  # the sampler, and the share of the larger variance
 WAYS: dict[str, Way] = {
     "DDIM": ("ddim", None),
