@@ -31,7 +31,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "method": "moment_matching",
                 "students": (8, 4, 2, 1),
                 "start": "progressive",
-                "updates": "8000, 8: 2500, 4: 4000, 1: 10000",
+                "updates": "8000, 8: 2500, 4: 9000, 1: 10000",
                 "batch_size": 32,
                 "learning_rate": 5e-4,
                 "warmup_steps": 50,
