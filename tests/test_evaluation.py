@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -390,6 +391,18 @@ def test_a_trade_off_has_a_curve_for_each_student_in_the_colour_of_its_method(cu
         "moment matching, 1": figures.look_of_students("moment_matching").color,
     }  # fmt: skip
     assert len(set(colors.values())) == 3
+
+
+def test_a_ladder_has_a_tick_at_every_point(monkeypatch):
+    base = _row("base", "ddim", 128, "fid", 1.0, w=1.0)
+    guided = dataclasses.replace(base, evaluations=256)
+    ticks = []
+    monkeypatch.setattr(
+        figures, "_save", lambda figure, _: ticks.extend(figure.axes[0].get_xticks())
+    )
+    rows = [guided, *_students("progressive", w=1.0)]
+    figures.ladder_figure(pathlib.Path("x"), rows, real_vs_real=None)
+    assert ticks == sorted({row.evaluations for row in rows})
 
 
 def test_the_report_draws_its_pictures(tmp_path):

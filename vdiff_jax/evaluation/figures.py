@@ -166,7 +166,8 @@ def ladder_figure(
         axes.axhline(real_vs_real, color="C3", linestyle=":", label="real vs. real")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted({row.steps for row in rows if row.sampler == row.role.sampler})
+    taught = [row for row in rows if row.sampler == row.role.sampler]
+    ticks = sorted({row.evaluations for row in taught})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("network evaluations per image")
@@ -211,7 +212,9 @@ def trade_off_figure(
         if role == BASE and steps == counts[-1]:
             for one in zip(w, x, y, strict=True):
                 axes.annotate(f"w={one[0]:g}", one[1:], fontsize="x-small")
-    axes.set_xscale("log", base=2)
+    low, high = axes.get_xlim()
+    if high > 4.0 * low:  # powers of two are too few ticks for less
+        axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(distances[0].metric)
     axes.set_ylabel(scores[0].metric)
