@@ -45,11 +45,6 @@ class Role(NamedTuple):
         return "ddim" if self.method is None else METHODS[self.method].sampler
 
     @property
-    def any_eta(self) -> bool:
-        """True for a student that may be drawn with any share of fresh noise."""
-        return self.method is not None and METHODS[self.method].any_eta
-
-    @property
     def draws(self) -> bool:
         """True if it makes images; an encoding student makes noise of them."""
         return self.method is None or METHODS[self.method].draws

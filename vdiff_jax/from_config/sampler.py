@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdiff_jax import diffusion, samplers
+from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.from_config.choices import Config, number
 from vdiff_jax.from_config.model import make_codec
 from vdiff_jax.generation.sampler import Sampler
@@ -49,6 +50,11 @@ def make_sampler(
         limits=limits_of(clip_of(config)),
         guidance=make_guidance(config, model.schedule),
     )
+
+
+def eta_of(config: Config, method: str | None) -> float:
+    """`sample.eta` for students of a method that leaves the share open; else 0."""
+    return config.sample.eta if method and METHODS[method].any_eta else 0.0
 
 
 def clip_of(config: Config) -> str:

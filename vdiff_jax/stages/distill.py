@@ -22,7 +22,7 @@ from vdiff_jax.from_config.model import (
     make_teacher,
     w_range,
 )
-from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.sampler import eta_of, make_sampler
 from vdiff_jax.from_config.trainer import make_tools
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.model import with_weights_of
@@ -234,7 +234,7 @@ def _tools(project: Project) -> Tools:
     )
     if not method.draws:
         return tools
-    eta = config.sample.eta if method.any_eta else 0.0
+    eta = eta_of(config, config.distill.method)
     sampler = make_sampler(config, model, method.sampler, eta)
     return dataclasses.replace(tools, sampler=sampler)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, Role
 from vdiff_jax.from_config.choices import Config
-from vdiff_jax.from_config.sampler import make_sampler
+from vdiff_jax.from_config.sampler import eta_of, make_sampler
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.interop import model_file
 from vdiff_jax.stages.evaluate.candidates import Candidate, candidates
@@ -61,7 +61,7 @@ class Models:
 
     def eta(self, role: Role) -> float:
         """The share of fresh noise in a model's steps of DDIM."""
-        return self._project.config.sample.eta if role.any_eta else 0.0
+        return eta_of(self._project.config, role.method)
 
     def _trained(self, role: Role) -> Trained:
         if role in self._files:
