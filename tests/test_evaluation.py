@@ -393,6 +393,22 @@ def test_a_trade_off_has_a_curve_for_each_student_in_the_colour_of_its_method(cu
     assert len(set(colors.values())) == 3
 
 
+@pytest.mark.parametrize("distance", [5.0, 500.0])
+def test_a_trade_off_has_numbers_on_its_axis_however_far_it_goes(monkeypatch, distance):
+    def look(figure, path):
+        (axes,) = figure.axes
+        low, high = axes.get_xlim()
+        assert sum(low <= tick <= high for tick in axes.get_xticks()) > 2
+
+    monkeypatch.setattr(figures, "_save", look)
+    ends = [(0.0, 4.0), (1.0, distance)]
+    fid, score = (
+        [_row("base", "ddim", 8, metric, value, w=w) for w, value in ends]
+        for metric in ("fid", "inception_score")
+    )
+    figures.trade_off_figure(pathlib.Path("x"), fid, score)
+
+
 def test_a_ladder_has_a_tick_at_every_point(monkeypatch):
     base = _row("base", "ddim", 128, "fid", 1.0, w=1.0)
     guided = dataclasses.replace(base, evaluations=256)
