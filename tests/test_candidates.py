@@ -41,10 +41,10 @@ def _another_method(monkeypatch):
     monkeypatch.setitem(METHODS, "moment_matching", progressive.METHOD)
 
 
-def _key(candidate):
+def _key(candidate, eta=0.0):
     """The key of a candidate whose model has the fingerprint abc, and no reference."""
     models = types.SimpleNamespace(
-        trained=lambda role: types.SimpleNamespace(sha256="abc")
+        trained=lambda role: types.SimpleNamespace(sha256="abc"), eta=lambda role: eta
     )
     bench = types.SimpleNamespace(
         _config=tiny.config("evaluate"), models=models, references=[],
@@ -57,6 +57,11 @@ def _key(candidate):
 def test_what_was_measured_before_there_were_methods_is_known(candidate, key, name):
     assert _key(candidate) == key
     assert str(candidate) == name
+
+
+def test_fresh_noise_has_a_key_of_its_own():
+    candidate = Candidate(student(4), "ddim", 4)
+    assert len({_key(candidate, eta) for eta in (0.0, 0.5, 0.8)}) == 3
 
 
 def test_students_of_every_method_have_keys_and_files_of_their_own():

@@ -118,6 +118,9 @@ class _Models(Models):
     def sampler(self, role, name):
         return None
 
+    def eta(self, role):
+        return 0.0
+
     def params(self, role):
         return None
 
