@@ -114,7 +114,7 @@ def _student(options: argparse.Namespace, scratch: pathlib.Path, table: Table) -
 
 def _saving(options: argparse.Namespace, scratch: pathlib.Path, table: Table) -> None:
     updates = ours.train("digits", steps_per_call=1)
-    every = sizes.config("digits").train.checkpoint_every_steps
+    every = sizes.config("digits").loop.checkpoint_every_steps
 
     def save(
         name: str,
