@@ -3,12 +3,13 @@ import gc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from vdiff_jax import parallel
 from vdiff_jax.files.fingerprints import DamagedError, fingerprint, params_sha256
 from vdiff_jax.training import checkpoints
-from vdiff_jax.training.reading import read_state
+from vdiff_jax.training.reading import check_readable, read_state
 from vdiff_jax.training.step import init_state, make_optimizer
 
 # Of a damaged checkpoint Orbax leaves the errors of other arrays unseen.
@@ -238,3 +239,34 @@ def test_the_fingerprint_is_of_the_values_in_the_order_of_names():
     assert params_sha256(changed) != sha256
     traded = {"one": params["two"], "two": params["one"]}
     assert params_sha256(traded) != sha256
+
+
+TREE = {"a": {"b.c": jnp.zeros((3, 2)), "d": jnp.ones(())}, "e": [jnp.ones(500), None]}
+
+
+def _saved(tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "item", TREE)
+    return tmp_path / "item"
+
+
+def test_whatever_was_saved_is_seen(tmp_path):
+    """Zeros, scalars, names with dots, lists, and what is None."""
+    check_readable(_saved(tmp_path), TREE)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"), [({"f": jnp.ones(2)}, "f"), ({"e": [1.0, 2.0]}, "e.1")]
+)
+def test_an_array_that_was_not_saved_is_named(tmp_path, change, name):
+    more = jax.tree.map(jnp.asarray, {**TREE, **change})
+    with pytest.raises(OSError, match=f"saved: {name} is not there"):
+        check_readable(_saved(tmp_path), more)
+
+
+def test_values_that_are_gone_do_not_count_as_saved(tmp_path):
+    folder = _saved(tmp_path)
+    for path in (folder / "d").iterdir():
+        path.unlink()
+    with pytest.raises(OSError, match="does not count as saved"):
+        check_readable(folder, TREE)

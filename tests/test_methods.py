@@ -230,6 +230,7 @@ def test_stopped_in_the_second_student_it_ends_as_one_never_stopped(
     assert [row["num_steps"] for row in _ledger(folder, method)] == [*COUNTS]
 
 
+@pytest.mark.long
 def test_stopped_with_noise_it_ends_as_one_never_stopped(noisy, tmp_path):
     _stopped_and_resumed(_noisy("distill"), noisy, tmp_path / "stopped", call=4)
     states = _states(tmp_path / "stopped")

@@ -1,6 +1,7 @@
-"""TensorStore's drivers of object stores, as they are told of a place."""
+"""TensorStore's key-value stores: how its drivers are told of a place."""
 
 import os
+import pathlib
 from typing import Any
 
 from vdiff_jax.files.place import StorePath
@@ -25,6 +26,25 @@ def spec(place: StorePath) -> dict[str, Any]:
             "gcs_request_retries": _RETRIES,
         }
     return {"driver": "s3", "bucket": bucket, "path": path, **of_s3()}
+
+
+def of_arrays(folder: pathlib.Path) -> Any:
+    """The store of the arrays that Orbax has written into a folder: a `KvStore`.
+
+    Args:
+      folder: A folder of plain characters, or a place in an object store.
+
+    Raises:
+      ValueError: If there are none.
+    """
+    import tensorstore  # here, because it takes a while
+
+    base = (
+        spec(folder)
+        if isinstance(folder, StorePath)
+        else {"driver": "file", "path": f"{folder}/"}
+    )
+    return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
 
 
 def of_s3() -> dict[str, Any]:
