@@ -1,6 +1,7 @@
 """Our commands, as a user gives them, for benchmarks of whole runs."""
 
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -15,7 +16,10 @@ def launch(config: str, workdir: pathlib.Path, fields: dict[str, Any]) -> None:
       workdir: The folder of the project.
       fields: Fields of the config, by their paths.
     """
-    flags = [f"--config.{path}={value}" for path, value in fields.items()]
+    # In double quotes, so that what is printed needs single ones alone.
+    flags = [
+        f"--config.{path}={value}".replace("'", '"') for path, value in fields.items()
+    ]
     run("launch.py", f"--config={config}", f"--workdir={workdir}", *flags)
 
 
@@ -26,7 +30,7 @@ def run(*arguments: object) -> None:
       *arguments: Those of Python.
     """
     command = [sys.executable, *map(str, arguments)]
-    print("$", " ".join(["python", *command[1:]]), flush=True)
+    print("$", shlex.join(["python", *command[1:]]), flush=True)
     start = time.perf_counter()
     # Where it fails it has said why.
     if code := subprocess.run(command, check=False).returncode:
