@@ -302,19 +302,33 @@ def test_what_may_not_be_read_is_not_taken_for_damaged(theirs, tmp_path):
     assert _listing(theirs) == before
 
 
+@pytest.mark.parametrize(
+    ("error_class", "options", "reason"),
+    [
+        ("builtins.ValueError", {}, "UNAVAILABLE: Error reading: connection reset"),
+        ("builtins.ConnectionResetError", {}, "Connection reset by peer"),
+        (
+            "botocore.exceptions.EndpointConnectionError",
+            {"endpoint_url": "http://store"},
+            "Could not connect to the endpoint",
+        ),
+    ],
+)
 def test_the_owner_takes_nothing_for_damaged_that_it_could_not_look_at(
-    command, theirs, monkeypatch
+    command, theirs, monkeypatch, error_class, options, reason
 ):
-    """TensorStore's errors are ValueErrors with a code in front."""
+    """TensorStore's errors are ValueErrors with a code in front; a client's its own."""
+    module, _, name = error_class.rpartition(".")
+    make = getattr(pytest.importorskip(module), name)
     (theirs / "train" / "result.json").unlink()
     before = _listing(theirs / "train")
 
-    def restore(*args, **options):
-        raise ValueError("UNAVAILABLE: Error reading: connection reset [tensorstore_s")
+    def restore(*args, **kwargs):
+        raise make(**options) if options else make(f"{reason} [tensorstore_s")
 
     monkeypatch.setattr(ocp.Checkpointer, "restore", restore)
     status, error = command("file:train", theirs)
-    assert (status, "cannot be read: UNAVAILABLE" in error) == (1, True)
+    assert (status, f"cannot be read: {reason}" in error) == (1, True)
     assert _listing(theirs / "train") == before
 
 

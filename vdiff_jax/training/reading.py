@@ -34,6 +34,13 @@ PASSING = re.compile(
     "ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED"
     "|UNAUTHENTICATED|UNAVAILABLE"
 )
+# Errors of Python and of the clients of stores where nobody answered.
+NO_ANSWER = {
+    "ClientConnectionError",
+    "ConnectionError",
+    "HTTPClientError",
+    "TimeoutError",
+}
 
 
 def read_state(
@@ -233,9 +240,11 @@ def _touch(path: str) -> None:
 
 
 def _passing(error: BaseException) -> str:
-    """What TensorStore says where the trouble is not of the files; else empty."""
+    """The reason where the trouble is not of the files; else empty."""
     first = _first_cause(error)
-    return _reason(error) if PASSING.match(str(first)) else ""
+    classes = {each.__name__ for each in type(first).__mro__}
+    passing = classes & NO_ANSWER or PASSING.match(str(first))
+    return _reason(error) if passing else ""
 
 
 def _reason(error: BaseException) -> str:
