@@ -181,12 +181,14 @@ def _draw(of_way: dict[str, list[list[float]]], path: pathlib.Path) -> None:
     """Draws distance against seconds per image, a curve for each way."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    of_ddim = zip(LONG, (seconds for _, seconds in of_way["DDIM"]), strict=True)
     for label, points in of_way.items():
         distances, seconds = zip(*points, strict=True)
         axes.plot(seconds, distances, "o-", label=label)
     axes.set_xscale("log")
-    ticks = {each: f"{1e3 * each:.0f} ms\n{steps:,} steps" for steps, each in of_ddim}
+    ticks = {
+        each: f"{1e3 * each:.0f} ms\n{steps:,} steps"
+        for steps, (_, each) in zip(LONG, of_way["DDIM"], strict=True)
+    }
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.set_xlabel("time per image, with that of DDIM at the ticks")
