@@ -13,6 +13,7 @@ import pytest
 
 import launch
 import tiny
+import vdiff_jax
 from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, student
@@ -289,6 +290,7 @@ def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
          "value": value, "num_images": 9, "w": w}
         for w, value in ((0.0, 11.5), (1.0, 22.5))
     ]  # fmt: skip
+    rows.append({**rows[1], "value": 33.5, "eta": 0.8})  # the folder draws without
     unet = {"patch": 1, "multipliers": (1,), "emb_channels": 32}
     config = tiny.config("export", model={"num_classes": 3, "unet": unet})
     config.guide.steps = 1
@@ -302,6 +304,7 @@ def test_the_card_gives_the_numbers_of_the_strength_that_is_folded_in(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "22.5" in card
     assert "11.5" not in card
+    assert "33.5" not in card
     assert "w = 1, guidance scale 2 is folded in" in card
     assert "few steps by progressive\ndistillation (Salimans & Ho, ICLR 2022)" in card
     assert "class_labels=[0, 1, 2, 0]" in card
@@ -333,6 +336,33 @@ def test_an_export_has_the_folder_and_the_rows_of_its_method(tmp_path):
     for method, value in zip(names, (1.0, 2.0, 3.0), strict=True):
         (row,) = export._measured(project, student(4, method), 4)
         assert row["value"] == value
+
+
+def test_a_student_that_is_drawn_with_fresh_noise_takes_that_along(
+    small_project, tmp_path, capsys
+):
+    folder = layout.students_folder(tmp_path, "moment_matching") / "0002"
+    shutil.copytree(small_project / "distill" / "0002", folder)
+    shutil.copy(small_project / "config.json", tmp_path)
+    config = tiny.small("export", distill={"method": "moment_matching"})
+    config.export.update({"formats": ("safetensors", "stablehlo"), "steps": 2})
+    config.sample.eta = 0.5
+    row = Measurement(
+        model="distilled", method="moment_matching", sampler="ddim", steps=2,
+        evaluations=2, metric="fid", value=1.0, eta=0.5,
+    ).to_json()  # fmt: skip
+    (tmp_path / "evaluate").mkdir()
+    (tmp_path / "evaluate" / "ladder.json").write_text(json.dumps([row]))
+    launch.launch(config, tmp_path)
+    assert "stablehlo draws without fresh noise" in capsys.readouterr().err
+    out = tmp_path / "export" / "distilled-2step-moment_matching"
+    file = out / "safetensors" / "model.safetensors"
+    (measured,) = model_file.read_about(file).facts["measured"]
+    assert measured["eta"] == 0.5
+    model = vdiff_jax.load(file)
+    images = model.sample(4)
+    np.testing.assert_array_equal(images, model.sample(4, eta=0.5))
+    assert (images != model.sample(4, eta=0.0)).any()
 
 
 @pytest.mark.usefixtures("another_method")

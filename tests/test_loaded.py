@@ -65,6 +65,13 @@ def test_a_workdir_and_the_folders_of_its_runs_draw_what_the_command_draws(
     )
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_fresh_noise_is_of_ddim_alone(sampler, project):
+    model = vdiff_jax.load(project / "train")
+    images = [model.sample(2, steps=3, sampler=sampler, eta=eta) for eta in (0.0, 0.8)]
+    np.testing.assert_array_equal(*images)
+
+
 def test_an_image_depends_on_its_seed_and_number_alone():
     model = vdiff_jax.load(ONE_STEP)
     images = model.sample(7, seed=1)

@@ -110,6 +110,7 @@ def _stepper(kind: str, eta: float) -> Callable[[Float[Array, ""]], samplers.Ste
         return lambda variance: partial(samplers.ancestral_step, interpolation=variance)
     if kind == "stochastic":
         return lambda variance: samplers.stochastic_step
+    eta = eta if kind == "ddim" else 0.0  # the others take DDIM's step without noise
     return lambda variance: partial(samplers.ddim_step, eta=eta)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from vdiff_jax.files.atomic import replacing, write_json
 from vdiff_jax.files.place import path_of
 from vdiff_jax.files.plain_path import plain
 from vdiff_jax.from_config.choices import Config, as_json
-from vdiff_jax.from_config.sampler import clip_of, make_sampler
+from vdiff_jax.from_config.sampler import clip_of, eta_of, make_sampler
 from vdiff_jax.generation.sampler import Sampler
 from vdiff_jax.guidance import describe
 from vdiff_jax.interop import model_file, stablehlo
@@ -38,6 +39,9 @@ from vdiff_jax.workdir.classes import class_names
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.trained import Trained, find, roles_named
 
+# The formats that hold a whole sampler, which is DDIM.
+DRAWING = {"diffusers", "stablehlo"}
+
 
 def plan(project: Project) -> list[dict[str, Any]]:
     """The one entry of the stage, for --dry_run."""
@@ -56,6 +60,7 @@ def run(project: Project) -> None:
     config, section = project.config, project.config.export
     trained = find(project, *roles_named(config, section.model, section.steps))
     _check_drawn_by_ddim(trained.role, section.formats)
+    _warn_of_noise(eta_of(config, trained.role.method), section.formats)
     sampler = make_sampler(config, trained.model, "ddim")
     w = _guidance_weight(config, trained.model)
     if "diffusers" in section.formats:  # refuse before anything is written
@@ -97,12 +102,22 @@ def run(project: Project) -> None:
 
 def _check_drawn_by_ddim(role: Role, formats: Sequence[str]) -> None:
     """Refuses formats that draw, of a student that was taught another sampler."""
-    drawing = {"diffusers", "stablehlo"}.intersection(formats)
+    drawing = DRAWING.intersection(formats)
     if drawing and role.sampler != "ddim":
         raise ValueError(
             f"export.formats={tuple(formats)}: the {role} was taught the sampler"
             f" {role.sampler}, and {min(drawing)} samples by DDIM: leave it out, or set"
             " sample.sampler=ddim for a student that was taught that."
+        )
+
+
+def _warn_of_noise(eta: float, formats: Sequence[str]) -> None:
+    """Says which formats leave out the fresh noise that a student is drawn with."""
+    if eta and (drawing := sorted(DRAWING.intersection(formats))):
+        print(
+            f"export: what is written for {' and '.join(drawing)} draws without fresh"
+            f" noise, not with sample.eta={eta:g}.",
+            file=sys.stderr,
         )
 
 
@@ -140,6 +155,8 @@ def _about(project: Project, trained: Trained, num_steps: int) -> model_file.Abo
         "method": role.method,
         "measured": _measured(project, role, num_steps),
     }
+    if eta := eta_of(project.config, role.method):
+        facts["eta"] = eta
     if names := class_names(trained):
         facts["classes"] = list(names)
     return model_file.About(fields, role.name, role.num_steps, facts)
@@ -162,7 +179,7 @@ def _measured(project: Project, role: Role, num_steps: int) -> list[dict[str, An
     paths = [place / "evaluate" / "ladder.json" for place in places]
     path = next((path for path in paths if path.exists()), None)
     rows = [] if path is None else json.loads(path.read_text(encoding="utf-8"))
-    kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps")
+    kept = ("metric", "value", "spread", "num_images", "seed", "w", "steps", "eta")
     return [
         {name: row[name] for name in kept if name in row}
         for row in rows
@@ -212,7 +229,11 @@ def _write_diffusers(
         class_names=about.facts.get("classes", ()),
         vae=vae,
     )
-    rows = [row for row in about.facts["measured"] if row.get("w") == w]
+    rows = [
+        row
+        for row in about.facts["measured"]
+        if row.get("w") == w and not row.get("eta")  # the folder draws without noise
+    ]
     weight = None if w is None else describe(w)
     method = about.facts.get("method")
     card = model_card.diffusers
