@@ -300,7 +300,7 @@ def main(devices):
     if devices > 1:
         told |= {
             "pictures_by_16": pictures(plain, 16),
-            "fsdp": Bench(config(parallel__fsdp=2)).run(),
+            "fsdp": Bench(small(parallel__fsdp=2)).run(),
             "remat": Bench(config(parallel__remat=True)).run(),
             "bfloat16": Bench(config(model__dtype="bfloat16")).run(),
             "pmap": under_pmap(Bench(small())),

@@ -53,9 +53,9 @@ def told():
 # network where the way does not look into it.
 ALONE = {
     "plain": "alone",
-    "fsdp": "alone",
     "remat": "alone",
     "small": "alone_small",
+    "fsdp": "alone_small",
     "pmap": "alone_small",
     "accumulated": "alone_small",
     "streamed": "alone_small",
