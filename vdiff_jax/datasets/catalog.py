@@ -175,7 +175,8 @@ def _arrays(path: pathlib.Path, sizes: tuple[int, ...]) -> pathlib.Path:
     """
     from vdiff_jax.datasets.npz import is_sharded
 
-    by_suffix = [path.with_name(path.name + suffix) for suffix in (".npz", ".npy")]
+    suffixes = (".npz", ".npy") if path.name else ()  # "." and "/" have no name
+    by_suffix = [path.with_name(path.name + suffix) for suffix in suffixes]
     # Shards are latents, and of another size than images with an autoencoder.
     shards = path / str(sizes[0])
     files = [path / f"{size}.npz" for size in reversed(sizes)]

@@ -9,6 +9,7 @@ import io
 import pathlib
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -21,6 +22,14 @@ _FILES = {
     "train": [f"data_batch_{i}" for i in range(1, 6)],
     "test": ["test_batch"],
 }
+_DAMAGED = (
+    AssertionError,
+    EOFError,
+    KeyError,
+    OSError,
+    tarfile.TarError,
+    zlib.error,
+)
 # All that the pickles of the archive name, which Python 2 wrote.
 _reconstruct: Any = np.zeros(1).__reduce__()[0]
 _ADMITTED: dict[tuple[str, str], Any] = {
@@ -75,7 +84,7 @@ def _read(path: pathlib.Path, split: str) -> Iterator[tuple[str, bytes]]:
                 file = tar.extractfile(f"{_FOLDER}/{name}")
                 assert file is not None
                 yield f"{archive}, {name}", file.read()
-    except (AssertionError, EOFError, KeyError, OSError, tarfile.TarError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{archive} is damaged or incomplete ({error}).") from error
 
 

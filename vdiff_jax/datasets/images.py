@@ -24,6 +24,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Named, so that no other of Pillow's many decoders sees a foreign file.
 FORMATS = ("JPEG", "PNG", "WEBP")
 
+_REPAIR = (
+    "Repair or remove it; `python -m vdiff_jax.datasets.prepare` leaves such files out."
+)
+_DO_NOT_PAD = "Set data.resize=area, or a larger data.image_size."
+
 Resize: TypeAlias = Literal["area", "bilinear", "lanczos", "pad"]
 
 # Pillow's filters are antialiased: their support grows with the reduction.
@@ -223,30 +228,29 @@ class Images:
         read_many = getattr(self._files, "read_many", self._read_many)
         examples = []
         for index, file in zip(indices, read_many(indices), strict=True):
-            with self._naming(index):
-                examples.append(self._example(*file))
+            examples.append(self._example(index, *file))
         return examples
 
     def _read_many(self, indices: Sequence[int]) -> list[tuple[bytes, int | None]]:
         files = []
         for index in indices:
-            with self._naming(index):
+            with self._naming(index, _REPAIR):
                 files.append(self._files.read(index))
         return files
 
-    def _example(self, data: bytes, label: int | None) -> Example:
-        image = self._fit(decode(data))
+    def _example(self, index: int, data: bytes, label: int | None) -> Example:
+        with self._naming(index, _REPAIR):
+            decoded = decode(data)
+        with self._naming(index, _DO_NOT_PAD):
+            image = self._fit(decoded)
         return {"image": image} if label is None else {"image": image, "label": label}
 
     @contextlib.contextmanager
-    def _naming(self, index: int) -> Iterator[None]:
+    def _naming(self, index: int, remedy: str) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self.name(index)}: {error}. Repair or remove it; `python -m"
-                " vdiff_jax.datasets.prepare` leaves such files out."
-            ) from error
+            raise ValueError(f"{self.name(index)}: {error}. {remedy}") from error
 
     def name(self, index: int) -> str:
         """The name of the file."""

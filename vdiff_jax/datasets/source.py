@@ -106,6 +106,7 @@ class Part:
         self.classes = getattr(source, "classes", None)
         self.null_context = getattr(source, "null_context", None)
         self.needs_workers = getattr(source, "needs_workers", True)
+        self.is_costly = getattr(source, "is_costly", self.needs_workers)
 
     def __len__(self) -> int:
         """Number of examples."""

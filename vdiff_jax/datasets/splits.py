@@ -75,6 +75,7 @@ class Renumbered:
         labels = getattr(source, "labels", None)
         self.labels = None if labels is None else self._number[labels]
         self.needs_workers: bool = getattr(source, "needs_workers", True)
+        self.is_costly: bool = getattr(source, "is_costly", self.needs_workers)
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -19,6 +19,7 @@ class Checked:
       null_context: The context of an example whose own is left out, or None; always
         None without a `context_shape`.
       needs_workers: As the source's.
+      is_costly: As the source's.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Checked:
         self._num_classes = num_classes
         self.labels: np.ndarray | None = getattr(source, "labels", None)
         self.needs_workers: bool = getattr(source, "needs_workers", True)
+        self.is_costly: bool = getattr(source, "is_costly", self.needs_workers)
         classes: Sequence[str] | None = getattr(source, "classes", None)
         if num_classes and classes is not None and len(classes) != num_classes:
             raise ValueError(

@@ -144,7 +144,10 @@ def _own_images(config: Config, split: catalog.Split) -> Source:
 
 def _kind_of(path: pathlib.Path) -> str:
     """The kind of source that lies at a path, by its looks."""
-    if path.suffix in (".npz", ".npy") or any(path.glob("*.np[yz]")):
+    if path.suffix in (".npz", ".npy"):
+        return "npz"
+    # SPLIT/SIZE.npz is of `prepare`; other names may lie beside images.
+    if any(path.glob("*.np[yz]")) or any(path.glob("*/[1-9]*.npz")):
         return "npz"
     is_lmdb = any(path.glob("data.mdb")) or any(path.glob("*/data.mdb"))
     return "lmdb" if is_lmdb else "folder"

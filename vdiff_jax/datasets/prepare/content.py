@@ -1,5 +1,6 @@
 """By what `prepare` knows that its input is what it was, without reading all of it."""
 
+import errno
 import hashlib
 import os
 import pathlib
@@ -10,6 +11,23 @@ from vdiff_jax.datasets.names import to_bytes
 
 # Of a file that is longer than three of them, three are taken.
 _SAMPLE_BYTES = 4096
+
+# All others may be of a disk or a network that went away, and with it all files.
+_OF_ONE_FILE = {
+    None,  # not of the system: a decoder's
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
+
+
+def is_of_one_file(error: OSError | ValueError) -> bool:
+    """True for an error in reading that leaves the files beside it readable."""
+    return isinstance(error, ValueError) or error.errno in _OF_ONE_FILE
 
 
 class Stamp(NamedTuple):
@@ -85,11 +103,16 @@ def extended(chain: str, names: Iterable[str], identity: Callable[[str], bytes])
 
     Returns:
       64 hexadecimal digits.
+
+    Raises:
+      OSError: If it is not of one file.
     """
     for name in names:
         try:
             content = identity(name)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if not is_of_one_file(error):
+                raise
             content = b"cannot be read"
         of_file = hashlib.sha256(content).digest()
         chain = hashlib.sha256(chain.encode() + to_bytes(name) + of_file).hexdigest()

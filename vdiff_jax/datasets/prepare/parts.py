@@ -104,7 +104,7 @@ def _around(files: Input, path: pathlib.Path, splits: Sequence[str]) -> str:
     folders = {
         name.partition("/")[0] if "/" in name else "" for name in files.listing.images
     }
-    if len(folders) > 1 or folders & {"", *splits}:
+    if len(folders) > 1 or folders & {"", *(s.partition("/")[0] for s in splits)}:
         return ""
     return f"{folders.pop()}/"
 

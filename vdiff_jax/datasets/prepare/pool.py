@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vdiff_jax.datasets.prepare.archives import Input
+from vdiff_jax.datasets.prepare.content import is_of_one_file
 from vdiff_jax.datasets.prepare.task import Task
 from vdiff_jax.datasets.prepare.writers import convert
 
@@ -23,6 +24,9 @@ def converted(
     """Chunks in their order, each with the results of `convert` for its files.
 
     This process reads, since an archive has one reader; the workers decode.
+
+    Raises:
+      OSError: If the input cannot be read, and not one file of it alone.
     """
     fits = task.fits()
     as_png = task.format == "lmdb"
@@ -69,5 +73,7 @@ def _read(files: Input, chunk: Chunk) -> list[bytes | Exception]:
         try:
             contents.append(files.read(original))
         except (OSError, ValueError) as error:
+            if not is_of_one_file(error):
+                raise
             contents.append(error)
     return contents

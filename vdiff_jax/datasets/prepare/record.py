@@ -153,6 +153,8 @@ def check_begun(
       ValueError: If it was.
     """
     begun = read_json(partial / "task.json")
+    if begun is None:  # not begun, or tidied and then killed
+        begun = read_json(partial / "prepared.json")
     if begun is None:
         return
     if not _is_of(begun, about):

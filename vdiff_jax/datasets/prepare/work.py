@@ -31,7 +31,7 @@ from vdiff_jax.datasets.prepare.writers import Writer, make_writer
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.cache import cache
 from vdiff_jax.files.locks import HeldError, lock
-from vdiff_jax.files.place import StorePath, is_in_store, remove_tree
+from vdiff_jax.files.place import StorePath, in_order, is_in_store, remove_tree
 from vdiff_jax.progress import Bar
 
 CHUNK = 32
@@ -95,13 +95,23 @@ def _prepare(task: Task) -> dict[str, Any]:
             }
     about["left_out"] = parts.left_out
     write_json(partial / "prepared.json", about)
-    _tidy(partial)
     if isinstance(task.out, StorePath):
-        task.out.upload(partial)
+        # Before it is tidied: should it fail, the same command begins here.
+        _upload(partial, task.out)
+        _tidy(partial)
         remove_tree(partial)
     else:
+        _tidy(partial)
         os.replace(partial, task.out)
     return about
+
+
+def _upload(partial: pathlib.Path, out: StorePath) -> None:
+    """Puts into a store what a tidied preparation would have."""
+    to_stay = set(_only_for_work(partial))
+    files = [path for path in partial.rglob("*") if path.is_file()]
+    for path in in_order(set(files) - to_stay, partial):
+        out.joinpath(*path.relative_to(partial).parts).upload(path)
 
 
 def _partial(out: pathlib.Path) -> pathlib.Path:
@@ -132,9 +142,14 @@ def _remove_new(partial: pathlib.Path, before: set[pathlib.Path]) -> None:
 
 def _tidy(partial: pathlib.Path) -> None:
     """Removes the files that only an unfinished preparation needs."""
-    for pattern in ("task.json", "decompressed*", "progress.json", "*.raw", "*.half"):
-        for path in list(partial.rglob(pattern)):
-            path.unlink()
+    for path in _only_for_work(partial):
+        path.unlink()
+
+
+def _only_for_work(partial: pathlib.Path) -> list[pathlib.Path]:
+    """These files; task.json last, as it says of what task the others are."""
+    patterns = ("decompressed*", "progress.json", "*.raw", "*.half", "task.json")
+    return [path for pattern in patterns for path in partial.rglob(pattern)]
 
 
 def _of_split(contexts: GivenContexts | None, split: str) -> ContextsOfSplit | None:
