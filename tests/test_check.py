@@ -231,6 +231,27 @@ def test_true_is_no_number_and_no_number_is_true():
         ({"sample.from_t": 0.5}, "set sample.image"),
         ({"evaluate.w": (1.0,)}, r"evaluate.w=\(1.0,\) needs a model that is condi"),
         ({"evaluate.judge": True}, "evaluate.judge=True needs a model"),
+        (
+            {
+                "evaluate.judge": True,
+                "sample.context": "x.npz",
+                "model.unet.context_features": 8,
+                "model.unet.context_tokens": 3,
+            },
+            "evaluate.judge=True: the contexts of sample.context='x.npz' .* leave",
+        ),
+        (
+            {"sample.trajectory": True, "sample.image": "x.npy"},
+            "sample.trajectory=True starts from noise, and sample.image='x.npy' from",
+        ),
+        (
+            {"sample.interpolate": 3, "sample.image": "x.npy", "sample.from_t": 0.5},
+            "sample.interpolate=3 starts from noise, and sample.image='x.npy' from",
+        ),
+        (
+            {"distill.method": "consistency", "distill.teacher_steps": (64, 8)},
+            r"distill.teacher_steps=\(64, 8\) must not fall: set \(8, 64\)",
+        ),
         ({"evaluate.features": ("inception",)}, "no FID: fetch https"),
         ({"evaluate.reference_stats": "x.npz"}, "set evaluate.inception_weights too"),
         (
@@ -246,6 +267,41 @@ def test_fields_that_do_not_fit_each_other_are_refused(changes, message):
         _set(config, path, value)
     with pytest.raises(ValueError, match=message):
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("diffusion", "most"),
+    [
+        ({"schedule": "linear_beta"}, 999),
+        ({"schedule": "squared_cosine_beta", "num_train_steps": 65}, 64),
+        ({"schedule": "betas", "betas": (0.01,) * 65}, 64),
+    ],
+)
+def test_a_consistency_teacher_takes_fewer_steps_than_its_chain_has(diffusion, most):
+    config = digits.get_config("distill")
+    config.diffusion.update(diffusion)
+    first = 8 if most == 64 else 9 * 8
+    config.distill.update(
+        {"method": "consistency", "start_steps": 1024, "end_steps": 1, "updates": "4"}
+    )
+    config.distill.teacher_steps = (first, most // 8 * 8)
+    check(config)
+    config.distill.teacher_steps = (first, most // 8 * 8 + 8)
+    message = f"at most at {most}, as the chain .* has {most + 1} steps: set fewer"
+    with pytest.raises(ValueError, match=rf"distill\.teacher_steps=.* {message}"):
+        check(config)
+    config.stage = "sample"
+    check(config)
+
+
+def test_contexts_of_a_file_are_drawn_whether_or_not_there_is_a_judge():
+    config = digits.get_config("sample")
+    config.model.unet.update({"context_features": 8, "context_tokens": 3})
+    config.evaluate.update({"judge": True, "likelihood_num": 0})
+    config.sample.context = "x.npz"
+    check(config)
+    config.stage = "evaluate"
+    assert "evaluate.judge=True: the contexts of sample.context" in _refusal(config)
 
 
 def test_what_another_model_brings_is_asked_of_the_stages_that_run():

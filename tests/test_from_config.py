@@ -63,6 +63,26 @@ def test_guidance_is_on_between_the_times_that_a_config_says():
         )
 
 
+def test_a_step_at_an_end_of_the_interval_is_guided_however_it_is_rounded():
+    config = digits.get_config("sample")
+    config.sample.guidance_interval = (0.1, 0.7)
+    schedule = make_schedule(config)
+    made = make_guidance(config, schedule)
+
+    def weights(num_steps):
+        t = jax.numpy.arange(1, 11) / num_steps
+        return made.weight_at(jax.numpy.ones(10), schedule(t))
+
+    on = [1.0] * 7 + [0.0] * 3
+    static = jax.jit(weights, static_argnums=0)
+    np.testing.assert_array_equal(static(10), on)
+    np.testing.assert_array_equal(jax.jit(weights)(10), on)
+    # At one time after the other, as in a loop over steps.
+    for i, expected in enumerate(on, start=1):
+        at = jax.jit(lambda i, n: made.weight_at(jax.numpy.ones(1), schedule(i / n)))
+        assert at(jax.numpy.int32(i), jax.numpy.int32(10)) == expected
+
+
 def test_pictures_are_seen_from_minus_one_to_one():
     _, model = _model(0.0)
     pixels = jax.numpy.arange(256, dtype=np.uint8)

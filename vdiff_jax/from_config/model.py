@@ -281,6 +281,12 @@ def make_schedule(config: Config) -> Schedule:
     return schedules.from_betas(_betas(config, section.schedule))
 
 
+def chain_length(config: Config) -> int:
+    """The number of steps of the chain that the schedule is; 0 if it is none."""
+    name = config.diffusion.schedule
+    return 0 if name == "cosine" else len(_betas(config, name))
+
+
 def _betas(config: Config, name: str) -> np.ndarray:
     section = config.diffusion
     return schedules.betas_of(

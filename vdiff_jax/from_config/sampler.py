@@ -25,6 +25,9 @@ PREDICTORS: dict[str, samplers.Predictor] = {
     "heun": samplers.at_both_ends,
     "stochastic": samplers.at_start,
 }
+# Nats by which guidance goes beyond its ends: a step at an end is guided, and compiled
+# programs round its log-SNR otherwise than is done here.
+MARGIN = 1e-4
 
 
 def make_sampler(
@@ -97,10 +100,14 @@ def make_guidance(config: Config, schedule: Schedule) -> Guidance:
     """The options of guidance in the section `sample`, beside its weight w."""
     section = config.sample
     first, last = section.guidance_interval
+
+    def logsnr(t: float) -> float:
+        return float(schedule(jnp.float32(t)))
+
     return Guidance(
         rescale=section.guidance_rescale,
-        logsnr_min=-math.inf if last == 1.0 else float(schedule(jnp.float32(last))),
-        logsnr_max=math.inf if first == 0.0 else float(schedule(jnp.float32(first))),
+        logsnr_min=-math.inf if last == 1.0 else logsnr(last) - MARGIN,
+        logsnr_max=math.inf if first == 0.0 else logsnr(first) + MARGIN,
     )
 
 

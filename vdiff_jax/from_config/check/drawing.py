@@ -45,6 +45,12 @@ def check_sample(config: Config) -> None:
         raise ValueError(
             f"sample.from_t={sample.from_t} starts from images: set sample.image."
         )
+    for field in ("trajectory", "interpolate"):
+        if sample.image and sample[field]:
+            raise ValueError(
+                f"sample.{field}={sample[field]} starts from noise, and"
+                f" sample.image={sample.image!r} from images: leave one of them out."
+            )
     if sample.image and sample.from_t == 1.0:
         check_num_steps(config, "sample.encode_steps", sample.encode_steps)
         if num_classes and not sample.image_labels:
@@ -104,6 +110,13 @@ def check_evaluate(config: Config) -> None:
             "The evaluate stage compares images, and these data are latents"
             f" (data.latent_scale={data.latent_scale}): set data.autoencoder to the"
             " folder of the autoencoder that made them."
+        )
+    if evaluate.judge and config.sample.context:
+        raise ValueError(
+            f"evaluate.judge=True: the contexts of sample.context="
+            f"{config.sample.context!r} are of no class that images could be judged by:"
+            " leave sample.context out, for the contexts of the data, or set"
+            " evaluate.judge=False."
         )
     _check_likelihood(config)
     check_num_steps(config, "evaluate.reference_steps", evaluate.reference_steps)

@@ -13,7 +13,7 @@ from vdiff_jax.from_config.check.terms import (
 from vdiff_jax.from_config.choices import Config
 from vdiff_jax.from_config.fields import words_of
 from vdiff_jax.from_config.losses import phases_of
-from vdiff_jax.from_config.model import has_guide
+from vdiff_jax.from_config.model import chain_length, has_guide
 
 
 def check_source(config: Config) -> None:
@@ -84,3 +84,22 @@ def check_distill(config: Config) -> None:
         )
     if method.halves:
         check_num_steps(config, "distill.start_steps", distill.start_steps)
+    if distill.method == "consistency":
+        _check_teacher_steps(config)
+
+
+def _check_teacher_steps(config: Config) -> None:
+    """Refuses steps of a consistency teacher that fall, or that a chain has not."""
+    first, last = config.distill.teacher_steps
+    if first > last:
+        raise ValueError(
+            f"distill.teacher_steps={(first, last)} must not fall: set {(last, first)}."
+        )
+    length = chain_length(config)
+    # A chain is flat below t = 1 / T, and a step there goes nowhere.
+    if length and last >= length:
+        raise ValueError(
+            f"distill.teacher_steps={(first, last)} must end at most at {length - 1},"
+            f" as the chain of diffusion.schedule={config.diffusion.schedule!r} has"
+            f" {length} steps: set fewer."
+        )

@@ -252,12 +252,15 @@ class Bench:
         return _sha256(self.condition_of)
 
     @functools.cached_property
-    def _asked(self) -> np.ndarray | None:
-        """The classes of the examples whose contexts are asked for."""
-        if self.condition_of is None:
-            return None
+    def _asked(self) -> np.ndarray:
+        """The classes of the images: of the examples that contexts are of, or in turn.
+
+        In turn go the model's classes, of which the judge may know more or fewer.
+        """
         num = self._config.evaluate.num
         index = np.arange(num)
+        if self.condition_of is None:
+            return index % self.models.trained(BASE).model.num_classes
         parts = np.array_split(index, -(-num // LABELS_AT_ONCE))
         labels = [self.condition_of(part).label for part in parts]
         return np.concatenate([np.asarray(each) for each in labels])
@@ -311,7 +314,9 @@ def _sha256(condition_of: ConditionOf) -> str:
     condition = condition_of(np.arange(LABELS_AT_ONCE))
     digest = hashlib.sha256()
     for part in (condition.context, condition.mask):
-        digest.update(np.ascontiguousarray(part).tobytes())
+        # The bytes of None are its address, another in every process.
+        if part is not None:
+            digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -35,19 +35,14 @@ class Judge:
         except NotToBeHadError as error:
             raise ValueError(f"evaluate.judge=True: {error}") from error
         self.features = features.of_judge(trained)
-        self._num_classes = trained.params["params"]["logits"]["bias"].size
         self.facts = {"features": "judge", **self.features.facts}
 
-    def measure(
-        self, features: Features, asked: np.ndarray | None = None
-    ) -> dict[str, Measured]:
+    def measure(self, features: Features, asked: np.ndarray) -> dict[str, Measured]:
         """The share of images that it takes for the class they should be of.
 
         Args:
           features: Its logits of the images.
-          asked: The class of each; None for i modulo the number of classes.
+          asked: The class of each.
         """
         guess = features.logits.argmax(axis=1)
-        if asked is None:
-            asked = np.arange(len(guess)) % self._num_classes
         return {"accuracy_judge": Measured(float((guess == asked).mean()), None)}

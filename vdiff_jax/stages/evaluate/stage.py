@@ -123,6 +123,8 @@ def _report_guidance(bench: Bench, rows: Sequence[Measurement]) -> None:
     distances = of_metric(rows, rows[0].metric)
     scores = [row for row in rows if row.metric.startswith(("score", "inception_"))]
     if scores:
+        # There may be several metrics, and a figure has the one on its axis.
+        scores = of_metric(scores, scores[0].metric)
         figures.trade_off_figure(bench.records.out / "trade_off.png", distances, scores)
     plain = [row for row in distances if row.sampler == row.role.sampler]
     plain = [row for row in plain if row.role != GUIDED]
