@@ -574,3 +574,13 @@ def test_an_imported_model_learns_from_the_data_of_the_next_config(
     digits = ("--config.data.source=digits", "--config.data.flip=false")
     assert command("file:distill", workdir, *digits)[0] == 0
     assert (workdir / "distill" / "0001" / "result.json").exists()
+
+
+def test_a_run_killed_inside_its_first_save_takes_another_length(
+    command, small_project, tmp_path
+):
+    """It has no checkpoint, but the folder of one that was begun."""
+    workdir = tmp_path / "run"
+    (workdir / "train" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    shutil.copy(small_project / "config.json", workdir)
+    assert command("file:train", workdir, "--config.train.steps=2")[0] == 0

@@ -45,5 +45,9 @@ def kept_on_this_machine(path: pathlib.Path) -> pathlib.Path:
         with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
             half = pathlib.Path(scratch) / path.name
             path.download(half)
-            half.replace(copy)
+            try:
+                half.replace(copy)
+            except OSError:
+                if not copy.exists():  # else another process has just made it
+                    raise
     return copy

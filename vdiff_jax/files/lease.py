@@ -100,9 +100,16 @@ class Lease:
 
     def _renew(self) -> None:
         with self._renewing:
+            if self._ended.is_set():
+                return
             try:
                 if not self._write(self._generation) and not self._is_own():
-                    self.trouble = f"{_holder(self._look()[1])} has taken it over"
+                    content = self._look()[1]
+                    self.trouble = (
+                        f"{_holder(content)} has taken it over"
+                        if content
+                        else "it was removed"
+                    )
             except Exception as error:
                 # The store may be back in time: until then nobody else may write.
                 if time.monotonic() - self._renewed_at > SECONDS:
@@ -111,8 +118,9 @@ class Lease:
     def end(self) -> None:
         """Renews it no more, and removes it where it is still held."""
         self._ended.set()
-        if not self.trouble:
-            with contextlib.suppress(Exception):
+        # A renewal under way has another generation when it is done.
+        with self._renewing, contextlib.suppress(Exception):
+            if not self.trouble:
                 self._store.write(
                     self.path.name, None, if_equal=self._generation
                 ).result()

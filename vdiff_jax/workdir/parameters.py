@@ -62,11 +62,12 @@ def own_params(
     """
     if not folder.resolve().is_relative_to(project.workdir.resolve()):
         return load_params(model, folder, shardings)
+    path = layout.checkpoint_folder(folder)
+    # Before another host sets it aside.
+    step = None if folder.is_file() else checkpoints.latest_step(path)
     try:
         return _params(model, folder, shardings)
     except DamagedError as error:
-        path = layout.checkpoint_folder(folder)
-        step = checkpoints.latest_step(path)
         assert step is not None
         checkpoints.set_aside(path, step)
         layout.reopen(folder)

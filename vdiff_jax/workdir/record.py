@@ -122,7 +122,10 @@ def has_runs(workdir: pathlib.Path, section: str) -> bool:
         patterns = [f"{section}/checkpoints/*"]
     else:
         patterns = [f"{section}/*/checkpoints/*"]
-    return any(any(workdir.glob(pattern)) for pattern in patterns)
+    # Others are of a save that was killed.
+    return any(
+        path.name.isdigit() for pattern in patterns for path in workdir.glob(pattern)
+    )
 
 
 def has_seen_data(workdir: pathlib.Path) -> bool:

@@ -1,6 +1,5 @@
 """The runs of a config's stages in a workdir, and how far each is."""
 
-import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from vdiff_jax.command.parse import Command
 from vdiff_jax.distillation.role import BASE, GUIDED, Role, student
 from vdiff_jax.evaluation.measurement import read_rows
 from vdiff_jax.files.holders import Holder
+from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.check import check_fields
 from vdiff_jax.from_config.choices import updates_of
 from vdiff_jax.from_config.fields import words_of
@@ -116,7 +116,7 @@ def _project(command: Command, stages: list[str]) -> Project:
         imported.resolved(config, workdir),
         workdir,
         asked=command.asked,
-        out=pathlib.Path(command.flags.out) if command.flags.out else None,
+        out=path_of(command.flags.out) if command.flags.out else None,
     )
     for stage in stages:
         if stage == "distill":
