@@ -34,6 +34,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "ema_decay": 0.998,
                 "weight": "snr_plus_one",
             },
+            "sample": {"eta": 0.8},
         }
     )
     return config

@@ -85,7 +85,7 @@ def get_config(stage: str = "all") -> ConfigDict:
                 "ema_decay": 0.0,
                 "weight": "snr_trunc",
             },
-            "sample": {"batch_size": 250, "w": (1.0,)},
+            "sample": {"batch_size": 256, "w": (1.0,)},
             "evaluate": {
                 "reference_steps": 128,
                 "steps": (1, 2, 4, 8),

@@ -1,6 +1,7 @@
 """Import and export as stages of the command."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -24,13 +25,15 @@ from vdiff_jax.from_config.sampler import make_sampler
 from vdiff_jax.interop import model_file
 from vdiff_jax.interop.diffusers import model_card
 from vdiff_jax.stages import export
+from vdiff_jax.stages.evaluate.models import Models
 from vdiff_jax.workdir import imported, layout
 from vdiff_jax.workdir.layout import Project
 from vdiff_jax.workdir.parameters import load_params
-from vdiff_jax.workdir.trained import find
+from vdiff_jax.workdir.trained import find, in_file
 
 pytestmark = pytest.mark.slow
 
+PRETRAINED = pathlib.Path(__file__).parents[1] / "data" / "pretrained"
 FORMATS = ("orbax", "safetensors", "diffusers", "stablehlo")
 
 
@@ -363,6 +366,19 @@ def test_a_student_that_is_drawn_with_fresh_noise_takes_that_along(
     images = model.sample(4)
     np.testing.assert_array_equal(images, model.sample(4, eta=0.5))
     assert (images != model.sample(4, eta=0.0)).any()
+    command = tiny.small("sample")
+    assert in_file(command, file)[0].sample.eta == 0.5
+    assert in_file(command, file, {"sample.eta"})[0].sample.eta == 0.0
+
+
+@pytest.mark.parametrize(("asked", "eta"), [(set(), 0.8), ({"sample.eta"}, 0.0)])
+def test_files_are_evaluated_with_the_noise_that_they_name(asked, eta, tmp_path):
+    names = ("cifar10_small-base", "cifar10_small-4step")
+    files = tuple(str(PRETRAINED / f"{name}.safetensors") for name in names)
+    config = tiny.small("evaluate", evaluate={"files": files})
+    models = Models(Project(config, tmp_path, asked=frozenset(asked)))
+    assert models.eta(student(4, "moment_matching")) == eta
+    assert models.eta(BASE) == 0.0
 
 
 @pytest.mark.usefixtures("another_method")

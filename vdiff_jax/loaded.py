@@ -26,7 +26,6 @@ from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.conditions import of_arrays
 from vdiff_jax.generation.sampler import request
-from vdiff_jax.interop import model_file
 from vdiff_jax.interop.diffusers.read import of_latents, read_folder
 from vdiff_jax.types import Condition, Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
@@ -212,7 +211,6 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
     check_reachable(path, "path")
     if path.suffix == ".safetensors":
         config, trained = in_file(defaults("sample"), path)
-        config.sample.eta = model_file.read_about(path).facts.get("eta", 0.0)
     elif (place := role_of_folder(path)) is not None:
         workdir, role = place
         config = _recorded(workdir)

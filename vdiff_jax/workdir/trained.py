@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import (
@@ -190,12 +190,16 @@ def sampler_of(role: Role, sampler: str) -> str:
     return role.sampler if sampler == "auto" else sampler
 
 
-def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
+def in_file(
+    config: Config, path: pathlib.Path, asked: Set[str] = frozenset()
+) -> tuple[Config, Trained]:
     """The model of a file that export wrote, and the config with the file's fields.
 
     Args:
       config: The whole config, of which the data's size and channels do not count.
       path: The file.
+      asked: Paths of the fields that a command sets itself; `sample.eta` that is not
+        among them is the file's, if it names one.
 
     Raises:
       ValueError: If it is no such file, or of another method than the sampler's.
@@ -206,6 +210,8 @@ def in_file(config: Config, path: pathlib.Path) -> tuple[Config, Trained]:
     own = with_fields(own, current(about.fields))
     if about.num_steps:
         own.sample.steps = about.num_steps
+    if "sample.eta" not in asked:
+        own.sample.eta = about.facts.get("eta", own.sample.eta)
     check_sample(own)
     role = role_in(about)
     check_sampler(role, own.sample.sampler)

@@ -61,7 +61,10 @@ class Models:
 
     def eta(self, role: Role) -> float:
         """The share of fresh noise in a model's steps of DDIM."""
-        return eta_of(self._project.config, role.method)
+        eta = eta_of(self._project.config, role.method)
+        if role not in self._files or "sample.eta" in self._project.asked:
+            return eta
+        return model_file.read_about(self._files[role]).facts.get("eta", eta)
 
     def _trained(self, role: Role) -> Trained:
         if role in self._files:

@@ -91,7 +91,7 @@ def _trained(project: Project) -> tuple[Config, Trained]:
     """The model that is asked for, and the config with the fields of its file."""
     config, section = project.config, project.config.sample
     if section.from_file:
-        return in_file(config, path_of(section.from_file))
+        return in_file(config, path_of(section.from_file), project.asked)
     trained = find(project, *roles_named(config, section.model, section.steps))
     config = config.copy_and_resolve_references()
     config.sample.sampler = sampler_of(trained.role, section.sampler)
