@@ -75,8 +75,7 @@ def main(argv: Sequence[str]) -> int:
     if "--status" in argv:
         return status.main(argv)
     try:
-        _run(argv)
-        return 0
+        return _run(argv)
     except (ValueError, KeyboardInterrupt, InterruptedRunError, *TROUBLE) as error:
         if "--traceback" in argv:
             raise
@@ -95,12 +94,20 @@ def main(argv: Sequence[str]) -> int:
         return _end(f"{reason}: {error}", 1)
 
 
-def _run(argv: Sequence[str]) -> None:
+def _run(argv: Sequence[str]) -> int:
+    """Runs what a command asks for; returns the exit status."""
     if (page := manual.page(argv[1:])) is not None:
         print(page, end="")
-        return
+        return 0
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
+    if flags.status:  # spelled in another way, such as --status=true
+        return status.main(argv)
+    if flags.replay is not None and (flags.dry_run or flags.out):
+        raise ValueError(
+            f"--replay={flags.replay} computes an update again, and writes nothing but"
+            " what it finds: leave out --dry_run and --out."
+        )
     check_fields(config)
     check_reachable(workdir, "--workdir")
     if flags.out:
@@ -124,11 +131,12 @@ def _run(argv: Sequence[str]) -> None:
             profile=flags.profile,
             out=path_of(flags.out) if flags.out else None,
         )
-        return
+        return 0
     config = _checked(config, workdir, command.asked)
     project = Project(config, workdir, asked=command.asked)
     with lock(workdir):
         replay.run(project, chosen_stages(project.config), flags.replay)
+    return 0
 
 
 def launch(

@@ -264,6 +264,7 @@ def test_a_strength_outside_of_the_range_is_warned_of(workdir, tmp_path, capsys)
             {"model": {"num_classes": 0}, "sample": {"w": (1.0,)}},
             "model.num_classes: 10 there, 0 now",
         ),
+        ({"guide": {"w_scale": 7.0}}, r"guide\.w_scale: 1000\.0 there, 7\.0 now"),
         ({"sample": {"labels": (3, 10)}}, "must be from 0 to 9"),
         ({"sample": {"guidance_interval": (0.5, 0.2)}}, "guidance_interval"),
         ({"sample": {"clip": "dynamic:2"}}, "sample.clip='dynamic:2' must be"),

@@ -35,6 +35,16 @@ def test_the_first_signal_is_noted_and_the_second_ends_the_process():
     assert _run(signal.SIGTERM, signal.SIGINT).returncode == 128 + signal.SIGINT
 
 
+def test_a_signal_is_noted_though_nobody_reads_what_is_said_of_it():
+    """As under `2>&1 | tee log`: the same Ctrl-C ends tee."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = [sys.executable, "-c", SCRIPT, str(int(signal.SIGINT))]
+    done = subprocess.run(script, stderr=writer)
+    os.close(writer)
+    assert done.returncode == signal.SIGINT
+
+
 def test_signals_are_given_back():
     before = signal.getsignal(signal.SIGINT)
     with Interrupts() as interrupts:

@@ -1,7 +1,9 @@
 """What people write on the command line and into a config: understood, or one line."""
 
 import io
+import json
 import pathlib
+import shutil
 import sys
 import types
 
@@ -370,6 +372,8 @@ def test_a_switch_may_stand_alone_or_before_its_value():
         ("diffusion.betas=(0.1,2)", "diffusion.betas=(0.1, 2.0) must be a tuple"),
         ("export.formats=onnx", "export.formats=('onnx',) must be a tuple of at"),
         ("distill.updates=400:2", "distill.updates='400:2' must be a number above"),
+        ("distill.updates=3000000000", "distill.updates='3000000000' must be"),
+        ("distill.updates=4, 2: 1, 2: 5", "distill.updates='4, 2: 1, 2: 5' must be"),
         ("seed=20261125143000", "seed=20261125143000 must be a whole number from 0"),
         ("sample.seed=20261125143000", "sample.seed=20261125143000 must be a whole"),
         ("evaluate.seed=20261125143000", "evaluate.seed=20261125143000 must be a wh"),
@@ -412,6 +416,40 @@ def test_a_source_of_the_users_that_fails_is_named():
     config = _command("--config=digits", "--config.data.source=json:loads").config
     with pytest.raises(ValueError, match=r"data\.source='json:loads': Expecting value"):
         make_source(config, "train")
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_an_earlier_stage(refusal):
+    word = "--config.distill.grad_accum_steps=3"
+    line = refusal("--config=digits:train,distill", word)
+    assert "distill: batch_size=64 does not divide over 2 devices" in line
+
+
+def test_what_is_asked_for_all_stages_goes_before_what_a_workdir_has_for_one(
+    small_project,
+):
+    words = [f"--config={small_project}:train", "--config.loop.log_every_steps=7"]
+    config = _command(*words).config
+    assert section_of(config, "train").log_every_steps == 7
+    assert section_of(config, "train").checkpoint_every_steps == 2  # as it was
+    config = _command(*words, "--config.train.log_every_steps=3").config
+    assert section_of(config, "train").log_every_steps == 3
+
+
+def test_a_field_of_a_workdir_that_nobody_knows_is_one_line(
+    refusal, small_project, tmp_path
+):
+    workdir = shutil.copytree(small_project, tmp_path / "workdir")
+    record = json.loads((workdir / "config.json").read_text())
+    record["config"]["guide"]["brand_new"] = 1
+    (workdir / "config.json").write_text(json.dumps(record))
+    line = refusal(f"--config={workdir}:sample", f"--workdir={workdir}")
+    assert "brand_new" in line
+
+
+def test_the_status_is_printed_however_it_is_asked_for(small_project, capsys):
+    for word in ("--status", "--status=true", "-status"):
+        assert launch.main(["launch.py", f"--config={small_project}", word]) == 0
+        assert capsys.readouterr().out.startswith(str(small_project))
 
 
 def test_spaces_around_the_equals_sign_are_refused(refusal):

@@ -101,6 +101,16 @@ def workdirs(trial, once):
     return folder / "one", folder / "two"
 
 
+@pytest.mark.long
+def test_a_state_that_is_split_over_two_hosts_is_trained_to_its_end(trial, tmp_path):
+    """Its fingerprint is made by both; once the first waited for ever."""
+    _on_two_hosts(trial.lab, tmp_path / "run", "train", "--config.parallel.fsdp=2")
+    found = json.loads((tmp_path / "run/train/result.json").read_text())
+    expected = json.loads((trial.untouched / "train/result.json").read_text())
+    assert found["step"] == expected["step"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+
+
 def _metrics(workdir, place):
     lines = (workdir / place / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from vdiff_jax.command.source import FINETUNE, Source, find
@@ -10,6 +10,7 @@ from vdiff_jax.command.words import Flags, understand
 from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config import config_file, moved
 from vdiff_jax.from_config.choices import Config
+from vdiff_jax.from_config.fields import TRAINING, is_override
 from vdiff_jax.from_config.moved import flat, nested, translated
 from vdiff_jax.workdir.recorded import recorded_config
 
@@ -44,11 +45,13 @@ def parse(argv: Sequence[str]) -> Command:
     source = find(flags.config)
     if source.stage == FINETUNE:
         source, old = source._replace(stage="train"), _finetuned(fields, old)
-    config = _config(source)
     try:
+        config = _config(source)
         asked = {*fields, *_today(old, config)}
         config.update(nested(fields))
         config.update(nested(old))
+        if source.is_workdir:
+            _ask_every_stage(config, asked)
     except (KeyError, TypeError) as error:
         raise ValueError(str(error.args[0])) from error
     workdir = path_of(flags.workdir or source.workdir)
@@ -59,6 +62,19 @@ def _config(source: Source) -> Config:
     if source.is_workdir:
         return recorded_config(source.place, source.stage or "all")
     return config_file.load(source.place, source.stage)
+
+
+def _ask_every_stage(config: Config, asked: Set[str]) -> None:
+    """Gives each stage the fields of `loop` that the command sets.
+
+    A record has the fields of `loop` in the section of every stage that trains, where
+    they go before those of all stages.
+    """
+    for stage in TRAINING:
+        for name in config[stage]:
+            path = f"{stage}.{name}"
+            if is_override(path) and f"loop.{name}" in asked and path not in asked:
+                config[stage][name] = config.loop[name]
 
 
 def _today(old: Mapping[str, Any], config: Config) -> list[str]:

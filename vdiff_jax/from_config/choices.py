@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 
 from ml_collections import ConfigDict
 
+from vdiff_jax.from_config.ranges import LARGEST
+
 # An `ml_collections.ConfigDict`, whose fields a type checker cannot know.
 Config: TypeAlias = Any
 
@@ -42,15 +44,19 @@ def updates_table(text: str) -> tuple[int, dict[int, int]]:
       text: A number, then exceptions: "50000, 2: 100000, 1: 100000".
 
     Raises:
-      ValueError: If it cannot be read, or a number is not above 0.
+      ValueError: If it cannot be read, a number is not above 0 or is too large for the
+        32 bits of a counter, or a student is there twice.
     """
     usual, *exceptions = text.split(",")
     by_steps = dict(
         (int(num_steps), int(updates))
         for num_steps, updates in (entry.split(":") for entry in exceptions)
     )
-    if min([int(usual), *by_steps, *by_steps.values()]) < 1:
-        raise ValueError(f"{text!r} has a number that is not above 0.")
+    numbers = [int(usual), *by_steps, *by_steps.values()]
+    if min(numbers) < 1 or max(numbers) > LARGEST:
+        raise ValueError(f"{text!r} has a number that is not from 1 to {LARGEST:,}.")
+    if len(by_steps) < len(exceptions):
+        raise ValueError(f"{text!r} has a student twice.")
     return int(usual), by_steps
 
 

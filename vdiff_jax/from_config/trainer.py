@@ -25,6 +25,21 @@ from vdiff_jax.training.throughput import Profile, peak_flops
 from vdiff_jax.types import Batch
 
 
+def check_batch(config: Config, stage: str) -> Mesh:
+    """The mesh that a stage trains on.
+
+    Raises:
+      ValueError: If its batch, or a part of it, does not divide over the devices.
+    """
+    section = section_of(config, stage)
+    mesh = parallel.make_mesh(config.parallel.fsdp)
+    try:
+        parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
+    except ValueError as error:
+        raise ValueError(f"{stage}: {error}") from error
+    return mesh
+
+
 def make_tools(
     config: Config,
     stage: str,
@@ -49,8 +64,7 @@ def make_tools(
       profile: Updates of the first run to trace.
     """
     section = section_of(config, stage)
-    mesh = parallel.make_mesh(config.parallel.fsdp)
-    parallel.check_batch_size(section.batch_size, mesh, section.grad_accum_steps)
+    mesh = check_batch(config, stage)
     optimizer = optimizer_of(section)
     abstract_state = jax.eval_shape(
         lambda params, beside: init_state(params, optimizer, beside),

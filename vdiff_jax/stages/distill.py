@@ -23,7 +23,7 @@ from vdiff_jax.from_config.model import (
     w_range,
 )
 from vdiff_jax.from_config.sampler import eta_of, make_sampler
-from vdiff_jax.from_config.trainer import make_tools
+from vdiff_jax.from_config.trainer import check_batch, make_tools
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.model import with_weights_of
 from vdiff_jax.stages import Stage
@@ -49,6 +49,8 @@ def check(project: Project) -> None:
     """
     _check_asked(project)
     claim.check(project, _folder(project).name)
+    if not all(is_finished(project, role) for role in students(project)):
+        check_batch(project.config, "distill")
     _check_teachers(project)
     if project.config.distill.teacher and _needs_first_teacher(project):
         _first_teacher(project)

@@ -17,7 +17,7 @@ from vdiff_jax.files.place import path_of
 from vdiff_jax.from_config.choices import section_of
 from vdiff_jax.from_config.losses import guide_loss
 from vdiff_jax.from_config.model import make_model, w_range
-from vdiff_jax.from_config.trainer import make_tools
+from vdiff_jax.from_config.trainer import check_batch, make_tools
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.model import with_weights_of
 from vdiff_jax.stages import Stage
@@ -40,6 +40,8 @@ def check(project: Project) -> None:
         be guided, or is not the one that the run began with.
     """
     claim.check(project, "guide")
+    if not is_finished(project, GUIDED):
+        check_batch(project.config, "guide")
     if project.config.guide.teacher and not is_finished(project, GUIDED):
         _teacher(project)
 

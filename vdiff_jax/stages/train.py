@@ -22,7 +22,7 @@ from vdiff_jax.from_config.choices import Config, section_of
 from vdiff_jax.from_config.data import class_names, null_context
 from vdiff_jax.from_config.losses import train_loss
 from vdiff_jax.from_config.model import make_model
-from vdiff_jax.from_config.trainer import make_tools
+from vdiff_jax.from_config.trainer import check_batch, make_tools
 from vdiff_jax.generation.sampler import request
 from vdiff_jax.model import Model, with_null_context
 from vdiff_jax.stages import Stage
@@ -49,6 +49,8 @@ def check(project: Project) -> None:
         another output, or not those that the run began with.
     """
     claim.check(project, "train")
+    if not is_finished(project, BASE):
+        check_batch(project.config, "train")
     config = project.config
     folder = _init_from(project)
     if folder is None:

@@ -81,10 +81,13 @@ class Interrupts:
         del frame
         name = signal.Signals(number).name
         if self.signal:
-            os.write(sys.stderr.fileno(), f"\n{name} again: ended at once.\n".encode())
+            _say(f"\n{name} again: ended at once.\n")
             os._exit(128 + number)
         self.signal = number
-        message = (
-            f"\n{name}: saves after the updates under way; again to end at once.\n"
-        )
-        os.write(sys.stderr.fileno(), message.encode())
+        _say(f"\n{name}: saves after the updates under way; again to end at once.\n")
+
+
+def _say(line: str) -> None:
+    """Writes to stderr, if anybody reads it: Ctrl-C ends the tee of a pipe too."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), line.encode())

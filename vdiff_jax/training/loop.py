@@ -98,8 +98,10 @@ def fit(tools: Tools, run: Run) -> Params:
             if loop.ask() <= Vote.SAVE:  # else it was asked to end before it began
                 state = loop.run(state)
         tools.profile.stop()
-        if int(state.step) == run.num_updates and parallel.is_main():
-            write_json(run.result, loop.result(state))
+        if int(state.step) == run.num_updates:
+            content = loop.result(state)  # by all: an EMA may be spread over the hosts
+            if parallel.is_main():
+                write_json(run.result, content)
         ended_by = max(loop.granted, loop.ask())
         interrupts.answered = ended_by > Vote.SAVE
     if ended_by > Vote.SAVE:

@@ -24,6 +24,8 @@ from vdiff_jax.workdir.record import (
 )
 from vdiff_jax.workdir.recorded import as_tuples
 
+# What a network that takes w makes of it.
+INPUT_OF_W = frozenset({"guide.w_range", "guide.w_features", "guide.w_scale"})
 # Fields that a line on stderr names, at most.
 MOST_TOLD = 8
 
@@ -56,7 +58,9 @@ def known(
         workdir,
         [
             Difference("", path, before[path], now[path])
-            for path in sorted((asked & of_model) - {"data.path"})
+            for path in sorted(
+                (asked & (of_model | _of_guide(workdir, before))) - {"data.path"}
+            )
             if before[path] != now[path]
         ],
     )
@@ -120,6 +124,11 @@ def _is_of_model(
     if name == "path":  # of other data than those that the config file names
         return before["data.source"] != now["data.source"]
     return name not in BOOKKEEPING
+
+
+def _of_guide(workdir: pathlib.Path, before: dict[str, Any]) -> Set[str]:
+    """The fields of a guide stage that has run, and of all that was made from it."""
+    return INPUT_OF_W & before.keys() if has_runs(workdir, "guide") else frozenset()
 
 
 def _runs(path: str, stages: list[str]) -> bool:
