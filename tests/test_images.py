@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vdiff_jax.datasets.images import Fit, decode
+from vdiff_jax.datasets.folder import Folder
+from vdiff_jax.datasets.images import Fit, Images, decode
 
 
 def _file(picture, kind="PNG", **options):
@@ -171,6 +172,16 @@ def test_every_filter_is_antialiased_and_keeps_the_mean(resize):
     fitted = Fit(8, 1, resize)(PIL.Image.fromarray(halves))[..., 0]
     assert (fitted[:, :3] < 20).all()
     assert (fitted[:, 5:] > 235).all()
+
+
+def test_an_image_that_is_too_large_to_pad_is_not_called_damaged(tmp_path):
+    PIL.Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "a.png")
+    images = Images(Folder(tmp_path), Fit(16, 1, "pad"))
+    with pytest.raises(
+        ValueError, match=r"cannot be padded.*data\.resize=area"
+    ) as info:
+        images[0]
+    assert "Repair" not in str(info.value)
 
 
 def test_padding_puts_the_picture_in_the_middle_of_black():

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from vdiff_jax.datasets.folder import Folder
 from vdiff_jax.datasets.images import Fit, Images
 from vdiff_jax.datasets.lmdb import Lmdb
 from vdiff_jax.datasets.npz import Npz
-from vdiff_jax.datasets.prepare import pool, writers
+from vdiff_jax.datasets.prepare import archives, pool, writers
 from vdiff_jax.datasets.prepare import work as command
 from vdiff_jax.datasets.prepare.__main__ import main
 from vdiff_jax.datasets.prepare.task import Task
@@ -121,6 +122,15 @@ def test_splits_are_prepared_side_by_side(tmp_path):
             assert len(_open(task, split=split)) == count
             folder = Folder(tmp_path / "photos" / split)
             _same(_open(task, split=split), Images(folder, Fit(8, 3)))
+
+
+def test_splits_may_be_named_with_the_folder_around_them(tmp_path):
+    for split in ("train", "test"):
+        _photos(tmp_path / "photos" / split)
+    splits = ("cars/train", "cars/test")
+    archive = next(_archives(tmp_path / "photos", "cars/"))
+    task = _task(archive, tmp_path / "out", splits=splits)
+    assert prepare(task)["splits"]["cars/test"]["pictures"] == 6
 
 
 def test_splits_of_other_classes_are_refused(tmp_path):
@@ -357,6 +367,26 @@ def test_a_process_that_is_killed_loses_nothing_that_was_written(tmp_path):
     assert "600 images at 64, 2 classes, 0 unreadable" in again.stdout
     task = _task(photos, out, sizes=(64,))
     _same(_open(task, 64), Images(Folder(photos), Fit(64, 3)))
+
+
+def test_a_disk_that_goes_away_leaves_no_finished_half(tmp_path, capsys, monkeypatch):
+    """It is no matter of a file, which would be left out."""
+    photos, read = _photos(tmp_path / "photos", count=40), archives._FolderInput.read
+
+    def fail(self, name):
+        if name.endswith("bee/020.jpg"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        return read(self, name)
+
+    words = [str(photos), f"--out={tmp_path / 'out'}", "--size=8", "--workers=0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(archives._FolderInput, "read", fail)
+        assert main(words) == 1
+    assert "goes on when that is mended" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(words) == 0
+    task = _task(photos, tmp_path / "out")
+    _same(_open(task), Images(Folder(photos), Fit(8, 3)))
 
 
 @pytest.mark.parametrize("format", writers.FORMATS)

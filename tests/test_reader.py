@@ -7,7 +7,9 @@ import pytest
 
 from vdiff_jax.datasets import reader
 from vdiff_jax.datasets.reader import Reader
-from vdiff_jax.datasets.source import Arrays
+from vdiff_jax.datasets.source import Arrays, Part
+from vdiff_jax.datasets.splits import Renumbered
+from vdiff_jax.datasets.validation import Checked
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 2, 2, 1), np.uint8)
 LABELS = np.arange(300) % 7
@@ -64,6 +66,24 @@ def test_what_is_small_and_costly_to_read_is_read_once(monkeypatch):
     batches = Reader(source).batches(order)
     next(batches)
     assert source.reads < len(IMAGES)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda source: Part(source, np.arange(len(source))),
+        lambda source: Checked(source, num_classes=0, uint8_shape=(2, 2, 1)),
+        lambda source: Renumbered(source, ("a",), ("a",)),
+    ],
+    ids=["part", "checked", "renumbered"],
+)
+def test_what_is_costly_is_so_in_whatever_wraps_it(wrap):
+    source = _Decoded()
+    source.needs_workers, source.is_costly = False, True
+    source.classes = ("a",)
+    assert wrap(source).is_costly
+    source.is_costly = False
+    assert not wrap(source).is_costly
 
 
 def test_labels_that_the_source_has_cost_no_image():
