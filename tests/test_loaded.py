@@ -142,3 +142,18 @@ def test_a_folder_of_diffusers_draws_what_its_import_draws(tmp_path):
     launch.launch(config, tmp_path / "imported")
     imported = vdiff_jax.load(tmp_path / "imported").sample(2, steps=3)
     np.testing.assert_array_equal(images, imported)
+
+
+@pytest.mark.diffusers
+def test_a_folder_of_diffusers_may_have_all_its_files_at_its_root(tmp_path):
+    """As google/ddpm-cifar10-32: its config.json is not that of a workdir."""
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers_nets import KINDS, random_net, save
+
+    net = random_net(**KINDS["by default"])
+    pipeline = save(net, tmp_path / "pipeline")
+    net.save_pretrained(tmp_path / "root")
+    diffusers.DDIMScheduler().save_pretrained(tmp_path / "root")
+    images = vdiff_jax.load(pipeline).sample(2, steps=2)
+    found = vdiff_jax.load(tmp_path / "root").sample(2, steps=2)
+    np.testing.assert_array_equal(found, images)

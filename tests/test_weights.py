@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import torch
 
 from vdiff_jax.files import weights
@@ -109,6 +110,13 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, name, kept):
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
     with pytest.raises(ValueError, match=rf"{name} is damaged.*Fetch it again"):
         weights.read(path)
+
+
+def test_a_type_that_is_not_read_is_refused_by_name(tmp_path):
+    tensors = {"w": torch.zeros(3).to(torch.float8_e4m3fn)}
+    safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors has tensors .*float8"):
+        weights.read(tmp_path / "w.safetensors")
 
 
 def test_what_is_no_state_dict_is_refused(tmp_path):

@@ -26,6 +26,7 @@ from vdiff_jax.from_config.starts import Starts
 from vdiff_jax.generation.batches import draw
 from vdiff_jax.generation.conditions import of_arrays
 from vdiff_jax.generation.sampler import request
+from vdiff_jax.interop.diffusers.folder import is_network
 from vdiff_jax.interop.diffusers.read import of_latents, read_folder
 from vdiff_jax.types import Condition, Denoiser, Params, Schedule
 from vdiff_jax.workdir import imported
@@ -215,6 +216,8 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         workdir, role = place
         config = _recorded(workdir)
         trained = find(Project(config, workdir), role)
+    elif is_network(path):
+        return _of_diffusers(path)
     elif (path / CONFIG).exists():
         project = Project(_recorded(path), path)
         config, trained = project.config, find(project, *_preferred(project))

@@ -146,6 +146,11 @@ def _read_safetensors(path: pathlib.Path) -> Tensors:
         tensors = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise _unreadable(path) from error
+    except AttributeError as error:  # numpy has no such type
+        raise ValueError(
+            f"{path} has tensors of a type that is not read, such as float8 ({error})."
+            " Convert them to bfloat16."
+        ) from error
     return {
         # JAX's name: importing it teaches numpy the one that safetensors asks for.
         name: x.astype(np.float32) if x.dtype == jnp.bfloat16 else x

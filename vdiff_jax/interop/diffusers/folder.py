@@ -153,12 +153,26 @@ def read_tensors(files: Sequence[pathlib.Path]) -> names.Tensors:
     )
 
 
+def is_network(folder: pathlib.Path) -> bool:
+    """True for a folder of diffusers whose config.json is that of a network.
+
+    A workdir has a file of that name too.
+    """
+    if (folder / "scheduler_config.json").exists():
+        return True
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "_class_name" in content
+
+
 def _parts(index: pathlib.Path) -> list[pathlib.Path]:
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{index} has no weight_map, the file of each tensor.")
-    for name in (files := sorted(set(listed.values()))):
-        if pathlib.PurePath(name).name != name:
+    for name in (files := sorted(set(map(str, listed.values())))):
+        if pathlib.PurePath(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{index} names {name!r}, which is not beside it.")
     return [index.parent / name for name in files]
 
