@@ -79,7 +79,9 @@ def test_a_step_at_an_end_of_the_interval_is_guided_however_it_is_rounded():
     np.testing.assert_array_equal(jax.jit(weights)(10), on)
     # At one time after the other, as in a loop over steps.
     for i, expected in enumerate(on, start=1):
-        at = jax.jit(lambda i, n: made.weight_at(jax.numpy.ones(1), schedule(i / n)))
+        at = jax.jit(
+            lambda i, n: made.weight_at(jax.numpy.ones(1), schedule(i[None] / n))
+        )
         assert at(jax.numpy.int32(i), jax.numpy.int32(10)) == expected
 
 
