@@ -72,8 +72,6 @@ def main(argv: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # any name of a file can be printed
             stream.reconfigure(errors="backslashreplace")
-    if "--status" in argv:
-        return status.main(argv)
     try:
         return _run(argv)
     except (ValueError, KeyboardInterrupt, InterruptedRunError, *TROUBLE) as error:
@@ -101,7 +99,7 @@ def _run(argv: Sequence[str]) -> int:
         return 0
     command = parse(argv)
     config, workdir, flags = command.config, command.workdir, command.flags
-    if flags.status:  # spelled in another way, such as --status=true
+    if flags.status:
         return status.main(argv)
     if flags.replay is not None and (flags.dry_run or flags.out):
         raise ValueError(

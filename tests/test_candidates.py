@@ -1,20 +1,28 @@
 """What is measured, and what it costs."""
 
+import hashlib
+import subprocess
+import sys
 import types
 
+import numpy as np
 import pytest
 
 import tiny
 from vdiff_jax.distillation import progressive
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE, GUIDED, student
+from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.measurement import Measurement
+from vdiff_jax.generation.conditions import of_arrays
+from vdiff_jax.stages.evaluate import bench
 from vdiff_jax.stages.evaluate.bench import Bench
 from vdiff_jax.stages.evaluate.candidates import (
     Candidate,
     candidate_of,
     candidates,
 )
+from vdiff_jax.stages.evaluate.judge import Judge
 from vdiff_jax.stages.evaluate.records import OURS
 from vdiff_jax.workdir.layout import Project, methods_in
 
@@ -46,11 +54,11 @@ def _key(candidate, eta=0.0):
     models = types.SimpleNamespace(
         trained=lambda role: types.SimpleNamespace(sha256="abc"), eta=lambda role: eta
     )
-    bench = types.SimpleNamespace(
+    of_nothing = types.SimpleNamespace(
         _config=tiny.config("evaluate"), models=models, references=[],
         _published=None, _judge=None, condition_of=None,
     )  # fmt: skip
-    return Bench._key(bench, candidate)
+    return Bench._key(of_nothing, candidate)
 
 
 @pytest.mark.parametrize(("candidate", "key", "name"), BEFORE, ids=lambda x: str(x))
@@ -75,6 +83,48 @@ def test_students_of_every_method_have_keys_and_files_of_their_own():
     assert len({str(each) for each in measured}) == len(names) == len(measured)
     # What was of other rows is removed by these names.
     assert all(OURS.fullmatch(name) for name in names)
+
+
+CONTEXT = np.random.default_rng(0).normal(size=(4, 3, 8)).astype(np.float32)
+FINGERPRINT = """
+import numpy as np
+from vdiff_jax.generation.conditions import of_arrays
+from vdiff_jax.stages.evaluate.bench import _sha256
+
+context = np.random.default_rng(0).normal(size=(4, 3, 8)).astype(np.float32)
+print(_sha256(of_arrays(context, None)))
+"""
+
+
+def test_contexts_without_a_mask_have_the_same_key_in_every_process():
+    """Once it held the address of None, and a killed evaluation began anew."""
+    other = subprocess.run(
+        [sys.executable, "-c", FINGERPRINT], capture_output=True, text=True, check=True
+    )
+    assert other.stdout.strip() == bench._sha256(of_arrays(CONTEXT, None))
+
+
+def test_contexts_with_a_mask_have_the_key_that_they_had_before():
+    condition_of = of_arrays(CONTEXT, np.ones((4, 3), bool))
+    condition = condition_of(np.arange(bench.LABELS_AT_ONCE))
+    whole = condition.context.tobytes() + condition.mask.tobytes()
+    assert bench._sha256(condition_of) == hashlib.sha256(whole).hexdigest()[:16]
+
+
+def test_the_judge_is_asked_for_the_classes_of_the_model():
+    """Not for its own, of which the data may have fewer or more."""
+    model = types.SimpleNamespace(num_classes=3)
+    models = types.SimpleNamespace(
+        trained=lambda role: types.SimpleNamespace(model=model)
+    )
+    config = tiny.config("evaluate", evaluate={"num": 8})
+    of_classes = types.SimpleNamespace(_config=config, models=models, condition_of=None)
+    asked = Bench._asked.func(of_classes)
+    np.testing.assert_array_equal(asked, [0, 1, 2, 0, 1, 2, 0, 1])
+    logits = np.eye(5)[asked]  # of a judge of five classes that is never wrong
+    features = Features(None, None, logits)
+    assert Judge.measure(None, features, asked)["accuracy_judge"].value == 1.0
+    assert Judge.measure(None, features, (asked + 1) % 3)["accuracy_judge"].value == 0.0
 
 
 def test_the_methods_of_a_project_are_those_that_it_has_or_is_to_have(tmp_path):

@@ -2,6 +2,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from vdiff_jax.evaluation.features import Features
 from vdiff_jax.evaluation.measurement import Measurement
 from vdiff_jax.evaluation.metrics import Ruler
 from vdiff_jax.files.fingerprints import DamagedError
+from vdiff_jax.stages.evaluate import stage
+from vdiff_jax.stages.evaluate.bench import Bench
 
 
 def _normal(count, width=4, shift=0.0, seed=0):
@@ -391,6 +394,30 @@ def test_a_trade_off_has_a_curve_for_each_student_in_the_colour_of_its_method(cu
         "moment matching, 1": figures.look_of_students("moment_matching").color,
     }  # fmt: skip
     assert len(set(colors.values())) == 3
+
+
+def test_a_trade_off_is_of_the_one_score_that_its_axis_names(tmp_path, monkeypatch):
+    """Once it had the values of the last score, under the name of the first."""
+    rows = [
+        _row("base", "ddim", 8, metric, value + w, w=w)
+        for metric, value in (
+            ("frechet_classifier", 1.0), ("score_classifier", 2.0),
+            ("frechet_inception", 3.0), ("inception_score", 40.0),
+        )
+        for w in (0.0, 1.0)
+    ]  # fmt: skip
+    shown = []
+    monkeypatch.setattr(
+        figures, "trade_off_figure", lambda path, x, y: shown.extend([x, y])
+    )
+    monkeypatch.setattr(stage, "_grid", lambda *args: None)
+    bench = Bench.__new__(Bench)
+    bench.records = types.SimpleNamespace(out=tmp_path)
+    stage._report_guidance(bench, rows)
+    assert [{row.metric for row in each} for each in shown] == [
+        {"frechet_classifier"},
+        {"score_classifier"},
+    ]
 
 
 @pytest.mark.parametrize("distance", [5.0, 500.0])

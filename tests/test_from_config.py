@@ -69,20 +69,15 @@ def test_a_step_at_an_end_of_the_interval_is_guided_however_it_is_rounded():
     schedule = make_schedule(config)
     made = make_guidance(config, schedule)
 
-    def weights(num_steps):
-        t = jax.numpy.arange(1, 11) / num_steps
-        return made.weight_at(jax.numpy.ones(10), schedule(t))
+    def weight(i, num_steps):
+        logsnr_t = jax.numpy.broadcast_to(schedule(i / num_steps), (1,))
+        return made.weight_at(jax.numpy.ones(1), logsnr_t)[0]
 
     on = [1.0] * 7 + [0.0] * 3
-    static = jax.jit(weights, static_argnums=0)
-    np.testing.assert_array_equal(static(10), on)
-    np.testing.assert_array_equal(jax.jit(weights)(10), on)
-    # At one time after the other, as in a loop over steps.
-    for i, expected in enumerate(on, start=1):
-        at = jax.jit(
-            lambda i, n: made.weight_at(jax.numpy.ones(1), schedule(i[None] / n))
-        )
-        assert at(jax.numpy.int32(i), jax.numpy.int32(10)) == expected
+    # As `path` and `draw` are compiled, where N is known and where it is not.
+    for compiled in (jax.jit(weight, static_argnums=1), jax.jit(weight)):
+        weights = [compiled(jax.numpy.int32(i), 10) for i in range(1, 11)]
+        np.testing.assert_array_equal(weights, on)
 
 
 def test_pictures_are_seen_from_minus_one_to_one():

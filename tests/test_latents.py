@@ -13,7 +13,10 @@ import tiny
 import tiny_autoencoder
 import vdiff_jax
 from vdiff_jax.codec import AT_ONCE, Codec
+from vdiff_jax.datasets.prepare.task import Task
+from vdiff_jax.datasets.prepare.work import prepare
 from vdiff_jax.from_config.check import check
+from vdiff_jax.from_config.data import make_images
 from vdiff_jax.from_config.model import make_codec
 
 
@@ -223,3 +226,20 @@ def test_latents_are_compared_with_their_images_or_decoded(folder, codec, tmp_pa
         rows = json.loads((tmp_path / name / "evaluate" / "ladder.json").read_text())
         distances[name] = rows[0]["value"]
     assert distances["images"] != distances["decoded"]
+
+
+@pytest.mark.parametrize("format", ["npz", "lmdb"])
+def test_images_that_were_prepared_are_taken_for_what_they_are(
+    folder, tmp_path, format
+):
+    photos = tmp_path / "photos"
+    for i, split in enumerate(("train", "test")):
+        (photos / split).mkdir(parents=True)
+        PIL.Image.fromarray(_images(2)[i, ..., 0]).save(photos / split / "0.png")
+    config = _config("train,evaluate", folder)
+    prepare(Task(photos, tmp_path / "out", (8,), format, ("train", "test"), channels=1))
+    for path in (photos, tmp_path / "out"):
+        config.evaluate.images = str(path)
+        for i, split in enumerate(("train", "test")):
+            image = make_images(config, split)[0]["image"]
+            np.testing.assert_array_equal(image, _images(2)[i])

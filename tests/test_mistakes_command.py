@@ -452,6 +452,12 @@ def test_the_status_is_printed_however_it_is_asked_for(small_project, capsys):
         assert capsys.readouterr().out.startswith(str(small_project))
 
 
+@pytest.mark.parametrize("word", ["--dry_run", "--out=elsewhere"])
+def test_a_replay_is_neither_dry_nor_elsewhere(refusal, word):
+    line = refusal("--config=digits", "--replay=3", word)
+    assert line.startswith("--replay=3 computes an update again")
+
+
 def test_spaces_around_the_equals_sign_are_refused(refusal):
     line = refusal("--config=digits", "--config.train.steps", "=", "5")
     assert line == "train.steps='=' must be a whole number of at least 1."

@@ -1,6 +1,7 @@
 """Workdirs and data in an object store: all that holds on a disk, on a real server."""
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ import tiny_digits
 import vdiff_jax
 from disks import full_disk
 from vdiff_jax.datasets.catalog import open_source
+from vdiff_jax.datasets.prepare import pool
 from vdiff_jax.datasets.prepare.__main__ import main as prepare
 from vdiff_jax.datasets.tfds import TfdsFiles
 from vdiff_jax.files import lease, locks
@@ -508,3 +510,31 @@ def test_a_store_that_refuses_at_times_changes_no_bit(
 def test_a_place_on_this_machine_is_not_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     check_reachable(pathlib.Path("nowhere"), "--workdir")
+
+
+def test_an_upload_that_fails_is_all_that_is_done_again(
+    url, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VDIFF_JAX_CACHE", str(tmp_path / "cache"))
+    line = [str(photos), "--out", f"{url}/pets", "--format", "npz", "--workers", "0"]
+    line += ["--size", "8", "16"]
+    ask, uploads = StorePath._ask, []
+
+    def fail(self, name, *arguments, **options):
+        uploads.extend(arguments[:1] if name == "put_file" else ())
+        if len(uploads) == 2:
+            raise OSError(errno.EIO, "Please slow down", str(self))
+        return ask(self, name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StorePath, "_ask", fail)
+        assert prepare(line) == 1
+    assert len(uploads) == 2
+    monkeypatch.setattr(pool, "convert", lambda *_: 1 / 0)
+    assert prepare([*line[:-1], "12"]) == 2  # another task
+    assert prepare(line) == 0
+    names = sorted(path.name for path in path_of(f"{url}/pets").rglob("*"))
+    assert names == ["16.npz", "8.npz", "prepared.json"]
+    assert not list((tmp_path / "cache").rglob("pets.partial"))
+    source = open_source("npz", path=path_of(url) / "pets", **IMAGES)
+    assert [source[i]["label"] for i in range(3)] == [0, 0, 1]

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -369,23 +370,87 @@ def test_a_process_that_is_killed_loses_nothing_that_was_written(tmp_path):
     _same(_open(task, 64), Images(Folder(photos), Fit(64, 3)))
 
 
-def test_a_disk_that_goes_away_leaves_no_finished_half(tmp_path, capsys, monkeypatch):
-    """It is no matter of a file, which would be left out."""
-    photos, read = _photos(tmp_path / "photos", count=40), archives._FolderInput.read
+@pytest.mark.parametrize(
+    ("method", "workers"), [("read", 0), ("read", 2), ("identity", 0)]
+)
+def test_an_input_that_goes_away_makes_no_output_until_it_is_back(
+    tmp_path, monkeypatch, capsys, method, workers
+):
+    monkeypatch.setattr(command, "CHUNK", 2)
+    photos = _photos(tmp_path / "photos")
+    _spoil(photos)
+    whole = prepare(_task(photos, tmp_path / "whole"))
+    read = getattr(archives._FolderInput, method)
 
-    def fail(self, name):
-        if name.endswith("bee/020.jpg"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+    def gone(self, name):
+        if name.startswith("bee"):
+            raise OSError(errno.EIO, "Input/output error", name)
         return read(self, name)
 
-    words = [str(photos), f"--out={tmp_path / 'out'}", "--size=8", "--workers=0"]
+    line = [str(photos), f"--out={tmp_path / 'out'}", "--size=8"]
+    line += [f"--workers={workers}"]
     with monkeypatch.context() as patch:
-        patch.setattr(archives._FolderInput, "read", fail)
-        assert main(words) == 1
-    assert "goes on when that is mended" in capsys.readouterr().err
+        patch.setattr(archives._FolderInput, method, gone)
+        assert main(line) == 1
+    said = capsys.readouterr().err
+    assert "bee/00" in said
+    assert "the same command goes on when that is mended" in said
     assert not (tmp_path / "out").exists()
-    assert main(words) == 0
-    task = _task(photos, tmp_path / "out")
+    assert main(line) == 0
+    about = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert about["splits"] == whole["splits"]
+    _same(
+        _open(_task(photos, tmp_path / "out")), _open(_task(photos, tmp_path / "whole"))
+    )
+
+
+def test_a_finished_output_is_not_said_to_be_of_others_as_its_input_goes_away(
+    tmp_path, monkeypatch, capsys
+):
+    photos = _photos(tmp_path / "photos")
+    line = [str(photos), f"--out={tmp_path / 'out'}", "--size=8", "--workers=0"]
+    assert main(line) == 0
+
+    def gone(self, name):
+        raise OSError(errno.ESTALE, "Stale file handle", name)
+
+    monkeypatch.setattr(archives._FolderInput, "identity", gone)
+    os.utime(photos / "ant" / "000.jpg")  # so that content is looked at
+    assert main(line) == 1
+    assert "Stale file handle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_what_is_killed_while_it_tidies_is_not_taken_for_another_task(
+    tmp_path, monkeypatch, moment
+):
+    photos = _photos(tmp_path / "photos")
+    task = _task(photos, tmp_path / "out", format="npz")
+    unlink, removed = pathlib.Path.unlink, []
+
+    def killed(path, **options):
+        if "out.partial" in path.parts and not path.name.startswith("."):
+            if len(removed) == moment:
+                raise _Killed
+            removed.append(path.name)
+        unlink(path, **options)
+
+    replace = os.replace
+
+    def unpublished(path, target):
+        if target == task.out:
+            raise _Killed
+        replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "unlink", killed)
+        patch.setattr(os, "replace", unpublished)
+        with pytest.raises(_Killed):
+            prepare(task)
+    assert len(removed) == min(moment, 3)  # pixels, progress and the task
+    with pytest.raises(ValueError, match="begun from other files or in another way"):
+        prepare(dataclasses.replace(task, resize="lanczos"))
+    prepare(task)
     _same(_open(task), Images(Folder(photos), Fit(8, 3)))
 
 

@@ -523,3 +523,12 @@ def test_all_sources_have_names(tmp_path):
     _classes(tmp_path, {"cat": 1})
     assert name_of(_pictures(tmp_path), 0) == "cat/000.png"
     assert name_of(digits("train"), 3) == "example 3"
+
+
+def test_arrays_lie_in_the_folder_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("8.npz", images=_noise(3, 8, 8, 3))
+    here = pathlib.Path(".")
+    assert len(_open("npz", here, "")) == 3
+    with pytest.raises(ValueError, match=r"none of .*16\.npz: set data\.path"):
+        _open("npz", here, "", image_shape=(16, 16, 3))

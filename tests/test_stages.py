@@ -20,11 +20,12 @@ from vdiff_jax.datasets.shuffle import batch_indices
 from vdiff_jax.files.fingerprints import DamagedError
 from vdiff_jax.from_config import trainer
 from vdiff_jax.from_config.data import make_source
+from vdiff_jax.from_config.model import make_model
 from vdiff_jax.from_config.step import compiled_train_step
 from vdiff_jax.stages import replay
 from vdiff_jax.training import checkpoints, origin
 from vdiff_jax.training.loop import NonFiniteError
-from vdiff_jax.workdir import layout
+from vdiff_jax.workdir import layout, parameters
 from vdiff_jax.workdir.layout import Project
 
 pytestmark = pytest.mark.slow
@@ -480,3 +481,22 @@ def test_the_command_dry_runs_with_overrides(tmp_path):
             "status": "new",
         }
     ]
+
+
+def test_hosts_that_meet_a_damaged_teacher_set_the_same_checkpoint_aside(
+    small_project, tmp_path, monkeypatch
+):
+    """The slower one looks when the newest is already that before it."""
+    workdir = shutil.copytree(small_project, tmp_path / "copy")
+    run = workdir / "train"
+    project = Project(tiny.small("train"), workdir)
+    before = checkpoints.steps(run / "checkpoints")
+
+    def damaged_on_both(*arguments):
+        checkpoints.set_aside(run / "checkpoints", before[-1])  # the other is faster
+        raise DamagedError("Damaged.")
+
+    monkeypatch.setattr(parameters, "_params", damaged_on_both)
+    with pytest.raises(DamagedError, match="counts as unfinished"):
+        parameters.own_params(project, make_model(project.config), run)
+    assert checkpoints.steps(run / "checkpoints") == before[:-1] != []

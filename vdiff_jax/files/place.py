@@ -16,7 +16,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import Any
 
 # What each scheme needs beside us, and the extra that installs it.
@@ -283,13 +283,20 @@ class StorePath(type(pathlib.Path())):
         """The path itself."""
         return self
 
-    def upload(self, local: pathlib.Path) -> None:
-        """Puts a file here, in one request, or a folder; what marks a result last."""
+    def upload(
+        self, local: pathlib.Path, left_out: Collection[pathlib.Path] = ()
+    ) -> None:
+        """Puts a file here, in one request, or a folder; what marks a result last.
+
+        Args:
+          local: The file or folder.
+          left_out: Files of the folder that stay on this machine.
+        """
         if not local.is_dir():
             self._ask("put_file", str(local), str(self))
             return
-        files = [path for path in local.rglob("*") if path.is_file()]
-        for path in in_order(files, local):
+        files = {path for path in local.rglob("*") if path.is_file()}
+        for path in in_order(files.difference(left_out), local):
             target = self.joinpath(*path.relative_to(local).parts)
             self._ask("put_file", str(path), str(target))
 
@@ -316,7 +323,8 @@ class StorePath(type(pathlib.Path())):
 def in_order(paths: Any, folder: pathlib.Path) -> list[Any]:
     """Files of a folder in the order to write them: what marks a result comes last.
 
-    These are the JSON files of the folder itself, and Orbax's mark of a checkpoint.
+    These are JSON files, those of the folder itself after all others, and Orbax's mark
+    of a checkpoint.
     """
 
     def marks(path: pathlib.Path) -> tuple[int, int]:

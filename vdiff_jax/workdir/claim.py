@@ -161,7 +161,7 @@ def _may_change(project: Project, change: Difference) -> bool:
     if section not in ("train", "guide") or _is_a_teacher(workdir, section):
         return False
     role = BASE if section == "train" else GUIDED
-    steps = _reached(workdir, section).get(section, 0)
+    steps = _reached(workdir, section)[section]
     is_finished = result(folder_of(workdir, role)) is not None
     if name == "steps":
         return after > before if is_finished else after > steps

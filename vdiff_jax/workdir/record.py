@@ -19,6 +19,7 @@ from typing import Any
 from vdiff_jax.distillation.methods import METHODS
 from vdiff_jax.distillation.role import BASE
 from vdiff_jax.files.atomic import write_json
+from vdiff_jax.training.saved import latest_step
 from vdiff_jax.workdir.layout import CONFIG, folder_of, result, students_folder
 from vdiff_jax.workdir.migration import SCHEMA, read_record
 
@@ -104,7 +105,7 @@ def is_kept(path: str) -> bool:
 
 
 def has_runs(workdir: pathlib.Path, section: str) -> bool:
-    """True if a run that a section is about has a checkpoint.
+    """True if a run that a section is about has a whole checkpoint.
 
     Args:
       workdir: The folder.
@@ -113,18 +114,19 @@ def has_runs(workdir: pathlib.Path, section: str) -> bool:
     if section == "data":
         return has_seen_data(workdir)
     if section in MODEL_SECTIONS:
-        patterns = ["*/checkpoints/*", "distill*/*/checkpoints/*"]
+        patterns = ["*/checkpoints", "distill*/*/checkpoints"]
     elif section == "source":
-        patterns = ["train/checkpoints/*"]
+        patterns = ["train/checkpoints"]
     elif section == "train" and _is_imported(workdir):
         return False
     elif section in ("train", "guide"):
-        patterns = [f"{section}/checkpoints/*"]
+        patterns = [f"{section}/checkpoints"]
     else:
-        patterns = [f"{section}/*/checkpoints/*"]
-    # Others are of a save that was killed.
+        patterns = [f"{section}/*/checkpoints"]
     return any(
-        path.name.isdigit() for pattern in patterns for path in workdir.glob(pattern)
+        latest_step(folder) is not None
+        for pattern in patterns
+        for folder in workdir.glob(pattern)
     )
 
 

@@ -31,7 +31,7 @@ from vdiff_jax.datasets.prepare.writers import Writer, make_writer
 from vdiff_jax.files.atomic import write_json
 from vdiff_jax.files.cache import cache
 from vdiff_jax.files.locks import HeldError, lock
-from vdiff_jax.files.place import StorePath, in_order, is_in_store, remove_tree
+from vdiff_jax.files.place import StorePath, is_in_store, remove_tree
 from vdiff_jax.progress import Bar
 
 CHUNK = 32
@@ -97,21 +97,13 @@ def _prepare(task: Task) -> dict[str, Any]:
     write_json(partial / "prepared.json", about)
     if isinstance(task.out, StorePath):
         # Before it is tidied: should it fail, the same command begins here.
-        _upload(partial, task.out)
+        task.out.upload(partial, left_out=_only_for_work(partial))
         _tidy(partial)
         remove_tree(partial)
     else:
         _tidy(partial)
         os.replace(partial, task.out)
     return about
-
-
-def _upload(partial: pathlib.Path, out: StorePath) -> None:
-    """Puts into a store what a tidied preparation would have."""
-    to_stay = set(_only_for_work(partial))
-    files = [path for path in partial.rglob("*") if path.is_file()]
-    for path in in_order(set(files) - to_stay, partial):
-        out.joinpath(*path.relative_to(partial).parts).upload(path)
 
 
 def _partial(out: pathlib.Path) -> pathlib.Path:
