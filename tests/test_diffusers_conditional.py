@@ -26,6 +26,7 @@ from conditional_nets import (
 )
 from configs import import_model
 from vdiff_jax import samplers, schedules
+from vdiff_jax.codec import Latents
 from vdiff_jax.from_config.defaults import defaults
 from vdiff_jax.from_config.model import make_model
 from vdiff_jax.interop.diffusers import conditional_unet, model_card
@@ -459,6 +460,11 @@ def test_the_scheduler_of_a_student_is_that_chain_by_its_name(tmp_path):
         (lambda m: {"net": m.net.clone(timesteps=())}, {}, "model.timesteps"),
         (lambda m: {}, {"num_steps": 3}, "does not divide the 1000"),
         (lambda m: {}, {"clip": True}, "sample.clip='none'"),
+        (
+            lambda m: {"codec": Latents(3, 0.5, 0.1)},
+            {},
+            "data.latent_shift=0.1, .*safetensors",
+        ),
         (lambda m: {"output": "both"}, {}, "predicts 'both'"),
         (lambda m: {"takes_noise": True}, {}, "takes noise"),
         (lambda m: {"net": m.net.clone(patch=2)}, {}, "no patches"),

@@ -428,6 +428,7 @@ def test_another_autoencoder_is_refused(config, message, tmp_path):
         ({"diffusion": {"schedule": "cosine"}}, {}, "diffusion.schedule.* is not the"),
         ({}, {"num_steps": 16}, "16 steps do not divide the 1000"),
         ({}, {"clip": True}, "sample.clip='x'"),
+        ({"data": {"latent_shift": 0.1}}, {}, "data.latent_shift=0.1, .*safetensors"),
     ],
     ids=str,
 )

@@ -246,3 +246,14 @@ def test_weights_in_parts_are_read_by_their_index(folder, tmp_path, variant):
     parts[0].unlink()
     with pytest.raises(ValueError, match=rf"There is no file .*{parts[0].name}"):
         read_folder(copy)
+
+
+@pytest.mark.parametrize("name", [3, None, "w.bin", "../w.safetensors"])
+def test_an_index_names_files_of_safetensors_beside_it(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "unet" / read.WEIGHTS).unlink()
+    index = copy / "unet" / f"{read.WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name, "b": "w.safetensors"}}))
+    message = rf"index\.json names '{name}', which is no \.safetensors file beside it"
+    with pytest.raises(ValueError, match=message):
+        read_folder(copy)

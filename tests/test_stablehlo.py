@@ -223,7 +223,7 @@ def test_the_script_in_the_folder_draws_pictures(exported):
     of_text = sampler.model.context_shape is not None
     assert len(script.read_text().splitlines()) <= 12 + 2 * of_text
     subprocess.run([sys.executable, script.name], cwd=folder, check=True)
-    pictures = np.load(folder / "pictures.npy")
+    pictures = np.load(folder / "images.npy")
     height, width, channels = sampler.model.image_shape
     if not sampler.model.codec.bounded:
         height, width, channels = 2 * height, 2 * width, 1

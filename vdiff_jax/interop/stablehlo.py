@@ -58,9 +58,9 @@ mask = np.ones((16, {tokens}), bool)  # True where a vector counts
 """
 SAVE = """\
 x = np.rint((x + 1) * 127.5).clip(0, 255).astype(np.uint8)  # it was in [-1, 1]
-np.save("pictures.npy", x)"""
+np.save("images.npy", x)"""
 SAVE_LATENTS = 'np.save("latents.npy", x)'
-SAVE_DECODED = 'np.save("pictures.npy", x)  # uint8, as a PNG has them'
+SAVE_DECODED = 'np.save("images.npy", x)  # uint8, as a PNG has them'
 
 
 def write(

@@ -173,7 +173,9 @@ def _parts(index: pathlib.Path) -> list[pathlib.Path]:
         raise ValueError(f"{index} has no weight_map, the file of each tensor.")
     for name in (files := sorted(set(map(str, listed.values())))):
         if pathlib.PurePath(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}, which is not beside it.")
+            raise ValueError(
+                f"{index} names {name!r}, which is no .safetensors file beside it."
+            )
     return [index.parent / name for name in files]
 
 

@@ -7,6 +7,7 @@ from typing import NoReturn
 import jax.numpy as jnp
 
 from vdiff_jax import diffusion
+from vdiff_jax.codec import Autoencoder, Codec, Latents
 from vdiff_jax.model import Model
 from vdiff_jax.nets.unet import UNet
 from vdiff_jax.nets.wrappers import Converted
@@ -15,6 +16,21 @@ from vdiff_jax.nets.wrappers import Converted
 def refuse(why: str) -> NoReturn:
     """Raises a ValueError with the reason."""
     raise ValueError(f"This model cannot be exported to diffusers: {why}.")
+
+
+def check_unshifted(codec: Codec) -> None:
+    """Refuses latents with a shift, which the pipelines there do not add back.
+
+    Raises:
+      ValueError: If they have one.
+    """
+    latents = codec.latents if isinstance(codec, Autoencoder) else codec
+    if isinstance(latents, Latents) and latents.shift:
+        refuse(
+            f"data.latent_shift={latents.shift:g}, and the pipelines there decode"
+            " latents / scaling_factor without adding it: set export.formats to"
+            " safetensors, or to stablehlo with export.decode"
+        )
 
 
 def unconverted(model: Model) -> Model:

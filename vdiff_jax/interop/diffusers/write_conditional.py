@@ -26,7 +26,7 @@ from vdiff_jax.interop.diffusers.conditional_unet import (
 )
 from vdiff_jax.interop.diffusers.folder import VERSION, write_part
 from vdiff_jax.interop.diffusers.scheduler import OUTPUTS
-from vdiff_jax.interop.diffusers.writable import refuse, unet_of
+from vdiff_jax.interop.diffusers.writable import check_unshifted, refuse, unet_of
 from vdiff_jax.model import Model
 from vdiff_jax.nets.conditioning import sinusoid
 from vdiff_jax.nets.unet import UNet
@@ -103,6 +103,8 @@ def check_writable(
       ValueError: With the reason.
     """
     net = unet_of(model, "UNet2DConditionModel")
+    if not net.class_is_context:  # of a class there is no pipeline, and no decoding
+        check_unshifted(model.codec)
     if model.output not in PREDICTIONS:
         refuse(f"it predicts {model.output!r}, which no scheduler there samples")
     if clip:

@@ -18,7 +18,7 @@ from vdiff_jax.codec import Autoencoder, Codec, Latents
 from vdiff_jax.files.copies import on_this_machine
 from vdiff_jax.interop.diffusers import dit_names
 from vdiff_jax.interop.diffusers.folder import VERSION, write_part
-from vdiff_jax.interop.diffusers.writable import refuse
+from vdiff_jax.interop.diffusers.writable import check_unshifted, refuse
 from vdiff_jax.model import Model
 from vdiff_jax.nets.conditioning import sinusoid
 from vdiff_jax.nets.dit import DiT
@@ -82,6 +82,7 @@ def check_writable(
       ValueError: With the reason.
     """
     net = _net_of(model)
+    check_unshifted(model.codec)
     steps = len(net.timesteps)
     if model.output not in PREDICTIONS:
         refuse(f"it predicts {model.output!r}, which no scheduler there samples")
